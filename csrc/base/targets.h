@@ -1,0 +1,27 @@
+// csrc/base/targets.h
+// The one place that says which instruction sets are compiled. Include it before
+// any Highway header. The build's baseline always stays enabled.
+// SPDX-License-Identifier: Apache-2.0
+
+#ifndef HALFBYTE_BASE_TARGETS_H_
+#define HALFBYTE_BASE_TARGETS_H_
+
+#include "hwy/detect_compiler_arch.h"
+
+// Opt-in before Highway 1.3: without it Ice Lake runs AVX3, whose byte dot product is
+// ten instructions instead of one.
+#define HWY_WANT_AVX3_DL
+
+#if HALFBYTE_ALL_TARGETS  // tests and fuzzers: whatever this compiler can build
+#if HWY_COMPILER_GCC_ACTUAL
+// Byte-to-int repartition does not exist on HWY_SCALAR, which GCC falls back to.
+#define HWY_DISABLED_TARGETS HWY_SCALAR
+#endif
+#elif HWY_ARCH_X86
+// CPUs between the baseline and AVX2 are over ten years old: the baseline serves them.
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_SCALAR)
+#elif HWY_COMPILER_GCC_ACTUAL
+#define HWY_DISABLED_TARGETS HWY_SCALAR
+#endif
+
+#endif  // HALFBYTE_BASE_TARGETS_H_

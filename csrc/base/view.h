@@ -1,0 +1,39 @@
+// csrc/base/view.h
+// Borrowed memory with its shape. A vector is a std::span.
+// SPDX-License-Identifier: Apache-2.0
+
+#ifndef HALFBYTE_BASE_VIEW_H_
+#define HALFBYTE_BASE_VIEW_H_
+
+#include <stddef.h>
+
+#include <type_traits>
+
+namespace halfbyte {
+
+// Row-major; never owns.
+template <class T>
+struct Mat {
+  T* data = nullptr;
+  size_t rows = 0, cols = 0;
+  size_t ld = 0;  // elements from one row to the next
+
+  Mat() = default;
+  Mat(T* d, size_t r, size_t c) : data(d), rows(r), cols(c), ld(c) {}
+  Mat(T* d, size_t r, size_t c, size_t l) : data(d), rows(r), cols(c), ld(l) {}
+
+  T* Row(size_t r) const { return data + r * ld; }
+  // Rows [begin, begin + count).
+  Mat Slice(size_t begin, size_t count) const {
+    return Mat(data + begin * ld, count, cols, ld);
+  }
+  // NOLINTNEXTLINE(google-explicit-constructor): a view may always be read
+  operator Mat<const T>() const
+    requires(!std::is_const_v<T>)
+  {
+    return Mat<const T>(data, rows, cols, ld);
+  }
+};
+
+}  // namespace halfbyte
+#endif  // HALFBYTE_BASE_VIEW_H_

@@ -1,0 +1,142 @@
+// csrc/runtime/thread_pool.cc
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/thread_pool.h"
+
+#include <fenv.h>
+#include <pthread.h>
+
+#include <algorithm>
+
+namespace halfbyte {
+namespace {
+
+// About 50 us: longer than the pause between two loops of a decode step, short enough to
+// be no burden on a machine that has other work.
+constexpr int kSpins = 2000;
+
+void Pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Waits until `value` differs from `old`: spins first, then sleeps.
+uint32_t AwaitChange(const std::atomic<uint32_t>& value, uint32_t old) {
+  for (int i = 0; i < kSpins; ++i) {
+    const uint32_t now = value.load(std::memory_order_acquire);
+    if (now != old) return now;
+    Pause();
+  }
+  value.wait(old, std::memory_order_acquire);
+  return value.load(std::memory_order_acquire);
+}
+
+}  // namespace
+
+ThreadPool& ThreadPool::Global() {
+  static ThreadPool* const pool = new ThreadPool;
+  return *pool;
+}
+
+ThreadPool::ThreadPool() {
+  // A forked child has none of the threads: forget them, start new ones on demand.
+  pthread_atfork(nullptr, nullptr, [] { ThreadPool::Global().ForgetThreads(); });
+}
+
+void ThreadPool::ForgetThreads() noexcept {
+  // Dropped, not destroyed: destroying a thread that is not there is an error.
+  new std::vector<std::thread>(std::move(workers_));
+  workers_.clear();
+  gate_ = 0;
+  busy_ = false;
+}
+
+void ThreadPool::Job::Fail(size_t index) {
+  const std::lock_guard lock(mutex);
+  if (!error || index < error_index) {
+    error = std::current_exception();
+    error_index = index;
+  }
+  next = num_tasks;
+}
+
+void ThreadPool::Job::Work(const Poll* poll) {
+  for (;;) {
+    const size_t i = next.fetch_add(1, std::memory_order_relaxed);
+    if (i >= num_tasks) return;
+    try {
+      task(data, i);
+      if (poll != nullptr && *poll) (*poll)();
+    } catch (...) {
+      Fail(i);
+      return;
+    }
+  }
+}
+
+bool ThreadPool::Enter() {
+  uint32_t gate = gate_.load(std::memory_order_relaxed);
+  for (;;) {
+    if ((gate & 1) == 0 || gate / 2 >= max_workers_.load(std::memory_order_relaxed)) {
+      return false;
+    }
+    if (gate_.compare_exchange_weak(gate, gate + 2, std::memory_order_acq_rel)) {
+      return true;
+    }
+  }
+}
+
+void ThreadPool::Leave() {
+  // The caller waits for zero: closed, and nobody inside.
+  if (gate_.fetch_sub(2, std::memory_order_acq_rel) == 2) gate_.notify_all();
+}
+
+void ThreadPool::WorkerLoop(uint32_t seen) {
+  // A thread inherits the mode of the one that started it; flush-to-zero set by some
+  // other library must not change our bits.
+  fesetenv(FE_DFL_ENV);
+  for (;;) {
+    seen = AwaitChange(generation_, seen);
+    if (!Enter()) continue;
+    job_->Work(nullptr);
+    Leave();
+  }
+}
+
+void ThreadPool::Grow(size_t num_workers) {
+  while (workers_.size() < num_workers) {
+    workers_.emplace_back(&ThreadPool::WorkerLoop, this, generation_.load());
+  }
+}
+
+void ThreadPool::Run(size_t num_tasks, size_t max_threads, Task task, void* data,
+                     const Poll& poll) {
+  Job job(task, data, num_tasks);
+  const size_t num_workers = std::min(max_threads, num_tasks) - (num_tasks != 0);
+  if (num_tasks == 0) return;
+  if (num_workers == 0 || busy_.exchange(true, std::memory_order_acquire)) {
+    job.Work(&poll);
+    if (job.error) std::rethrow_exception(job.error);
+    return;
+  }
+  try {
+    Grow(num_workers);
+  } catch (const std::exception&) {
+    // No more threads to be had: what there is will do.
+  }
+  job_ = &job;
+  max_workers_.store(static_cast<uint32_t>(num_workers), std::memory_order_relaxed);
+  gate_.store(1, std::memory_order_release);
+  generation_.fetch_add(1, std::memory_order_release);
+  generation_.notify_all();
+
+  job.Work(&poll);
+  uint32_t gate = gate_.fetch_and(~uint32_t{1}, std::memory_order_acq_rel) & ~uint32_t{1};
+  while (gate != 0) gate = AwaitChange(gate_, gate);
+  busy_.store(false, std::memory_order_release);
+  if (job.error) std::rethrow_exception(job.error);
+}
+
+}  // namespace halfbyte

@@ -1,0 +1,36 @@
+// csrc/runtime/topology.h
+// How many threads and how much memory this process may use, and why.
+// SPDX-License-Identifier: Apache-2.0
+
+#ifndef HALFBYTE_RUNTIME_TOPOLOGY_H_
+#define HALFBYTE_RUNTIME_TOPOLOGY_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <string>
+
+namespace halfbyte {
+
+struct ThreadBudget {
+  size_t num_threads;  // at least 1
+  std::string reason;  // "2 CPUs allowed, 2 physical cores, no CPU quota"
+};
+
+// The smallest of: CPUs this process may run on, the control group's CPU quota rounded
+// down, physical cores among those CPUs.
+ThreadBudget DefaultThreads();
+
+struct MemoryBudget {
+  uint64_t bytes;      // 0 if unknown
+  std::string reason;  // "machine" or "control group limit"
+};
+
+// The memory this process can ever have: the machine's, or its control group's limit.
+MemoryBudget TotalMemory();
+
+// Peak resident set of this process in bytes; 0 if unknown.
+uint64_t PeakRss();
+
+}  // namespace halfbyte
+#endif  // HALFBYTE_RUNTIME_TOPOLOGY_H_
