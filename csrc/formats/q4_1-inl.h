@@ -1,0 +1,75 @@
+// csrc/formats/q4_1-inl.h
+// Q4_1: 32 weights share an f16 scale and an f16 minimum. Weight i is d * n + m; nibbles
+// as in Q4_0.
+// SPDX-License-Identifier: Apache-2.0
+
+#ifndef HALFBYTE_FORMATS_Q4_1_INL_H_
+#define HALFBYTE_FORMATS_Q4_1_INL_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/half.h"
+
+
+namespace halfbyte {
+
+struct Q4_1 {
+  static constexpr size_t kBlockLen = 32;
+  static constexpr size_t kGroupLen = 32;  // weights that share a scale
+  static constexpr int kMaxCode = 15;
+  static constexpr bool kHasMin = true;
+  static constexpr int kZeroLog2 = 0;  // weight = scale * code - min
+
+  struct Block {
+    uint8_t d[2];  // f16
+    uint8_t m[2];  // f16
+    uint8_t qs[16];
+  };
+  static_assert(sizeof(Block) == 20, "as stored in the file");
+
+  static void DecodeRef(const Block& b, float* out) noexcept {
+    const float d = LoadF16(b.d), m = LoadF16(b.m);
+    for (size_t i = 0; i < 16; ++i) {
+      out[i] = d * static_cast<float>(b.qs[i] & 15) + m;
+      out[i + 16] = d * static_cast<float>(b.qs[i] >> 4) + m;
+    }
+  }
+};
+
+}  // namespace halfbyte
+#endif  // HALFBYTE_FORMATS_Q4_1_INL_H_
+
+// From here on: once per target.
+#if defined(HALFBYTE_FORMATS_Q4_1_INL_TOGGLE) == defined(HWY_TARGET_TOGGLE)
+#ifdef HALFBYTE_FORMATS_Q4_1_INL_TOGGLE
+#undef HALFBYTE_FORMATS_Q4_1_INL_TOGGLE
+#else
+#define HALFBYTE_FORMATS_Q4_1_INL_TOGGLE
+#endif
+
+#include "formats/unpack-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace halfbyte {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+template <class DF>
+HWY_INLINE void Scales(Q4_1, DF /*df*/, const Q4_1::Block& b, float* scale, float* min) {
+  scale[0] = LoadF16Fast(b.d);
+  min[0] = -LoadF16Fast(b.m);
+}
+
+// Codes [i, i + Lanes(du8)) of a block; du8 has 16 or 32 lanes and i is a multiple.
+template <class DU8>
+HWY_INLINE hn::Vec<DU8> Codes(Q4_1, DU8 du8, const Q4_1::Block& b, size_t i) {
+  return Nibbles(du8, b.qs, i);
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace halfbyte
+HWY_AFTER_NAMESPACE();
+#endif  // toggle

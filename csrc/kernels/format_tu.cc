@@ -1,0 +1,81 @@
+// csrc/kernels/format_tu.cc
+// Built once per line of formats/list.inc; the build defines HALFBYTE_FMT (the type) and
+// HALFBYTE_FMT_HEADER.
+// SPDX-License-Identifier: Apache-2.0
+
+#include "base/targets.h"  // before any Highway header
+#include "kernels/format_kernels.h"
+
+// clang-format off
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/format_tu.cc"  // this file, re-included per target
+// clang-format on
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+#include "hwy/highway.h"
+// After highway.h
+#include HALFBYTE_FMT_HEADER
+#include "kernels/dequantize-inl.h"
+#include "kernels/linear-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace halfbyte {
+namespace HWY_NAMESPACE {
+namespace {  // two formats' copies of these must not meet at link time
+
+using Block = HALFBYTE_FMT::Block;
+
+void DecodeRowRef(const uint8_t* w, size_t K, float* out) noexcept {
+  const auto* blocks = reinterpret_cast<const Block*>(w);
+  for (size_t b = 0; b < K / HALFBYTE_FMT::kBlockLen; ++b) {
+    HALFBYTE_FMT::DecodeRef(blocks[b], out + b * HALFBYTE_FMT::kBlockLen);
+  }
+}
+
+template <class Fmt>
+constexpr auto EncodeRowRef() -> void (*)(const float*, size_t, uint8_t*) noexcept {
+  if constexpr (requires(const float* in, Block* row) { Fmt::EncodeRowRef(in, 1, row); }) {
+    return [](const float* in, size_t K, uint8_t* w) noexcept {
+      Fmt::EncodeRowRef(in, K / Fmt::kBlockLen, reinterpret_cast<Block*>(w));
+    };
+  } else {
+    return nullptr;
+  }
+}
+
+const FormatKernels* Table() {
+  static constexpr FormatKernels kTable = {
+      .target = HWY_TARGET,
+      .activations = kIsFloat<HALFBYTE_FMT> ? Activations::kF32 : Activations::kQ8,
+      .decode_row = &DecodeRow<HALFBYTE_FMT>,
+      .linear = &Linear<HALFBYTE_FMT>,
+      .decode_row_ref = &DecodeRowRef,
+      .encode_row_ref = EncodeRowRef<HALFBYTE_FMT>(),
+  };
+  return &kTable;
+}
+
+}  // namespace
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace halfbyte
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace halfbyte {
+
+HWY_EXPORT(Table);
+
+#define HALFBYTE_CONCAT_(a, b) a##b
+#define HALFBYTE_CONCAT(a, b) HALFBYTE_CONCAT_(a, b)
+
+// The line in the list and the type in the header agree.
+constexpr FormatInfo kInfo = InfoOf(Format::HALFBYTE_CONCAT(k, HALFBYTE_FMT));
+static_assert(kInfo.block_len == HALFBYTE_FMT::kBlockLen);
+static_assert(kInfo.block_bytes == sizeof(HALFBYTE_FMT::Block));
+
+const FormatKernels& HALFBYTE_CONCAT(Kernels_, HALFBYTE_FMT)() {
+  return *HWY_DYNAMIC_DISPATCH(Table)();
+}
+
+}  // namespace halfbyte
+#endif  // HWY_ONCE

@@ -1,0 +1,30 @@
+// csrc/kernels/q8.h
+// Activations as 8-bit codes: what quantised weights are multiplied with.
+// SPDX-License-Identifier: Apache-2.0
+
+#ifndef HALFBYTE_KERNELS_Q8_H_
+#define HALFBYTE_KERNELS_Q8_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace halfbyte {
+
+// 32 activations share one step: x[i] = d * q[i] + error, |error| <= d / 2.
+struct Q8Block {
+  static constexpr size_t kLen = 32;
+
+  float d;    // max |x| / 127
+  int8_t q[kLen];  // -127 .. 127: -128 would break the sign trick of simd-inl.h
+  // Minus the sum of four neighbouring codes: times a format's zero point, the start
+  // value of the dot product that multiplies the same four codes.
+  int16_t neg_sum[kLen / 4];
+};
+
+// Codes are x / d rounded to nearest even, equal on every target. A block that holds a
+// NaN or an infinity gets d = NaN, so that every product with it is NaN.
+// `K` is a multiple of 32; `out` holds K / 32 blocks.
+void QuantizeQ8(const float* x, size_t K, Q8Block* out) noexcept;
+
+}  // namespace halfbyte
+#endif  // HALFBYTE_KERNELS_Q8_H_

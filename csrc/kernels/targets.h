@@ -1,0 +1,23 @@
+// csrc/kernels/targets.h
+// Which of the compiled instruction sets runs.
+// SPDX-License-Identifier: Apache-2.0
+
+#ifndef HALFBYTE_KERNELS_TARGETS_H_
+#define HALFBYTE_KERNELS_TARGETS_H_
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace halfbyte {
+
+// Compiled in and known to this CPU, best first: "AVX3_ZEN4", "AVX2", "SSE2".
+std::vector<std::string> CpuTargets();
+// The one in use.
+std::string CpuTarget();
+// All kernels use this one from now on; an empty name means the best again. Not while
+// other threads are inside the library. Throws Error(kValue) if it is not in CpuTargets.
+void SetCpuTarget(std::string_view name);
+
+}  // namespace halfbyte
+#endif  // HALFBYTE_KERNELS_TARGETS_H_

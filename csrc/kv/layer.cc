@@ -1,0 +1,137 @@
+// csrc/kv/layer.cc
+// SPDX-License-Identifier: Apache-2.0
+#include "kv/layer.h"
+
+#include <string.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "kernels/convert.h"
+
+namespace halfbyte {
+namespace {
+
+// Pages that hold everything a window sees from any position of an append, wherever the
+// page boundaries fall.
+size_t NumPages(const KvLayerShape& s) {
+  constexpr size_t kPageLen = KvLayer::kPageLen;
+  const size_t all = (s.capacity + kPageLen - 1) / kPageLen;
+  if (s.window == 0) return all;
+  const size_t live = s.window - 1 + s.max_append;
+  return std::min(all, (live + kPageLen - 2) / kPageLen + 1);
+}
+
+}  // namespace
+
+KvLayer::KvLayer(const KvLayerShape& shape) : shape_(shape), pages_(NumPages(shape)) {}
+
+size_t KvLayer::PageBytes() const {
+  return 2 * shape_.num_heads * kPageLen * shape_.head_dim * ElementBytes();
+}
+
+uint8_t* KvLayer::At(size_t head, size_t position) const {
+  uint8_t* page = pages_[position / kPageLen % pages_.size()].get();
+  const size_t row = head * kPageLen + position % kPageLen;
+  return page + row * shape_.head_dim * ElementBytes();
+}
+
+void KvLayer::Store(size_t position, const float* k, const float* v) {
+  const size_t dim = shape_.head_dim, values = PageBytes() / 2;
+  for (size_t h = 0; h < shape_.num_heads; ++h) {
+    uint8_t* to = At(h, position);
+    if (shape_.type == KvType::kF16) {
+      ConvertF32ToF16(k + h * dim, dim, to);
+      ConvertF32ToF16(v + h * dim, dim, to + values);
+    } else {
+      memcpy(to, k + h * dim, dim * sizeof(float));
+      memcpy(to + values, v + h * dim, dim * sizeof(float));
+    }
+  }
+}
+
+void KvLayer::Append(const Context& context, size_t position, Mat<const float> k,
+                     Mat<const float> v) {
+  const size_t end = position + k.rows;
+  Require(position <= written_, "kv: positions would leave a gap");
+  Require(end <= shape_.capacity && (shape_.window == 0 || k.rows <= shape_.max_append),
+          "kv: more positions than the layer holds");
+  for (size_t page = position / kPageLen; page * kPageLen < end; ++page) {
+    auto& p = pages_[page % pages_.size()];
+    // Not zeroed: every position is written before it is read.
+    if (!p) p = std::make_unique_for_overwrite<uint8_t[]>(PageBytes());
+  }
+  context.ParallelFor((k.rows + 15) / 16, [&](size_t task) {
+    const size_t stop = std::min(k.rows, (task + 1) * 16);
+    for (size_t m = task * 16; m < stop; ++m) Store(position + m, k.Row(m), v.Row(m));
+  });
+  written_ = std::max(written_, end);
+}
+
+size_t KvLayer::FirstVisible(size_t position) const {
+  if (shape_.window == 0 || position < shape_.window) return 0;
+  return position - shape_.window + 1;
+}
+
+bool KvLayer::CanResumeAt(size_t length) const {
+  if (length > written_) return false;
+  if (written_ == 0) return true;
+  const size_t newest = (written_ - 1) / kPageLen;
+  const size_t oldest = newest < pages_.size() ? 0 : newest - pages_.size() + 1;
+  return FirstVisible(length) >= oldest * kPageLen;
+}
+
+uint64_t KvLayer::allocated_bytes() const {
+  const auto num = std::count_if(pages_.begin(), pages_.end(),
+                                 [](const auto& page) { return page != nullptr; });
+  return static_cast<uint64_t>(num) * PageBytes();
+}
+
+uint64_t KvLayer::BytesFor(const KvLayerShape& shape, size_t positions) {
+  const size_t pages =
+      std::min(NumPages(shape), (positions + kPageLen - 1) / kPageLen);
+  const size_t element = shape.type == KvType::kF16 ? 2 : 4;
+  return uint64_t{pages} * 2 * shape.num_heads * kPageLen * shape.head_dim * element;
+}
+
+void KvLayer::Spans(size_t head, size_t begin, size_t end,
+                    std::vector<KvSpan>& out) const {
+  out.clear();
+  const size_t values = PageBytes() / 2;
+  while (begin < end) {
+    const size_t stop = std::min(end, (begin / kPageLen + 1) * kPageLen);
+    const uint8_t* k = At(head, begin);
+    out.push_back({.k = k, .v = k + values, .len = stop - begin});
+    begin = stop;
+  }
+}
+
+void Attention(const Context& context, const KvLayer& layer, Mat<const float> q,
+               size_t heads, size_t first_position, float scale, Mat<float> out) {
+  constexpr size_t kQueries = 8;  // of one head, a task
+  const size_t dim = layer.shape().head_dim;
+  const size_t group = heads / layer.shape().num_heads;
+  const size_t blocks = (q.rows + kQueries - 1) / kQueries;
+  context.ParallelFor(heads * blocks, [&](size_t task) {
+    const size_t h = task % heads, begin = task / heads * kQueries;
+    const size_t stop = std::min(begin + kQueries, q.rows);
+    std::vector<KvSpan> spans;
+    std::vector<float> scores;
+    for (size_t m = begin; m < stop; ++m) {
+      const size_t position = first_position + m;
+      const size_t first = layer.FirstVisible(position);
+      layer.Spans(h / group, first, position + 1, spans);
+      scores.resize(std::max(scores.size(), position + 1 - first + 16));
+      Attend({.q = q.Row(m) + h * dim,
+              .head_dim = dim,
+              .scale = scale,
+              .spans = spans.data(),
+              .num_spans = spans.size(),
+              .f16 = layer.shape().type == KvType::kF16,
+              .scores = scores.data(),
+              .out = out.Row(m) + h * dim});
+    }
+  });
+}
+
+}  // namespace halfbyte
