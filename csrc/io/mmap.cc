@@ -1,0 +1,175 @@
+// csrc/io/mmap.cc
+// SPDX-License-Identifier: Apache-2.0
+#include "io/mmap.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <linux/magic.h>
+#include <sys/vfs.h>
+#endif
+
+#include <algorithm>
+#include <utility>
+
+#include "base/error.h"
+#include "io/limits.h"
+
+namespace halfbyte {
+namespace {
+
+int OpenReadOnly(const std::string& path) {
+  int fd;
+  do {
+    // Non-blocking: opening a pipe that nobody writes to would wait forever.
+    fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+  } while (fd < 0 && errno == EINTR);
+  if (fd < 0) ThrowOsError(errno, path);
+  return fd;
+}
+
+void RequireRegular(const struct stat& st, const std::string& path) {
+  if (S_ISREG(st.st_mode)) return;
+  if (S_ISDIR(st.st_mode)) ThrowOsError(EISDIR, path);
+  ErrorInfo info;
+  info.path = path;
+  info.kind = "file";
+  info.code = "FILE_NOT_REGULAR";
+  info.found = S_ISFIFO(st.st_mode)   ? "a pipe"
+               : S_ISSOCK(st.st_mode) ? "a socket"
+                                      : "a device";
+  info.expected = "a regular file";
+  throw Error(ErrorClass::kUnsupported, std::move(info));
+}
+
+timespec ModifiedAt(const struct stat& st) {
+#ifdef __APPLE__
+  return st.st_mtimespec;
+#else
+  return st.st_mtim;
+#endif
+}
+
+// Where another machine or program can take pages away under a mapping.
+bool IsRemote([[maybe_unused]] int fd) {
+#ifdef __linux__
+  constexpr uint64_t kCifs = 0xFF534D42, kSmb2 = 0xFE534D42, kFuse = 0x65735546,
+                     kCeph = 0x00C36400, kLustre = 0x0BD00BD0, kGpfs = 0x47504653;
+  struct statfs fs;
+  if (fstatfs(fd, &fs) != 0) return false;
+  const auto type = static_cast<uint64_t>(fs.f_type) & 0xFFFFFFFF;
+  for (uint64_t remote :
+       {uint64_t{NFS_SUPER_MAGIC}, uint64_t{V9FS_MAGIC}, uint64_t{SMB_SUPER_MAGIC},
+        uint64_t{AFS_SUPER_MAGIC}, kCifs, kSmb2, kFuse, kCeph, kLustre, kGpfs}) {
+    if (type == remote) return true;
+  }
+#endif
+  return false;
+}
+
+[[noreturn]] void ThrowTooLargeToCopy(const std::string& path, uint64_t bytes) {
+  ErrorInfo info;
+  info.path = path;
+  info.kind = "file";
+  info.code = "FILE_TOO_LARGE_TO_COPY";
+  info.requested_bytes = bytes;
+  info.found = std::to_string(bytes) + " bytes";
+  info.expected = "a file that fits into memory";
+  info.hint = "map it instead of copying it";
+  throw Error(ErrorClass::kOutOfMemory, std::move(info));
+}
+
+[[noreturn]] void ThrowChanged(const std::string& path, std::string found,
+                               std::string expected) {
+  ErrorInfo info;
+  info.path = path;
+  info.kind = "file";
+  info.code = "FILE_CHANGED";
+  info.found = std::move(found);
+  info.expected = std::move(expected);
+  info.hint = "it was changed in place while open: open it again";
+  throw Error(ErrorClass::kFileChanged, std::move(info));
+}
+
+uint64_t PhysicalMemory() {
+  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+  if (pages <= 0 || page <= 0) return UINT64_MAX;
+  return static_cast<uint64_t>(pages) * static_cast<uint64_t>(page);
+}
+
+}  // namespace
+
+std::shared_ptr<const MappedFile> MappedFile::Open(const std::string& path,
+                                                   LoadMode mode) {
+  // The object owns the descriptor before anything can throw.
+  const std::shared_ptr<MappedFile> file(new MappedFile(path));
+  file->fd_ = OpenReadOnly(path);
+  struct stat st;
+  if (fstat(file->fd_, &st) != 0) ThrowOsError(errno, path);
+  RequireRegular(st, path);
+  file->size_ = static_cast<uint64_t>(st.st_size);
+  file->modified_ = ModifiedAt(st);
+  if (file->size_ == 0) return file;  // mmap refuses a length of 0
+  if (mode == LoadMode::kCopy || (mode == LoadMode::kAuto && IsRemote(file->fd_))) {
+    file->Copy();
+  } else {
+    file->Map();
+  }
+  return file;
+}
+
+void MappedFile::Map() {
+  void* p = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd_, 0);
+  if (p == MAP_FAILED) ThrowOsError(errno, path_);
+  data_ = static_cast<const uint8_t*>(p);
+}
+
+void MappedFile::Copy() {
+  if (size_ > PhysicalMemory()) ThrowTooLargeToCopy(path_, size_);
+  void* p =
+      mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED) ThrowTooLargeToCopy(path_, size_);
+  data_ = static_cast<const uint8_t*>(p);
+  is_copy_ = true;
+  for (uint64_t done = 0; done < size_;) {
+    const uint64_t want = std::min(size_ - done, 64 * kMiB);
+    const ssize_t got =
+        pread(fd_, static_cast<uint8_t*>(p) + done, want, static_cast<off_t>(done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) ThrowOsError(errno, path_);
+    if (got == 0) {
+      ThrowChanged(path_, std::to_string(done) + " bytes",
+                   std::to_string(size_) + " bytes");
+    }
+    done += static_cast<uint64_t>(got);
+  }
+  if (mprotect(p, size_, PROT_READ) != 0) ThrowOsError(errno, path_);
+  close(fd_);
+  fd_ = -1;
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) munmap(const_cast<uint8_t*>(data_), size_);
+  if (fd_ >= 0) close(fd_);
+}
+
+void MappedFile::CheckUnchanged() const {
+  if (is_copy_) return;
+  struct stat st;
+  if (fstat(fd_, &st) != 0) ThrowOsError(errno, path_);
+  const auto size = static_cast<uint64_t>(st.st_size);
+  if (size < size_) {
+    ThrowChanged(path_, std::to_string(size) + " bytes",
+                 std::to_string(size_) + " bytes");
+  }
+  const timespec now = ModifiedAt(st);
+  const bool same = now.tv_sec == modified_.tv_sec && now.tv_nsec == modified_.tv_nsec;
+  if (size == size_ && !same) {
+    ThrowChanged(path_, "a new modification time", "the one it was opened with");
+  }
+}
+
+}  // namespace halfbyte

@@ -1,0 +1,59 @@
+// csrc/io/mmap.h
+// A regular file as read-only bytes. Whoever hands out pointers into it keeps a
+// reference to it.
+// SPDX-License-Identifier: Apache-2.0
+
+#ifndef HALFBYTE_IO_MMAP_H_
+#define HALFBYTE_IO_MMAP_H_
+
+#include <stdint.h>
+#include <time.h>
+
+#include <memory>
+#include <span>
+#include <string>
+
+namespace halfbyte {
+
+enum class LoadMode {
+  kMap,   // pages come from the file when touched
+  kCopy,  // read once; later changes of the file do not matter
+  kAuto,  // kCopy on network and FUSE file systems, else kMap
+};
+
+class MappedFile {
+ public:
+  // Directories, pipes and devices are refused without waiting for them. An empty file
+  // opens and has no bytes: each format says what that means. Throws Error of class
+  // kOs, kUnsupported or kOutOfMemory, naming `path`.
+  static std::shared_ptr<const MappedFile> Open(const std::string& path,
+                                                LoadMode mode = LoadMode::kMap);
+
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  std::span<const uint8_t> bytes() const noexcept { return {data_, size_}; }
+  const std::string& path() const noexcept { return path_; }
+
+  // Throws Error of class kFileChanged if the file is shorter than when it was opened,
+  // or as long but modified since. Growth is harmless. One fstat: call it before each
+  // batch of accesses. A copy never changes.
+  void CheckUnchanged() const;
+
+ private:
+  explicit MappedFile(std::string path) : path_(std::move(path)) {}
+
+  void Map();
+  void Copy();
+
+  std::string path_;
+  int fd_ = -1;
+  const uint8_t* data_ = nullptr;
+  uint64_t size_ = 0;
+  timespec modified_ = {};
+  bool is_copy_ = false;
+};
+
+}  // namespace halfbyte
+#endif  // HALFBYTE_IO_MMAP_H_
