@@ -1,0 +1,216 @@
+// csrc/bindings/array.cc
+// SPDX-License-Identifier: Apache-2.0
+#include "bindings/array.h"
+
+#include <limits.h>
+#include <string.h>
+
+#include <functional>
+
+#include "base/error.h"
+
+namespace py = pybind11;
+
+namespace halfbyte {
+namespace {
+
+std::string ShapeText(const py::array& a) {
+  std::string text = "(";
+  for (py::ssize_t i = 0; i < a.ndim(); ++i) {
+    text += (i ? ", " : "") + std::to_string(a.shape(i));
+  }
+  return text + (a.ndim() == 1 ? ",)" : ")");
+}
+
+[[noreturn]] void WrongShape(const char* name, const std::string& expected,
+                             const py::array& a) {
+  throw Error(ErrorClass::kShape, std::string(name) + ": expected " + expected +
+                                      ", got shape " + ShapeText(a));
+}
+
+template <class T>
+void CheckType(const py::array& a, const char* name, const char* expected) {
+  if (py::isinstance<py::array_t<T>>(a)) return;
+  const std::string got = py::str(a.dtype());
+  throw Error(ErrorClass::kDType,
+              std::string(name) + ": expected dtype " + expected + ", got " + got);
+}
+
+// Rows whose elements lie side by side, and whose distance is a whole number of them.
+size_t LeadingDimension(const py::array& a, const char* name) {
+  constexpr auto kItem = static_cast<py::ssize_t>(sizeof(float));
+  const bool inner = a.shape(1) <= 1 || a.strides(1) == kItem;
+  const bool outer = a.shape(0) <= 1 || (a.strides(0) >= 0 && a.strides(0) % kItem == 0);
+  if (!inner || !outer) WrongShape(name, "rows of contiguous elements", a);
+  if (a.shape(0) <= 1) return static_cast<size_t>(a.shape(1));
+  return static_cast<size_t>(a.strides(0) / kItem);
+}
+
+template <class T>
+std::span<const T> AsContiguous(const py::array& a, const char* name) {
+  const bool contiguous = a.ndim() == 1 && (a.shape(0) <= 1 || a.strides(0) == sizeof(T));
+  if (!contiguous) WrongShape(name, "a contiguous vector", a);
+  return {static_cast<const T*>(a.data()), static_cast<size_t>(a.shape(0))};
+}
+
+}  // namespace
+
+Mat<const float> AsMatrix(const py::array& a, const char* name) {
+  CheckType<float>(a, name, "float32");
+  if (a.ndim() != 2) WrongShape(name, "a matrix", a);
+  const size_t ld = LeadingDimension(a, name);
+  return {static_cast<const float*>(a.data()), static_cast<size_t>(a.shape(0)),
+          static_cast<size_t>(a.shape(1)), ld};
+}
+
+Mat<float> AsOutMatrix(py::array& a, const char* name, size_t rows, size_t cols) {
+  const Mat<const float> m = AsMatrix(a, name);
+  if (m.rows != rows || m.cols != cols) {
+    WrongShape(name, "(" + std::to_string(rows) + ", " + std::to_string(cols) + ")", a);
+  }
+  if (!a.writeable()) {
+    throw Error(ErrorClass::kShape, std::string(name) + ": expected a writable array");
+  }
+  if (m.rows > 1 && m.ld < m.cols) WrongShape(name, "rows that do not overlap", a);
+  return {const_cast<float*>(m.data), m.rows, m.cols, m.ld};
+}
+
+std::span<const float> AsVector(const py::array& a, const char* name, size_t want) {
+  CheckType<float>(a, name, "float32");
+  const std::span<const float> v = AsContiguous<float>(a, name);
+  if (v.size() != want) WrongShape(name, "(" + std::to_string(want) + ",)", a);
+  return v;
+}
+
+std::span<const uint8_t> AsBytes(const py::array& a, const char* name) {
+  CheckType<uint8_t>(a, name, "uint8");
+  return AsContiguous<uint8_t>(a, name);
+}
+
+std::vector<int32_t> AsIds(const py::array& a, const char* name, size_t below) {
+  CheckType<int64_t>(a, name, "int64");
+  std::vector<int32_t> ids;
+  for (const int64_t id : AsContiguous<int64_t>(a, name)) {
+    if (id < 0 || static_cast<uint64_t>(id) >= below) {
+      ErrorInfo info;
+      info.code = "TOK_ID_RANGE";
+      info.subject = name;
+      info.field = "position " + std::to_string(ids.size());
+      info.found = std::to_string(id);
+      info.expected = "0 to " + std::to_string(below) + ", exclusive";
+      throw Error(ErrorClass::kValue, std::move(info));
+    }
+    ids.push_back(static_cast<int32_t>(id));
+  }
+  return ids;
+}
+
+bool Overlaps(Mat<const float> a, Mat<const float> b) {
+  const auto end = [](Mat<const float> m) {
+    return m.rows == 0 ? m.data : m.Row(m.rows - 1) + m.cols;
+  };
+  const std::less<const float*> less;
+  return a.rows * a.cols != 0 && b.rows * b.cols != 0 && less(a.data, end(b)) &&
+         less(b.data, end(a));
+}
+
+// ---- DLPack, as its specification lays it out (version 1; the old form is a prefix).
+
+namespace {
+
+struct DLDevice {
+  int32_t device_type, device_id;
+};
+struct DLDataType {
+  uint8_t code, bits;
+  uint16_t lanes;
+};
+struct DLTensor {
+  void* data;
+  DLDevice device;
+  int32_t ndim;
+  DLDataType dtype;
+  int64_t* shape;
+  int64_t* strides;
+  uint64_t byte_offset;
+};
+struct DLManagedTensor {
+  DLTensor tensor;
+  void* manager_ctx;
+  void (*deleter)(DLManagedTensor*);
+};
+struct DLManagedTensorVersioned {
+  uint32_t major, minor;
+  void* manager_ctx;
+  void (*deleter)(DLManagedTensorVersioned*);
+  uint64_t flags;
+  DLTensor tensor;
+};
+
+constexpr int32_t kCpu = 1;
+constexpr uint8_t kSigned = 0, kFloat = 2, kBfloat = 4;
+
+const char* NumpyType(const DLDataType& t) {
+  if (t.lanes != 1) return nullptr;
+  if (t.code == kFloat && t.bits == 32) return "float32";
+  if (t.code == kFloat && t.bits == 16) return "float16";
+  if (t.code == kBfloat && t.bits == 16) return "uint16";
+  if (t.code == kSigned && t.bits == 64) return "int64";
+  if (t.code == kSigned && t.bits == 32) return "int32";
+  return nullptr;
+}
+
+py::tuple ToArray(const DLTensor& t, const py::capsule& owner, bool read_only) {
+  const char* type = NumpyType(t.dtype);
+  if (t.device.device_type != kCpu || type == nullptr) {
+    throw Error(ErrorClass::kDType,
+                "dlpack: expected float32, float16, bfloat16, int32 or int64 in CPU "
+                "memory, got type code " +
+                    std::to_string(t.dtype.code) + " of " +
+                    std::to_string(t.dtype.bits) + " bits on device " +
+                    std::to_string(t.device.device_type));
+  }
+  const py::dtype dtype(type);
+  std::vector<py::ssize_t> shape(t.shape, t.shape + t.ndim), strides;
+  if (t.strides != nullptr) {
+    for (int32_t i = 0; i < t.ndim; ++i) strides.push_back(t.strides[i] * dtype.itemsize());
+  }
+  auto* data = static_cast<uint8_t*>(t.data) + t.byte_offset;
+  py::array array(dtype, std::move(shape), std::move(strides), data, owner);
+  if (read_only) array.attr("setflags")(py::arg("write") = false);
+  return py::make_tuple(array, t.dtype.code == kBfloat);
+}
+
+// Takes the tensor out of `capsule`, as a consumer must, and frees it with the array.
+template <class Managed>
+py::tuple Consume(const py::capsule& capsule, const char* used_name, bool read_only) {
+  auto* managed = capsule.get_pointer<Managed>();
+  const py::capsule owner(managed, [](void* p) {
+    auto* m = static_cast<Managed*>(p);
+    if (m->deleter != nullptr) m->deleter(m);
+  });
+  PyCapsule_SetName(capsule.ptr(), used_name);
+  return ToArray(managed->tensor, owner, read_only);
+}
+
+}  // namespace
+
+py::tuple FromDLPack(const py::capsule& capsule) {
+  const char* name = capsule.name();
+  if (name != nullptr && strcmp(name, "dltensor_versioned") == 0) {
+    const auto* managed = capsule.get_pointer<DLManagedTensorVersioned>();
+    if (managed->major != 1) {
+      throw Error(ErrorClass::kDType, "dlpack: expected major version 1, got " +
+                                          std::to_string(managed->major));
+    }
+    const bool read_only = (managed->flags & 1) != 0;
+    return Consume<DLManagedTensorVersioned>(capsule, "used_dltensor_versioned",
+                                             read_only);
+  }
+  if (name == nullptr || strcmp(name, "dltensor") != 0) {
+    throw Error(ErrorClass::kDType, "dlpack: expected a capsule not used before");
+  }
+  return Consume<DLManagedTensor>(capsule, "used_dltensor", false);
+}
+
+}  // namespace halfbyte

@@ -1,0 +1,77 @@
+// csrc/bindings/bind_errors.cc
+// C++ errors become the Python exceptions of halfbyte.errors.
+// SPDX-License-Identifier: Apache-2.0
+#include <pybind11/pybind11.h>
+
+#include <exception>
+#include <optional>
+#include <string>
+
+#include "base/error.h"
+#include "bindings/bindings.h"
+
+namespace py = pybind11;
+
+namespace halfbyte {
+namespace {
+
+// Text from a path need not be UTF-8.
+py::str Text(const std::string& s) {
+  return py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(
+      s.data(), static_cast<Py_ssize_t>(s.size()), "surrogateescape"));
+}
+
+py::object TextOrNone(const std::string& s) {
+  return s.empty() ? py::object(py::none()) : py::object(Text(s));
+}
+
+template <class T>
+py::object OrNone(const std::optional<T>& value) {
+  return value ? py::cast(*value) : py::object(py::none());
+}
+
+void SetError(const Error& e) {
+  const ErrorInfo& i = e.info();
+  const std::string name = NameOf(e.cls());
+  if (e.cls() == ErrorClass::kOs) {
+    // OSError picks FileNotFoundError, PermissionError, … by errno.
+    const py::object error = py::reinterpret_borrow<py::object>(PyExc_OSError)(
+        i.os_errno, Text(i.subject), Text(i.path));
+    PyErr_SetObject(py::type::handle_of(error).ptr(), error.ptr());
+    return;
+  }
+  if (e.cls() == ErrorClass::kValue && i.code.empty()) {
+    PyErr_SetObject(PyExc_ValueError, Text(e.what()).ptr());
+    return;
+  }
+  const py::module_ errors = py::module_::import("halfbyte.errors");
+  const char* cls = e.cls() == ErrorClass::kValue ? "ArgumentError" : name.c_str();
+  const py::object type = errors.attr(cls);
+  py::dict fields;
+  fields["path"] = TextOrNone(i.path);
+  fields["kind"] = TextOrNone(i.kind);
+  fields["code"] = TextOrNone(i.code);
+  fields["offset"] = OrNone(i.offset);
+  fields["tensor"] = TextOrNone(i.tensor);
+  fields["key"] = TextOrNone(i.key);
+  fields["index"] = OrNone(i.index);
+  fields["found"] = TextOrNone(i.found);
+  fields["expected"] = TextOrNone(i.expected);
+  fields["requested_bytes"] = i.requested_bytes;
+  const py::object error = type(Text(e.what()), **fields);
+  PyErr_SetObject(type.ptr(), error.ptr());
+}
+
+}  // namespace
+
+void RegisterErrors() {
+  py::register_exception_translator([](std::exception_ptr p) {
+    try {
+      if (p) std::rethrow_exception(p);
+    } catch (const Error& e) {
+      SetError(e);
+    }
+  });
+}
+
+}  // namespace halfbyte

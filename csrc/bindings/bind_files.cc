@@ -1,0 +1,238 @@
+// csrc/bindings/bind_files.cc
+// SPDX-License-Identifier: Apache-2.0
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "bindings/bindings.h"
+#include "io/gguf.h"
+#include "io/json.h"
+#include "io/safetensors.h"
+#include "model/tokenizer.h"
+
+namespace py = pybind11;
+
+namespace halfbyte {
+namespace {
+
+// What both readers give: the maps, kept alive by whatever points into them.
+struct File {
+  std::vector<std::shared_ptr<const MappedFile>> files;
+  std::vector<TensorView> tensors;
+  std::vector<std::string> warnings;
+  GgufMetadata gguf;                // of a GGUF file
+  SafetensorsMetadata safetensors;  // of a safetensors file
+
+  void CheckUnchanged() const {
+    for (const auto& file : files) file->CheckUnchanged();
+  }
+};
+
+// Text where the bytes are text, else the bytes: never altered.
+py::object TextOrBytes(std::string_view s) {
+  PyObject* text =
+      PyUnicode_DecodeUTF8(s.data(), static_cast<Py_ssize_t>(s.size()), "strict");
+  if (text != nullptr) return py::reinterpret_steal<py::object>(text);
+  PyErr_Clear();
+  return py::bytes(s.data(), s.size());
+}
+
+py::object ToPython(const GgufScalar& scalar) {
+  return std::visit(
+      [](const auto& v) -> py::object {
+        if constexpr (std::is_same_v<std::decay_t<decltype(v)>, std::string_view>) {
+          return TextOrBytes(v);
+        } else {
+          return py::cast(v);
+        }
+      },
+      scalar);
+}
+
+py::object ToPython(const GgufValue& value) {
+  if (!value.is_array()) return ToPython(value.At(0));
+  py::list list(value.count);
+  for (uint64_t i = 0; i < value.count; ++i) list[i] = ToPython(value.At(i));
+  return list;
+}
+
+py::dict Metadata(const File& file) {
+  py::dict metadata;
+  for (const GgufEntry& entry : file.gguf.entries()) {
+    metadata[py::str(std::string(entry.key))] = ToPython(entry.value);
+  }
+  for (const auto& [key, value] : file.safetensors) {
+    metadata[TextOrBytes(key)] = TextOrBytes(value);
+  }
+  return metadata;
+}
+
+// (key, type, value as one line) of each entry.
+py::list Rendered(const File& file) {
+  py::list lines;
+  for (const GgufEntry& entry : file.gguf.entries()) {
+    lines.append(py::make_tuple(std::string(entry.key), NameOf(entry.value.type),
+                                Render(entry.value)));
+  }
+  for (const auto& [key, value] : file.safetensors) {
+    lines.append(py::make_tuple(Escape(key), "string", Escape(value)));
+  }
+  return lines;
+}
+
+py::tuple Describe(const TensorView& t) {
+  return py::make_tuple(t.name, t.type, py::tuple(py::cast(t.shape)), t.bytes,
+                        t.file_offset, t.shard,
+                        t.format ? py::cast(InfoOf(*t.format).stem) : py::none());
+}
+
+// The bytes of tensor `index`, read-only, keeping the file mapped.
+py::array TensorBytes(const std::shared_ptr<File>& file, size_t index) {
+  file->CheckUnchanged();
+  const TensorView& t = file->tensors.at(index);
+  auto* owner = new std::shared_ptr<File>(file);
+  const py::capsule keep(owner,
+                         [](void* p) { delete static_cast<std::shared_ptr<File>*>(p); });
+  py::array bytes(py::dtype::of<uint8_t>(), {static_cast<py::ssize_t>(t.bytes)}, {},
+                  t.data, keep);
+  bytes.attr("setflags")(py::arg("write") = false);
+  return bytes;
+}
+
+void BindFile(py::module_& m) {
+  py::class_<File, std::shared_ptr<File>>(m, "File")
+      .def_property_readonly("tensors",
+                             [](const File& file) {
+                               py::list tensors;
+                               for (const TensorView& t : file.tensors) {
+                                 tensors.append(Describe(t));
+                               }
+                               return tensors;
+                             })
+      .def_property_readonly("metadata", &Metadata)
+      .def_property_readonly("rendered_metadata", &Rendered)
+      .def_property_readonly("warnings", [](const File& f) { return f.warnings; })
+      .def_property_readonly("paths",
+                             [](const File& f) {
+                               std::vector<std::string> paths;
+                               for (const auto& file : f.files) {
+                                 paths.push_back(file->path());
+                               }
+                               return paths;
+                             })
+      .def_property_readonly("file_bytes",
+                             [](const File& f) {
+                               uint64_t bytes = 0;
+                               for (const auto& file : f.files) {
+                                 bytes += file->bytes().size();
+                               }
+                               return bytes;
+                             })
+      .def("tensor_bytes", &TensorBytes, py::arg("index"));
+  m.def(
+      "open_gguf",
+      [](const std::string& path) {
+        const py::gil_scoped_release nogil;
+        GgufFile g = OpenGguf(path);
+        return std::make_shared<File>(File{.files = std::move(g.files),
+                                           .tensors = std::move(g.tensors),
+                                           .warnings = std::move(g.warnings),
+                                           .gguf = std::move(g.metadata),
+                                           .safetensors = {}});
+      },
+      py::arg("path"));
+  m.def(
+      "open_safetensors",
+      [](const std::string& path) {
+        const py::gil_scoped_release nogil;
+        SafetensorsFile s = OpenSafetensors(path);
+        return std::make_shared<File>(File{.files = std::move(s.files),
+                                           .tensors = std::move(s.tensors),
+                                           .warnings = std::move(s.warnings),
+                                           .gguf = {},
+                                           .safetensors = std::move(s.metadata)});
+      },
+      py::arg("path"));
+}
+
+std::shared_ptr<Tokenizer> TokenizerFromJson(const std::string& path) {
+  const JsonDocument document = ReadJsonFile(path);
+  try {
+    return std::make_shared<Tokenizer>(
+        Tokenizer::FromJson(document.root(), nullptr, nullptr));
+  } catch (const Error& e) {
+    throw e.WithPath(path);
+  }
+}
+
+void BindTokenizer(py::module_& m) {
+  const auto text_bytes = [](const std::string& s) { return py::bytes(s); };
+  py::class_<Tokenizer, std::shared_ptr<Tokenizer>>(m, "Tokenizer")
+      .def_static(
+          "from_gguf",
+          [](const std::string& path) {
+            const py::gil_scoped_release nogil;
+            return std::make_shared<Tokenizer>(Tokenizer::FromGguf(OpenGguf(path)));
+          },
+          py::arg("path"))
+      .def_static(
+          "from_json",
+          [](const std::string& path) {
+            const py::gil_scoped_release nogil;
+            return TokenizerFromJson(path);
+          },
+          py::arg("path"))
+      .def(
+          "encode",
+          [](const Tokenizer& t, const py::bytes& text, bool special) {
+            const std::string_view view = text;
+            const py::gil_scoped_release nogil;
+            return t.Encode(view, special);
+          },
+          py::arg("text"), py::arg("special"))
+      .def(
+          "decode",
+          [text_bytes](const Tokenizer& t, const std::vector<int32_t>& ids,
+                       bool special) { return text_bytes(t.Decode(ids, special)); },
+          py::arg("ids"), py::arg("special"))
+      .def(
+          "piece",
+          [](const Tokenizer& t, int32_t id) {
+            const std::string_view piece = t.Piece(id);
+            return py::bytes(piece.data(), piece.size());
+          },
+          py::arg("id"))
+      .def("find", &Tokenizer::FindToken, py::arg("text"))
+      .def("is_control", &Tokenizer::IsControl, py::arg("id"))
+      .def("is_eog", &Tokenizer::IsEog, py::arg("id"))
+      .def_property_readonly("num_tokens", &Tokenizer::num_tokens)
+      .def_property_readonly("bos", &Tokenizer::bos)
+      .def_property_readonly("eos", &Tokenizer::eos)
+      .def_property_readonly("unk", &Tokenizer::unk)
+      .def_property_readonly("pad", &Tokenizer::pad)
+      .def_property_readonly("add_bos", &Tokenizer::add_bos)
+      .def_property_readonly("eog", &Tokenizer::eog)
+      .def_property_readonly("chat_template", [](const Tokenizer& t) {
+        return TextOrBytes(t.chat_template());
+      });
+  // The tokenizer outlives its decoders.
+  py::class_<StreamDecoder>(m, "StreamDecoder")
+      .def(py::init<const Tokenizer&, bool>(), py::arg("tokenizer"), py::arg("special"),
+           py::keep_alive<1, 2>())
+      .def("push", &StreamDecoder::Push, py::arg("id"))
+      .def("finish", &StreamDecoder::Finish);
+}
+
+}  // namespace
+
+void RegisterFiles(py::module_& m) {
+  BindFile(m);
+  BindTokenizer(m);
+}
+
+}  // namespace halfbyte

@@ -1,0 +1,267 @@
+// csrc/bindings/bind_model.cc
+// SPDX-License-Identifier: Apache-2.0
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "bindings/array.h"
+#include "bindings/bindings.h"
+#include "kernels/softmax.h"
+#include "model/model.h"
+#include "model/sampler.h"
+#include "model/session.h"
+
+namespace py = pybind11;
+
+namespace halfbyte {
+namespace {
+
+// A session that notices a second thread instead of racing with it.
+class GuardedSession {
+ public:
+  explicit GuardedSession(std::shared_ptr<const Model> model)
+      : session_(std::move(model)) {}
+
+  // f(session), if nobody else is inside.
+  template <class F>
+  auto Use(const F& f) {
+    if (busy_.exchange(true)) {
+      throw std::runtime_error(
+          "this session is in use by another thread; make one session a thread");
+    }
+    struct Release {
+      std::atomic<bool>& busy;
+      ~Release() { busy = false; }
+    } release{busy_};
+    return f(session_);
+  }
+
+ private:
+  std::atomic<bool> busy_{false};
+  Session session_;
+};
+
+size_t VocabSize(const Session& s) { return s.model().config().vocab_size; }
+
+py::array_t<float> Run(GuardedSession& guarded, const py::array& ids, size_t rows,
+                       size_t threads) {
+  return guarded.Use([&](Session& s) {
+    const size_t vocab = VocabSize(s);
+    const std::vector<int32_t> tokens = AsIds(ids, "ids", vocab);
+    rows = std::min(rows, tokens.size());
+    py::array_t<float> logits({rows, vocab});
+    const Mat<float> out(logits.mutable_data(), rows, vocab);
+    const Context context = MakeContext(threads);
+    const py::gil_scoped_release nogil;
+    s.Run(context, tokens, out);
+    return logits;
+  });
+}
+
+// Appends `ids`, then chooses the token that follows. History is the whole sequence.
+int32_t Step(GuardedSession& guarded, const py::array& ids, Sampler& sampler,
+             size_t threads) {
+  return guarded.Use([&](Session& s) {
+    const std::vector<int32_t> tokens = AsIds(ids, "ids", VocabSize(s));
+    if (tokens.empty()) throw Error(ErrorClass::kValue, "ids: expected at least one");
+    const Context context = MakeContext(threads);
+    const py::gil_scoped_release nogil;
+    std::vector<float> logits(VocabSize(s));
+    s.Run(context, tokens, Mat<float>(logits.data(), 1, logits.size()));
+    return sampler.Sample(logits, s.tokens(), s.model().suppressed());
+  });
+}
+
+// log p(ids[i + 1] | ids[0..i]) for every i, appended to the sequence a few at a time.
+// `next` follows the last of `ids`; below 0 if nothing does.
+py::array_t<double> Score(GuardedSession& guarded, const py::array& ids, int64_t next,
+                          size_t threads) {
+  constexpr size_t kRows = 32;  // of logits held at once
+  return guarded.Use([&](Session& s) {
+    const size_t vocab = VocabSize(s);
+    std::vector<int32_t> tokens = AsIds(ids, "ids", vocab);
+    const size_t count = tokens.size();
+    if (next >= 0) tokens.push_back(static_cast<int32_t>(next));
+    py::array_t<double> scores(static_cast<py::ssize_t>(tokens.empty() ? 0 : tokens.size() - 1));
+    double* out = scores.mutable_data();
+    const Context context = MakeContext(threads);
+    const py::gil_scoped_release nogil;
+    std::vector<float> logits(std::min(kRows, count) * vocab);
+    for (size_t begin = 0; begin < count; begin += kRows) {
+      const size_t rows = std::min(kRows, count - begin);
+      s.Run(context, std::span(tokens).subspan(begin, rows),
+            Mat<float>(logits.data(), rows, vocab));
+      context.ParallelFor(rows, [&](size_t i) {
+        if (begin + i + 1 >= tokens.size()) return;
+        const float* row = &logits[i * vocab];
+        const auto target = static_cast<size_t>(tokens[begin + i + 1]);
+        out[begin + i] = static_cast<double>(row[target]) - LogSumExp(row, vocab);
+      });
+    }
+    return scores;
+  });
+}
+
+// pybind11 holds no pointers to const.
+struct ModelHandle {
+  std::shared_ptr<const Model> model;
+};
+
+ModelHandle LoadModel(const std::string& path, size_t context,
+                                       const std::string& kv,
+                                       const std::string& activations) {
+  ModelOptions options;
+  options.context = context;
+  if (kv != "f32" && kv != "f16") {
+    throw Error(ErrorClass::kValue, "kv: found '" + Escape(kv) + "'; expected f32 or f16");
+  }
+  options.kv = kv == "f16" ? KvType::kF16 : KvType::kF32;
+  if (activations != "auto" && activations != "f32") {
+    throw Error(ErrorClass::kValue, "HALFBYTE_ACTIVATIONS: found '" +
+                                        Escape(activations) + "'; expected auto or f32");
+  }
+  options.activations =
+      activations == "f32" ? ActivationMode::kF32 : ActivationMode::kAuto;
+  const py::gil_scoped_release nogil;
+  return {Model::Load(path, options)};
+}
+
+py::dict ConfigDict(const Model& model) {
+  const ModelConfig& c = model.config();
+  py::dict d;
+  d["architecture"] = c.family->name;
+  d["vocab_size"] = c.vocab_size;
+  d["hidden_size"] = c.hidden_size;
+  d["num_layers"] = c.layers.size();
+  d["num_heads"] = c.num_heads;
+  d["context_length"] = c.context_length;
+  d["sliding_window"] = c.sliding_window;
+  d["norm_eps"] = c.norm_eps;
+  d["logit_softcap"] = c.softcap;
+  d["rope_base_sliding"] = c.rope_base_sliding;
+  d["rope_base_full"] = c.rope_base_full;
+  d["attention_scale"] = c.attention_scale;
+  d["per_layer_embedding"] = c.ple_len;
+  d["num_experts"] = c.num_experts;
+  d["num_experts_used"] = c.num_experts_used;
+  d["expert_ffn_len"] = c.expert_ffn_len;
+  py::list layers;
+  for (const LayerConfig& layer : c.layers) {
+    py::dict l;
+    l["sliding"] = layer.sliding;
+    l["head_dim"] = layer.head_dim;
+    l["num_kv_heads"] = layer.num_kv_heads;
+    l["ffn_len"] = layer.ffn_len;
+    l["kv_source"] = layer.kv_source;
+    layers.append(l);
+  }
+  d["layers"] = layers;
+  return d;
+}
+
+py::list Types(const Model& model) {
+  py::list types;
+  for (const TypeUse& use : model.types()) {
+    types.append(py::make_tuple(use.type, use.tensors, use.bytes));
+  }
+  return types;
+}
+
+// A property of the model: `get` takes a const Model&.
+template <class F>
+auto Property(F get) {
+  return [get](const ModelHandle& handle) { return get(*handle.model); };
+}
+
+void BindModel(py::module_& m) {
+  py::class_<ModelHandle>(m, "Model")
+      .def_static("load", &LoadModel, py::arg("path"), py::arg("context"),
+                  py::arg("kv"), py::arg("activations"))
+      .def_property_readonly("config", Property(&ConfigDict))
+      .def_property_readonly("types", Property(&Types))
+      .def_property_readonly(
+          "context", Property([](const Model& x) { return x.options().context; }))
+      .def_property_readonly("sampling",
+                             Property([](const Model& x) { return x.sampling(); }))
+      .def_property_readonly("file_bytes",
+                             Property([](const Model& x) { return x.file_bytes(); }))
+      .def_property_readonly(
+          "bytes_per_token",
+          Property([](const Model& x) { return x.bytes_per_token(); }))
+      .def_property_readonly("chat_template",
+                             Property([](const Model& x) { return x.chat_template(); }))
+      .def(
+          "kv_bytes",
+          [](const ModelHandle& h, size_t positions) {
+            return h.model->KvBytes(positions);
+          },
+          py::arg("positions"))
+      // Part of the model, which this keeps alive. None if there is none.
+      .def_property_readonly("tokenizer", [](const ModelHandle& h) {
+        return std::shared_ptr<Tokenizer>(h.model,
+                                          const_cast<Tokenizer*>(h.model->tokenizer()));
+      });
+}
+
+void BindSession(py::module_& m) {
+  py::class_<Sampler>(m, "Sampler")
+      .def(py::init([](float temperature, size_t top_k, float top_p, float min_p,
+                       float repetition_penalty, uint64_t seed) {
+             return Sampler({.temperature = temperature,
+                             .top_k = top_k,
+                             .top_p = top_p,
+                             .min_p = min_p,
+                             .repetition_penalty = repetition_penalty},
+                            seed);
+           }),
+           py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
+           py::arg("repetition_penalty"), py::arg("seed"))
+      .def(
+          "sample",
+          [](Sampler& sampler, const py::array& logits, const std::vector<int32_t>& seen) {
+            const auto size = static_cast<size_t>(logits.size());
+            const std::span<const float> in = AsVector(logits, "logits", size);
+            if (size == 0) throw Error(ErrorClass::kShape, "logits: expected some");
+            AsIds(py::array_t<int64_t>(py::cast(seen)), "history", size);
+            std::vector<float> copy(in.begin(), in.end());
+            return sampler.Sample(copy, seen, {});
+          },
+          py::arg("logits"), py::arg("history"));
+  py::class_<GuardedSession>(m, "Session")
+      .def(py::init([](const ModelHandle& h) {
+             return std::make_unique<GuardedSession>(h.model);
+           }),
+           py::arg("model"))
+      .def("run", &Run, py::arg("ids"), py::arg("rows"), py::arg("threads"))
+      .def("step", &Step, py::arg("ids"), py::arg("sampler"), py::arg("threads"))
+      .def("score", &Score, py::arg("ids"), py::arg("next"), py::arg("threads"))
+      .def(
+          "truncate",
+          [](GuardedSession& g, size_t length) {
+            return g.Use([=](Session& s) { return s.Truncate(length); });
+          },
+          py::arg("length"))
+      .def_property_readonly(
+          "tokens",
+          [](GuardedSession& g) { return g.Use([](Session& s) { return s.tokens(); }); })
+      .def_property_readonly("kv_bytes", [](GuardedSession& g) {
+        return g.Use([](Session& s) { return s.kv_bytes(); });
+      });
+}
+
+}  // namespace
+
+void RegisterModel(py::module_& m) {
+  BindModel(m);
+  BindSession(m);
+}
+
+}  // namespace halfbyte

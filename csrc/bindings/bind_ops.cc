@@ -1,0 +1,222 @@
+// csrc/bindings/bind_ops.cc
+// SPDX-License-Identifier: Apache-2.0
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <string_view>
+
+#include "base/error.h"
+#include "bindings/array.h"
+#include "bindings/bindings.h"
+#include "kernels/format_kernels.h"
+#include "ops/linear.h"
+#include "ops/rows.h"
+#include "ops/rowwise.h"
+
+namespace py = pybind11;
+
+namespace halfbyte {
+namespace {
+
+const FormatInfo& FormatNamed(std::string_view name) {
+  std::string known;
+  for (const FormatInfo& info : kFormats) {
+    if (name == info.stem) return info;
+    known += (known.empty() ? "" : ", ") + std::string(info.stem);
+  }
+  throw Error(ErrorClass::kValue, "format: found '" + Escape(name) +
+                                      "'; expected one of " + known);
+}
+
+ActivationMode ModeNamed(std::string_view name) {
+  if (name == "auto") return ActivationMode::kAuto;
+  if (name == "f32") return ActivationMode::kF32;
+  throw Error(ErrorClass::kValue,
+              "activations: found '" + Escape(name) + "'; expected auto or f32");
+}
+
+// The view of N rows of K weights in `data`, after checking that they are there.
+WeightView AsWeight(const py::array& data, const std::string& format, size_t N,
+                    size_t K) {
+  const FormatInfo& info = FormatNamed(format);
+  const std::span<const uint8_t> bytes = AsBytes(data, "w");
+  if (K % info.block_len != 0) {
+    throw Error(ErrorClass::kShape, "w: expected K a multiple of " +
+                                        std::to_string(info.block_len) + " for " +
+                                        info.stem + ", got " + std::to_string(K));
+  }
+  size_t want = 0;
+  const size_t row_bytes = RowBytes(info.format, K);
+  if (__builtin_mul_overflow(N, row_bytes, &want) || want != bytes.size()) {
+    throw Error(ErrorClass::kShape, "w: expected " + std::to_string(N) + " rows of " +
+                                        std::to_string(row_bytes) + " bytes, got " +
+                                        std::to_string(bytes.size()) + " bytes");
+  }
+  return {.format = info.format, .N = N, .K = K, .data = bytes.data()};
+}
+
+void CheckApart(Mat<const float> out, Mat<const float> in, const char* name) {
+  if (Overlaps(out, in)) {
+    throw Error(ErrorClass::kShape,
+                std::string("out: overlaps ") + name + " in memory");
+  }
+}
+
+// In place is fine, half in place is not.
+void CheckApartOrSame(Mat<const float> out, Mat<const float> in, const char* name) {
+  if (out.data != in.data || (out.ld != in.ld && out.rows > 1)) {
+    CheckApart(out, in, name);
+  }
+}
+
+void BindLinear(py::module_& m) {
+  m.def(
+      "linear",
+      [](const py::array& x, const py::array& w, const std::string& format, size_t N,
+         const py::object& bias, py::array& out, const std::string& activations,
+         size_t threads) {
+        const Mat<const float> xm = AsMatrix(x, "x");
+        const WeightView wv = AsWeight(w, format, N, xm.cols);
+        const Mat<float> y = AsOutMatrix(out, "out", xm.rows, N);
+        CheckApart(y, xm, "x");
+        const ActivationMode mode = ModeNamed(activations);
+        std::span<const float> b;
+        if (!bias.is_none()) b = AsVector(bias.cast<py::array>(), "bias", N);
+        const Context context = MakeContext(threads);
+        const py::gil_scoped_release nogil;
+        LinearInput in(context, xm, mode);
+        Linear(in, wv, y);
+        if (b.empty()) return;
+        const Mat<const float> row(b.data(), y.rows, N, 0);
+        AddRows(context, row, y);
+      },
+      py::arg("x"), py::arg("w"), py::arg("format"), py::arg("n"), py::arg("bias"),
+      py::arg("out"), py::arg("activations"), py::arg("threads"));
+  m.def(
+      "embedding_rows",
+      [](const py::array& w, const std::string& format, size_t N, size_t K,
+         const py::array& ids, py::array& out, size_t threads) {
+        const WeightView wv = AsWeight(w, format, N, K);
+        const std::vector<int32_t> rows = AsIds(ids, "ids", N);
+        const Mat<float> y = AsOutMatrix(out, "out", rows.size(), K);
+        const Context context = MakeContext(threads);
+        const py::gil_scoped_release nogil;
+        EmbeddingRows(context, wv, rows, y);
+      },
+      py::arg("w"), py::arg("format"), py::arg("n"), py::arg("k"), py::arg("ids"),
+      py::arg("out"), py::arg("threads"));
+}
+
+void BindFormats(py::module_& m) {
+  m.def("formats", [] {
+    py::list formats;
+    for (const FormatInfo& info : kFormats) {
+      const bool writable = KernelsFor(info.format).encode_row_ref != nullptr;
+      formats.append(py::make_tuple(info.stem, static_cast<uint32_t>(info.format),
+                                    info.block_len, info.block_bytes, writable));
+    }
+    return formats;
+  });
+  m.def(
+      "quantize",
+      [](const py::array& x, const std::string& format, size_t threads) {
+        const Mat<const float> xm = AsMatrix(x, "x");
+        const FormatInfo& info = FormatNamed(format);
+        const FormatKernels& kernels = KernelsFor(info.format);
+        if (kernels.encode_row_ref == nullptr) {
+          throw Error(ErrorClass::kValue, "format: " + format + " can only be read");
+        }
+        if (xm.cols % info.block_len != 0) {
+          throw Error(ErrorClass::kShape, "x: expected a last dimension that is a "
+                                          "multiple of " +
+                                              std::to_string(info.block_len) + " for " +
+                                              format + ", got " +
+                                              std::to_string(xm.cols));
+        }
+        const size_t row_bytes = RowBytes(info.format, xm.cols);
+        py::array_t<uint8_t> w(static_cast<py::ssize_t>(xm.rows * row_bytes));
+        uint8_t* data = w.mutable_data();
+        const Context context = MakeContext(threads);
+        {
+          const py::gil_scoped_release nogil;
+          ForEachRow(context, xm.rows, xm.cols, [&](size_t row) {
+            kernels.encode_row_ref(xm.Row(row), xm.cols, data + row * row_bytes);
+          });
+        }
+        return w;
+      },
+      py::arg("x"), py::arg("format"), py::arg("threads"));
+}
+
+void BindRowwise(py::module_& m) {
+  m.def(
+      "rms_norm",
+      [](const py::array& x, const py::object& weight, float eps, py::array& out,
+         size_t threads) {
+        const Mat<const float> xm = AsMatrix(x, "x");
+        const Mat<float> y = AsOutMatrix(out, "out", xm.rows, xm.cols);
+        CheckApartOrSame(y, xm, "x");
+        std::span<const float> w;
+        if (!weight.is_none()) {
+          w = AsVector(weight.cast<py::array>(), "weight", xm.cols);
+        }
+        const Context context = MakeContext(threads);
+        const py::gil_scoped_release nogil;
+        RmsNorm(context, xm, w, eps, y);
+      },
+      py::arg("x"), py::arg("weight"), py::arg("eps"), py::arg("out"),
+      py::arg("threads"));
+  m.def(
+      "rope",
+      [](py::array& x, size_t heads, const py::array& positions, size_t pairs,
+         double base, double factor, size_t threads) {
+        const Mat<const float> xm = AsMatrix(x, "x");
+        const Mat<float> y = AsOutMatrix(x, "x", xm.rows, xm.cols);
+        std::vector<uint64_t> at;
+        for (const int32_t p : AsIds(positions, "positions", size_t{1} << 24)) {
+          at.push_back(static_cast<uint64_t>(p));
+        }
+        const RopeTable table = RopeTable::Make(xm.cols / heads, pairs, base, factor);
+        const Context context = MakeContext(threads);
+        const py::gil_scoped_release nogil;
+        Rope(context, y, heads, RopeTurns::Make(context, table, at));
+      },
+      py::arg("x"), py::arg("heads"), py::arg("positions"), py::arg("pairs"),
+      py::arg("base"), py::arg("factor"), py::arg("threads"));
+  m.def(
+      "softmax",
+      [](const py::array& x, py::array& out, size_t threads) {
+        const Mat<const float> xm = AsMatrix(x, "x");
+        const Mat<float> y = AsOutMatrix(out, "out", xm.rows, xm.cols);
+        CheckApartOrSame(y, xm, "x");
+        const Context context = MakeContext(threads);
+        const py::gil_scoped_release nogil;
+        Softmax(context, xm, y);
+      },
+      py::arg("x"), py::arg("out"), py::arg("threads"));
+  m.def(
+      "gelu_mul",
+      [](const py::array& gate, const py::array& up, py::array& out, size_t threads) {
+        const Mat<const float> g = AsMatrix(gate, "gate"), u = AsMatrix(up, "up");
+        const Mat<float> y = AsOutMatrix(out, "out", g.rows, g.cols);
+        CheckApartOrSame(y, g, "gate");
+        CheckApartOrSame(y, u, "up");
+        const Context context = MakeContext(threads);
+        const py::gil_scoped_release nogil;
+        GeluMul(context, g, u, y);
+      },
+      py::arg("gate"), py::arg("up"), py::arg("out"), py::arg("threads"));
+}
+
+}  // namespace
+
+void RegisterOps(py::module_& m) {
+  BindFormats(m);
+  BindLinear(m);
+  BindRowwise(m);
+  m.def("from_dlpack", &FromDLPack, py::arg("capsule"));
+}
+
+}  // namespace halfbyte

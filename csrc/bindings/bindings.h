@@ -1,0 +1,24 @@
+// csrc/bindings/bindings.h
+// One function a file of this room, and what they share.
+// SPDX-License-Identifier: Apache-2.0
+
+#ifndef HALFBYTE_BINDINGS_BINDINGS_H_
+#define HALFBYTE_BINDINGS_BINDINGS_H_
+
+#include <pybind11/pybind11.h>
+
+#include "runtime/thread_pool.h"
+
+namespace halfbyte {
+
+void RegisterErrors();
+void RegisterOps(pybind11::module_& m);
+void RegisterFiles(pybind11::module_& m);
+void RegisterModel(pybind11::module_& m);
+
+// A context whose poll asks Python for pending signals, at most every 50 ms, so that
+// Ctrl-C ends a long call. Make it with the GIL held; use it without.
+Context MakeContext(size_t num_threads);
+
+}  // namespace halfbyte
+#endif  // HALFBYTE_BINDINGS_BINDINGS_H_

@@ -1,0 +1,61 @@
+// csrc/bindings/module.cc
+// SPDX-License-Identifier: Apache-2.0
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <memory>
+#include <string>
+
+#include "bindings/bindings.h"
+#include "kernels/targets.h"
+#include "runtime/topology.h"
+
+namespace py = pybind11;
+
+namespace halfbyte {
+
+Context MakeContext(size_t num_threads) {
+  using Clock = std::chrono::steady_clock;
+  const auto last = std::make_shared<Clock::time_point>(Clock::now());
+  Context context;
+  context.num_threads = num_threads == 0 ? 1 : num_threads;
+  context.poll = [last] {
+    const Clock::time_point now = Clock::now();
+    if (now - *last < std::chrono::milliseconds(50)) return;
+    *last = now;
+    const py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  };
+  return context;
+}
+
+namespace {
+
+void RegisterSystem(py::module_& m) {
+  m.def("cpu_target", &CpuTarget);
+  m.def("cpu_targets", &CpuTargets);
+  m.def("set_cpu_target", &SetCpuTarget, py::arg("name"));
+  m.def("default_threads", [] {
+    const ThreadBudget budget = DefaultThreads();
+    return py::make_tuple(budget.num_threads, budget.reason);
+  });
+  m.def("total_memory", [] {
+    const MemoryBudget budget = TotalMemory();
+    return py::make_tuple(budget.bytes, budget.reason);
+  });
+  m.def("peak_rss", &PeakRss);
+}
+
+}  // namespace
+}  // namespace halfbyte
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The compiled core of halfbyte. Use the functions of `halfbyte` instead.";
+  m.attr("__version__") = HALFBYTE_VERSION;
+  halfbyte::RegisterErrors();
+  halfbyte::RegisterSystem(m);
+  halfbyte::RegisterOps(m);
+  halfbyte::RegisterFiles(m);
+  halfbyte::RegisterModel(m);
+}

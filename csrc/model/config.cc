@@ -1,0 +1,457 @@
+// csrc/model/config.cc
+// SPDX-License-Identifier: Apache-2.0
+#include "model/config.h"
+
+#include <math.h>
+
+#include <charconv>
+#include <optional>
+#include <string_view>
+#include <utility>
+
+#include "base/error.h"
+
+namespace halfbyte {
+namespace {
+
+constexpr Family kFamilies[] = {
+    {.name = "gemma3",
+     .value_norm = false,
+     .layer_scale = false,
+     .norms_minus_one = true,
+     .default_softcap = 0.0,
+     .pattern_period = 6,
+     .full_rotary = 1.0},
+    {.name = "gemma4",
+     .value_norm = true,
+     .layer_scale = true,
+     .norms_minus_one = false,
+     .default_softcap = 30.0,
+     .pattern_period = 6,
+     .full_rotary = 0.25},
+};
+
+const Family& FamilyNamed(std::string_view architecture, const std::string& path) {
+  std::string known;
+  for (const Family& family : kFamilies) {
+    if (architecture == family.name) return family;
+    known += (known.empty() ? "" : ", ") + std::string(family.name);
+  }
+  ErrorInfo info;
+  info.path = path;
+  info.kind = "model";
+  info.code = "MODEL_ARCHITECTURE";
+  info.subject = "architecture";
+  info.found = "'" + Escape(architecture) + "'";
+  info.expected = "one of " + known;
+  throw Error(ErrorClass::kUnsupported, std::move(info));
+}
+
+[[noreturn]] void BadHparam(std::string key, std::string found, std::string expected) {
+  ErrorInfo info;
+  info.kind = "model";
+  info.code = "MODEL_HPARAM";
+  info.key = key;
+  info.subject = "key '" + std::move(key) + "'";
+  info.found = std::move(found);
+  info.expected = std::move(expected);
+  throw Error(ErrorClass::kModel, std::move(info));
+}
+
+size_t InRange(const std::string& key, uint64_t value, uint64_t low, uint64_t high) {
+  if (value < low || value > high) {
+    BadHparam(key, std::to_string(value),
+              std::to_string(low) + " to " + std::to_string(high));
+  }
+  return static_cast<size_t>(value);
+}
+
+double Positive(const std::string& key, double value) {
+  if (!std::isfinite(value) || value <= 0.0) {
+    BadHparam(key, std::to_string(value), "a finite number above 0");
+  }
+  return value;
+}
+
+constexpr uint64_t kMaxLayers = 1024, kMaxLen = uint64_t{1} << 20, kMaxHeads = 4096;
+constexpr uint64_t kMaxHeadDim = 8192, kMaxContext = uint64_t{1} << 24;
+
+// Layer l of those that share takes the last owner before it of its own kind.
+void SetKvSources(ModelConfig& c, size_t num_shared, const std::string& key) {
+  const size_t first = c.layers.size() - num_shared;
+  for (size_t l = 0; l < c.layers.size(); ++l) {
+    size_t source = l;
+    while (source >= first || c.layers[source].sliding != c.layers[l].sliding) {
+      if (l < first) break;
+      if (source == 0) {
+        BadHparam(key, std::to_string(num_shared),
+                  "an earlier layer of each kind to share from");
+      }
+      --source;
+    }
+    c.layers[l].kv_source = source;
+  }
+}
+
+// What holds for every family and file kind.
+void CheckConfig(const ModelConfig& c, const std::string& prefix) {
+  if (!(c.norm_eps > 0.0f && c.norm_eps <= 0.1f)) {
+    BadHparam(prefix + "layer_norm_rms_epsilon", std::to_string(c.norm_eps),
+              "above 0, at most 0.1");
+  }
+  if (!std::isfinite(c.softcap) || c.softcap < 0.0f) {
+    BadHparam(prefix + "final_logit_softcapping", std::to_string(c.softcap),
+              "a finite number above 0");
+  }
+  if (c.num_experts_used > c.num_experts) {
+    BadHparam(prefix + "expert_used_count", std::to_string(c.num_experts_used),
+              "at most the number of experts, " + std::to_string(c.num_experts));
+  }
+  for (const LayerConfig& layer : c.layers) {
+    if (c.num_heads % layer.num_kv_heads != 0) {
+      BadHparam(prefix + "head_count_kv", std::to_string(layer.num_kv_heads),
+                "a divisor of the number of heads, " + std::to_string(c.num_heads));
+    }
+    if (layer.head_dim % 2 != 0) {
+      BadHparam(prefix + "key_length", std::to_string(layer.head_dim),
+                "an even number");
+    }
+  }
+}
+
+// ---- GGUF
+
+class GgufConfig {
+ public:
+  GgufConfig(const GgufFile& file, const Family& family)
+      : file_(file), m_(file.metadata), prefix_(std::string(family.name) + ".") {
+    c_.family = &family;
+  }
+
+  ModelConfig Read() {
+    const size_t num_layers = Size("block_count", 1, kMaxLayers);
+    c_.layers.resize(num_layers);
+    c_.context_length = Size("context_length", 1, kMaxContext);
+    c_.hidden_size = Size("embedding_length", 1, kMaxLen);
+    c_.vocab_size = VocabSize();
+    c_.norm_eps = m_.GetF32(Key("attention.layer_norm_rms_epsilon"));
+    c_.sliding_window = Size("attention.sliding_window", 1, kMaxContext);
+    const auto softcap = static_cast<float>(c_.family->default_softcap);
+    c_.softcap = m_.GetF32(Key("final_logit_softcapping"), softcap);
+    ReadHeads();
+    ReadRope();
+    ReadPattern();
+    ReadLayers();
+    c_.ple_len = Optional("embedding_length_per_layer_input", 0, 65536);
+    c_.num_experts = Optional("expert_count", 0, 4096);
+    if (c_.num_experts != 0) {
+      c_.num_experts_used = Size("expert_used_count", 1, 4096);
+      c_.expert_ffn_len = PerLayer("expert_feed_forward_length", kMaxLen).front();
+    }
+    const std::string shared = "attention.shared_kv_layers";
+    SetKvSources(c_, Optional(shared, 0, num_layers - 1), Key(shared));
+    CheckConfig(c_, prefix_);
+    return std::move(c_);
+  }
+
+ private:
+  std::string Key(const std::string& name) const { return prefix_ + name; }
+
+  size_t Size(const std::string& name, uint64_t low, uint64_t high) const {
+    return InRange(Key(name), m_.GetU64(Key(name)), low, high);
+  }
+  size_t Optional(const std::string& name, uint64_t fallback, uint64_t high) const {
+    return InRange(Key(name), m_.GetU64(Key(name), fallback), 0, high);
+  }
+
+  // A number for all layers, or one each.
+  std::vector<uint64_t> PerLayer(const std::string& name, uint64_t high) const {
+    std::vector<uint64_t> v = m_.GetU64Array(Key(name), c_.layers.size());
+    for (const uint64_t x : v) InRange(Key(name), x, 1, high);
+    return v;
+  }
+
+  size_t VocabSize() const {
+    const TensorView* embedding = file_.FindTensor("token_embd.weight");
+    if (embedding == nullptr || embedding->shape.size() != 2) {
+      ErrorInfo info;
+      info.kind = "model";
+      info.code = "MODEL_MISSING_TENSOR";
+      info.tensor = "token_embd.weight";
+      info.subject = "tensor 'token_embd.weight'";
+      info.found = embedding == nullptr ? "none" : "another rank";
+      info.expected = "a matrix";
+      throw Error(ErrorClass::kModel, std::move(info));
+    }
+    return InRange("token_embd.weight", embedding->shape[0], 1, uint64_t{1} << 21);
+  }
+
+  void ReadHeads() {
+    const std::vector<uint64_t> heads = PerLayer("attention.head_count", kMaxHeads);
+    c_.num_heads = heads.front();
+    for (const uint64_t n : heads) {
+      if (n != c_.num_heads) {
+        BadHparam(Key("attention.head_count"), std::to_string(n),
+                  "the same everywhere");
+      }
+    }
+    head_dim_full_ = Size("attention.key_length", 2, kMaxHeadDim);
+    head_dim_sliding_ = head_dim_full_;
+    if (IsGemma4())
+      head_dim_sliding_ = Size("attention.key_length_swa", 2, kMaxHeadDim);
+    CheckSame("attention.value_length", head_dim_full_);
+    CheckSame("attention.value_length_swa", head_dim_sliding_);
+    c_.attention_scale = 1.0f;
+    if (IsGemma4()) return;
+    // Gemma 3 27B, and it alone, scales by the width of a head's share of the stream.
+    const bool is_27b = c_.layers.size() == 62;
+    const size_t divisor = is_27b ? c_.hidden_size / c_.num_heads : head_dim_full_;
+    c_.attention_scale = 1.0f / sqrtf(static_cast<float>(divisor));
+  }
+
+  void CheckSame(const std::string& name, size_t want) const {
+    const uint64_t found = m_.GetU64(Key(name), want);
+    if (found != want) {
+      BadHparam(Key(name), std::to_string(found),
+                "the key length, " + std::to_string(want));
+    }
+  }
+
+  void ReadRope() {
+    // Gemma 4's base is 10^6 in every file that names one; without it llama.cpp
+    // computes with another, so a file that lacks it is not trusted. Gemma 3 files may
+    // lack it.
+    const std::string base = Key("rope.freq_base");
+    c_.rope_base_full =
+        Positive(base, IsGemma4() ? m_.GetF32(base) : m_.GetF32(base, 1e6f));
+    const std::string sliding = Key("rope.freq_base_swa");
+    c_.rope_base_sliding = Positive(sliding, m_.GetF32(sliding, 1e4f));
+    c_.rope_factor_full = 1.0;
+    if (m_.GetString(Key("rope.scaling.type"), "none") == "linear") {
+      const std::string factor = Key("rope.scaling.factor");
+      c_.rope_factor_full = Positive(factor, m_.GetF32(factor));
+    }
+  }
+
+  void ReadPattern() {
+    const std::string key = Key("attention.sliding_window_pattern");
+    const GgufValue* value = m_.Find(key);
+    const size_t n = c_.layers.size();
+    if (value != nullptr && value->is_array()) {
+      const std::vector<bool> sliding = m_.GetBoolArray(key, n);
+      for (size_t l = 0; l < n; ++l) c_.layers[l].sliding = sliding[l];
+      return;
+    }
+    if (IsGemma4()) m_.GetBoolArray(key);  // throws: the pattern is not guessed
+    const size_t period = InRange(key, m_.GetU64(key, c_.family->pattern_period), 1, n);
+    for (size_t l = 0; l < n; ++l) c_.layers[l].sliding = (l + 1) % period != 0;
+  }
+
+  void ReadLayers() {
+    const std::vector<uint64_t> kv = PerLayer("attention.head_count_kv", kMaxHeads);
+    const std::vector<uint64_t> ffn = PerLayer("feed_forward_length", kMaxLen);
+    for (size_t l = 0; l < c_.layers.size(); ++l) {
+      LayerConfig& layer = c_.layers[l];
+      layer.head_dim = layer.sliding ? head_dim_sliding_ : head_dim_full_;
+      layer.num_kv_heads = kv[l];
+      layer.ffn_len = ffn[l];
+    }
+  }
+
+  bool IsGemma4() const { return c_.family->value_norm; }
+
+  const GgufFile& file_;
+  const GgufMetadata& m_;
+  const std::string prefix_;
+  size_t head_dim_full_ = 0, head_dim_sliding_ = 0;
+  ModelConfig c_{};
+};
+
+// ---- config.json
+
+class JsonConfig {
+ public:
+  JsonConfig(const JsonValue& text, const Family& family) : j_(text) {
+    c_.family = &family;
+  }
+
+  ModelConfig Read() {
+    const size_t num_layers = Size("num_hidden_layers", 1, kMaxLayers);
+    c_.layers.resize(num_layers);
+    c_.vocab_size = Size("vocab_size", 1, uint64_t{1} << 21);
+    c_.hidden_size = Size("hidden_size", 1, kMaxLen);
+    c_.num_heads = Size("num_attention_heads", 1, kMaxHeads);
+    c_.context_length = Size("max_position_embeddings", 1, kMaxContext);
+    c_.sliding_window = Size("sliding_window", 1, kMaxContext);
+    c_.norm_eps = static_cast<float>(Number("rms_norm_eps", 1e-6));
+    c_.softcap = static_cast<float>(Number("final_logit_softcapping", 0.0));
+    c_.ple_len = Size("hidden_size_per_layer_input", 0, 65536, 0);
+    c_.full_value_is_key = Flag("attention_k_eq_v");
+    if (Flag("enable_moe_block")) {
+      c_.num_experts = Size("num_experts", 1, 4096);
+      c_.num_experts_used = Size("top_k_experts", 1, 4096);
+      c_.expert_ffn_len = Size("moe_intermediate_size", 1, kMaxLen);
+    }
+    RefuseBidirectional();
+    ReadPattern();
+    ReadRope();
+    ReadLayers();
+    SetKvSources(c_, Size("num_kv_shared_layers", 0, num_layers - 1, 0),
+                 "num_kv_shared_layers");
+    WidenSharedMlps();
+    const double pre_scale = Number("query_pre_attn_scalar", 256.0);
+    c_.attention_scale = IsGemma4() ? 1.0f : static_cast<float>(1.0 / sqrt(pre_scale));
+    CheckConfig(c_, "");
+    return std::move(c_);
+  }
+
+ private:
+  // Null members count as missing, as in the files.
+  std::optional<JsonValue> Find(std::string_view key) const {
+    std::optional<JsonValue> v = j_.Find(key);
+    return v && v->IsNull() ? std::nullopt : v;
+  }
+
+  size_t Size(const std::string& key, uint64_t low, uint64_t high,
+              std::optional<uint64_t> fallback = {}) const {
+    const std::optional<JsonValue> v = Find(key);
+    if (!v && !fallback) BadHparam(key, "none", "a number");
+    return InRange(key, v ? v->AsUint64() : *fallback, low, high);
+  }
+
+  double Number(const std::string& key, double fallback) const {
+    const std::optional<JsonValue> v = Find(key);
+    return v ? v->AsDouble() : fallback;
+  }
+
+  bool Flag(const std::string& key) const {
+    const std::optional<JsonValue> v = Find(key);
+    return v && v->AsBool();
+  }
+
+  bool IsGemma4() const { return c_.family->value_norm; }
+
+  void RefuseBidirectional() const {
+    const std::optional<JsonValue> v = Find("use_bidirectional_attention");
+    if (v &&
+        ((v->IsString() && v->AsString() == "all") || (v->IsBool() && v->AsBool()))) {
+      BadHparam("use_bidirectional_attention", v->Describe(),
+                "causal attention for text");
+    }
+  }
+
+  void ReadPattern() {
+    const size_t n = c_.layers.size();
+    if (const std::optional<JsonValue> types = Find("layer_types")) {
+      size_t l = 0;
+      for (const JsonValue type : types->Elements()) {
+        const std::string_view name = type.AsString();
+        const bool sliding = name == "sliding_attention";
+        if (l == n || (!sliding && name != "full_attention")) {
+          BadHparam("layer_types", type.Describe(),
+                    "sliding_attention or full_attention for each layer");
+        }
+        c_.layers[l++].sliding = sliding;
+      }
+      if (l == n) return;
+      BadHparam("layer_types", std::to_string(l) + " entries", std::to_string(n));
+    }
+    const size_t period =
+        Size("sliding_window_pattern", 1, n, c_.family->pattern_period);
+    for (size_t l = 0; l < n; ++l) c_.layers[l].sliding = (l + 1) % period != 0;
+  }
+
+  void ReadRope() {
+    c_.rope_base_sliding = Number("rope_local_base_freq", 1e4);
+    c_.rope_base_full = Number("rope_theta", 1e6);
+    c_.rope_factor_full = 1.0;
+    if (const std::optional<JsonValue> scaling = Find("rope_scaling")) {
+      if (const auto factor = scaling->Find("factor")) {
+        c_.rope_factor_full = factor->AsDouble();
+      }
+    }
+    if (const std::optional<JsonValue> rope = Find("rope_parameters")) {
+      const auto read = [&rope](const char* type, const char* key, double& out) {
+        const auto of_type = rope->Find(type);
+        const auto v = of_type ? of_type->Find(key) : std::nullopt;
+        if (v && !v->IsNull()) out = v->AsDouble();
+      };
+      read("sliding_attention", "rope_theta", c_.rope_base_sliding);
+      read("full_attention", "rope_theta", c_.rope_base_full);
+      read("full_attention", "factor", c_.rope_factor_full);
+    }
+    Positive("rope_theta", c_.rope_base_full);
+    Positive("rope_theta", c_.rope_base_sliding);
+    Positive("rope factor", c_.rope_factor_full);
+  }
+
+  // head_dim and num_key_value_heads describe sliding layers. Full layers differ by the
+  // global_ keys of the released files, or by the per_layer_config that newer ones
+  // have.
+  void ReadLayers() {
+    const size_t head_dim = Size("head_dim", 2, kMaxHeadDim);
+    const size_t kv = Size("num_key_value_heads", 1, kMaxHeads);
+    const size_t ffn = Size("intermediate_size", 1, kMaxLen);
+    const size_t global_dim = Size("global_head_dim", 2, kMaxHeadDim, head_dim);
+    const size_t global_kv = c_.full_value_is_key
+                                 ? Size("num_global_key_value_heads", 1, kMaxHeads, kv)
+                                 : kv;
+    for (LayerConfig& layer : c_.layers) {
+      layer.head_dim = layer.sliding ? head_dim : global_dim;
+      layer.num_kv_heads = layer.sliding ? kv : global_kv;
+      layer.ffn_len = ffn;
+    }
+    const std::optional<JsonValue> per_layer = Find("per_layer_config");
+    if (!per_layer) return;
+    for (const JsonMember& member : per_layer->Members()) ReadLayer(member);
+  }
+
+  void ReadLayer(const JsonMember& member) {
+    size_t l = c_.layers.size();  // keys are numbers, padded with zeros: "05"
+    const char* end = member.key.data() + member.key.size();
+    const auto [stop, error] = std::from_chars(member.key.data(), end, l);
+    if (error != std::errc() || stop != end || l >= c_.layers.size()) {
+      BadHparam("per_layer_config", "'" + Escape(member.key) + "'", "a layer's number");
+    }
+    const auto read = [&](const char* key, uint64_t low, uint64_t high, size_t& out) {
+      const auto v = member.value.Find(key);
+      if (v && !v->IsNull()) out = InRange(key, v->AsUint64(), low, high);
+    };
+    read("head_dim", 2, kMaxHeadDim, c_.layers[l].head_dim);
+    read("num_key_value_heads", 1, kMaxHeads, c_.layers[l].num_kv_heads);
+  }
+
+  void WidenSharedMlps() {
+    if (!Flag("use_double_wide_mlp")) return;
+    for (size_t l = c_.FirstSharedLayer(); l < c_.layers.size(); ++l) {
+      c_.layers[l].ffn_len *= 2;
+    }
+  }
+
+  const JsonValue& j_;
+  ModelConfig c_{};
+};
+
+}  // namespace
+
+size_t ModelConfig::FirstSharedLayer() const {
+  size_t l = 0;
+  while (l < layers.size() && OwnsKv(l)) ++l;
+  return l;
+}
+
+ModelConfig ConfigFromGguf(const GgufFile& file) {
+  const std::string_view architecture = file.metadata.GetString("general.architecture");
+  return GgufConfig(file, FamilyNamed(architecture, file.metadata.path())).Read();
+}
+
+ModelConfig ConfigFromJson(const JsonValue& root) {
+  const std::optional<JsonValue> nested = root.Find("text_config");
+  const JsonValue text = nested ? *nested : root;
+  std::string_view type;
+  if (const auto t = text.Find("model_type")) type = t->AsString();
+  // gemma4, gemma4_text, gemma4_unified_text, gemma3_text: the family comes first.
+  return JsonConfig(text, FamilyNamed(type.substr(0, type.find('_')), "")).Read();
+}
+
+}  // namespace halfbyte

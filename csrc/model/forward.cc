@@ -1,0 +1,280 @@
+// csrc/model/forward.cc
+// SPDX-License-Identifier: Apache-2.0
+#include "model/forward.h"
+
+#include <math.h>
+#include <string.h>
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "kernels/activation.h"
+#include "kernels/softmax.h"
+#include "kernels/vector_ops.h"
+#include "ops/linear.h"
+#include "ops/rows.h"
+#include "ops/rowwise.h"
+
+namespace halfbyte {
+namespace {
+
+// One pass. M tokens, H hidden_size, D head_dim of the layer, P ple_len, F ffn_len.
+class Pass {
+ public:
+  Pass(const Context& context, const Model& model,
+       std::vector<std::optional<KvLayer>>& kv, Workspace& workspace,
+       std::span<const int32_t> ids, size_t position)
+      : context_(context),
+        model_(model),
+        c_(model.config()),
+        kv_(kv),
+        ws_(workspace),
+        ids_(ids),
+        position_(position) {
+    std::vector<uint64_t> positions(ids.size());
+    std::iota(positions.begin(), positions.end(), position);
+    turns_sliding_ = RopeTurns::Make(context, model.rope(true), positions);
+    turns_full_ = RopeTurns::Make(context, model.rope(false), positions);
+  }
+
+  void Run(Mat<float> logits) {
+    Mat<float> h = ws_.stream.Shape(ids_.size(), c_.hidden_size);
+    Embed(h);
+    if (c_.ple_len != 0) PerLayerInputs(h);
+    const size_t first_shared = c_.FirstSharedLayer();
+    for (size_t l = 0; l < c_.layers.size(); ++l) {
+      // Layers without keys of their own leave nothing behind for later tokens: from
+      // here on only the tokens whose logits are wanted matter.
+      if (l == first_shared) {
+        first_row_ = ids_.size() - logits.rows;
+        h = h.Slice(first_row_, logits.rows);
+      }
+      if (h.rows == 0) return;
+      Layer(l, h);
+    }
+    if (logits.rows != 0) Head(h.Slice(h.rows - logits.rows, logits.rows), logits);
+  }
+
+ private:
+  const LayerWeights& W(size_t l) const { return model_.weights().layers[l]; }
+  ActivationMode mode() const { return model_.options().activations; }
+
+  void Norm(Mat<const float> x, const Vector& weight, Mat<float> y) const {
+    RmsNorm(context_, x, weight, c_.norm_eps, y);
+  }
+
+  void Product(Mat<const float> x, const WeightView& w, Mat<float> y) const {
+    LinearInput in(context_, x, mode());
+    Linear(in, w, y);
+  }
+
+  void ScaleRows(float a, Mat<float> x) const {
+    ForEachRow(context_, x.rows, x.cols, [&](size_t m) { Scale(a, x.cols, x.Row(m)); });
+  }
+
+  // h = embedding * sqrt(H)
+  void Embed(Mat<float> h) const {
+    EmbeddingRows(context_, model_.weights().embedding, ids_, h);
+    ScaleRows(sqrtf(static_cast<float>(c_.hidden_size)), h);
+  }
+
+  // ple[m, l] = (norm(projection of h) + table row * sqrt(P)) / sqrt(2): what each
+  // layer adds that depends on the token itself.
+  void PerLayerInputs(Mat<const float> h) const {
+    const ModelWeights& w = model_.weights();
+    const size_t L = c_.layers.size(), P = c_.ple_len;
+    const Mat<float> ple = ws_.ple.Shape(h.rows, L * P);
+    const Mat<float> row = ws_.ple_row.Shape(h.rows, L * P);
+    Product(h, w.ple_model_proj, ple);
+    ScaleRows(1.0f / sqrtf(static_cast<float>(c_.hidden_size)), ple);
+    RmsNormHeads(context_, ple, L, w.ple_proj_norm, c_.norm_eps);
+    EmbeddingRows(context_, w.ple_table, ids_, row);
+    const float scale = sqrtf(static_cast<float>(P));
+    ForEachRow(context_, h.rows, L * P, [&](size_t m) {
+      ScaledAdd(scale, row.Row(m), L * P, ple.Row(m));
+      Scale(sqrtf(0.5f), L * P, ple.Row(m));
+    });
+  }
+
+  void Layer(size_t l, Mat<float> h) const {
+    AttentionBlock(l, h);
+    FeedForward(l, h);
+    if (c_.ple_len != 0) PerLayerBlock(l, h);
+    if (c_.family->layer_scale) ScaleRows(W(l).scale, h);
+  }
+
+  void AttentionBlock(size_t l, Mat<float> h) const {
+    const LayerConfig& layer = c_.layers[l];
+    const LayerWeights& w = W(l);
+    const size_t q_cols = c_.num_heads * layer.head_dim;
+    const Mat<float> a = ws_.norm.Shape(h.rows, c_.hidden_size);
+    Norm(h, w.attn_norm, a);
+    LinearInput in(context_, a, mode());
+    if (c_.OwnsKv(l)) AppendKv(l, in);
+    const Mat<float> q = ws_.q.Shape(h.rows, q_cols);
+    Linear(in, w.q, q);
+    RmsNormHeads(context_, q, c_.num_heads, w.q_norm, c_.norm_eps);
+    Rope(context_, q, c_.num_heads, Turns(l), first_row_);
+    const Mat<float> mixed = ws_.mixed.Shape(h.rows, q_cols);
+    Attention(context_, *kv_[layer.kv_source], q, c_.num_heads, position_ + first_row_,
+              c_.attention_scale, mixed);
+    const Mat<float> out = ws_.branch.Shape(h.rows, c_.hidden_size);
+    Product(mixed, w.o, out);
+    Norm(out, w.post_attn_norm, out);
+    AddRows(context_, out, h);
+  }
+
+  const RopeTurns& Turns(size_t l) const {
+    return c_.layers[l].sliding ? turns_sliding_ : turns_full_;
+  }
+
+  void AppendKv(size_t l, LinearInput& a) const {
+    const LayerConfig& layer = c_.layers[l];
+    const LayerWeights& w = W(l);
+    const size_t M = a.x().rows, cols = layer.num_kv_heads * layer.head_dim;
+    const Mat<float> k = ws_.k.Shape(M, cols), v = ws_.v.Shape(M, cols);
+    Linear(a, w.k, k);
+    if (w.v.data != nullptr) {
+      Linear(a, w.v, v);
+    } else {  // values are the keys before their norm and rotation
+      memcpy(v.data, k.data, M * cols * sizeof(float));
+    }
+    if (c_.family->value_norm) {
+      RmsNormHeads(context_, v, layer.num_kv_heads, {}, c_.norm_eps);
+    }
+    RmsNormHeads(context_, k, layer.num_kv_heads, w.k_norm, c_.norm_eps);
+    Rope(context_, k, layer.num_kv_heads, Turns(l));
+    kv_[l]->Append(context_, position_, k, v);
+  }
+
+  void FeedForward(size_t l, Mat<float> h) const {
+    const LayerWeights& w = W(l);
+    const Mat<float> in = ws_.norm.Shape(h.rows, c_.hidden_size);
+    const Mat<float> out = ws_.branch.Shape(h.rows, c_.hidden_size);
+    Norm(h, w.ffn_norm, in);
+    Mlp(in, w.gate, w.up, w.down, out);
+    if (c_.num_experts != 0) {
+      Norm(out, w.moe.dense_post_norm, out);
+      AddExperts(w.moe, h, out);
+    }
+    Norm(out, w.post_ffn_norm, out);
+    AddRows(context_, out, h);
+  }
+
+  // out = down (gelu(gate in) * (up in))
+  void Mlp(Mat<const float> in, const WeightView& w_gate, const WeightView& w_up,
+           const WeightView& w_down, Mat<float> out) const {
+    LinearInput x(context_, in, mode());
+    const Mat<float> gate = ws_.gate.Shape(in.rows, w_gate.N);
+    const Mat<float> up = ws_.up.Shape(in.rows, w_up.N);
+    Linear(x, w_gate, gate);
+    Linear(x, w_up, up);
+    GeluMul(context_, gate, up, gate);
+    Product(gate, w_down, out);
+  }
+
+  // One token's weight for one expert.
+  struct Choice {
+    size_t token;
+    float weight;
+  };
+
+  // By expert, the tokens that use it.
+  std::vector<std::vector<Choice>> Route(const MoeWeights& w,
+                                         Mat<const float> residual) const {
+    const size_t E = c_.num_experts;
+    const Mat<float> t = ws_.norm.Shape(residual.rows, c_.hidden_size);
+    Norm(residual, w.router_scale, t);
+    ScaleRows(1.0f / sqrtf(static_cast<float>(c_.hidden_size)), t);
+    const Mat<float> p = ws_.router.Shape(residual.rows, E);
+    Product(t, w.router, p);
+    Softmax(context_, p, p);
+    std::vector<std::vector<Choice>> chosen(E);
+    std::vector<size_t> order(E);
+    for (size_t m = 0; m < p.rows; ++m) {
+      const float* row = p.Row(m);
+      std::iota(order.begin(), order.end(), size_t{0});
+      const auto top = order.begin() + static_cast<ptrdiff_t>(c_.num_experts_used);
+      std::partial_sort(order.begin(), top, order.end(), [row](size_t a, size_t b) {
+        return row[a] > row[b] || (row[a] == row[b] && a < b);
+      });
+      float sum = 0.0f;
+      for (auto e = order.begin(); e != top; ++e) sum += row[*e];
+      for (auto e = order.begin(); e != top; ++e) {
+        chosen[*e].push_back({m, row[*e] / sum * w.expert_scale[*e]});
+      }
+    }
+    return chosen;
+  }
+
+  // out += norm(sum of the chosen experts' outputs). Experts add up in ascending order.
+  void AddExperts(const MoeWeights& w, Mat<const float> residual,
+                  Mat<float> out) const {
+    const size_t H = c_.hidden_size, F = c_.expert_ffn_len;
+    const auto chosen = Route(w, residual);
+    const Mat<float> in = ws_.norm.Shape(residual.rows, H);
+    Norm(residual, w.pre_norm, in);
+    const Mat<float> sum = ws_.routed.Shape(residual.rows, H);
+    std::fill_n(sum.data, sum.rows * H, 0.0f);
+    for (size_t e = 0; e < chosen.size(); ++e) {
+      const std::vector<Choice>& tokens = chosen[e];
+      if (tokens.empty()) continue;
+      const Mat<float> x = ws_.expert_in.Shape(tokens.size(), H);
+      const Mat<float> y = ws_.expert_out.Shape(tokens.size(), H);
+      for (size_t i = 0; i < tokens.size(); ++i) {
+        memcpy(x.Row(i), in.Row(tokens[i].token), H * sizeof(float));
+      }
+      Mlp(x, w.Gate(e, F), w.Up(e, F), w.down.Rows(e * H, H), y);
+      for (size_t i = 0; i < tokens.size(); ++i) {
+        ScaledAdd(tokens[i].weight, y.Row(i), H, sum.Row(tokens[i].token));
+      }
+    }
+    Norm(sum, w.post_norm, sum);
+    AddRows(context_, sum, out);
+  }
+
+  // h += norm(proj (gelu(gate h) * ple))
+  void PerLayerBlock(size_t l, Mat<float> h) const {
+    const LayerWeights& w = W(l);
+    const size_t L = c_.layers.size(), P = c_.ple_len;
+    const Mat<float> all = ws_.ple.Shape(ids_.size(), L * P);
+    const Mat<const float> ple(all.Row(first_row_) + l * P, h.rows, P, L * P);
+    const Mat<float> gate = ws_.gate.Shape(h.rows, P);
+    const Mat<float> out = ws_.branch.Shape(h.rows, c_.hidden_size);
+    Product(h, w.ple_gate, gate);
+    GeluMul(context_, gate, ple, gate);
+    Product(gate, w.ple_proj, out);
+    Norm(out, w.ple_norm, out);
+    AddRows(context_, out, h);
+  }
+
+  void Head(Mat<const float> h, Mat<float> logits) const {
+    const Mat<float> y = ws_.head.Shape(h.rows, c_.hidden_size);
+    Norm(h, model_.weights().norm, y);
+    Product(y, model_.weights().head, logits);
+    if (c_.softcap == 0.0f) return;
+    ForEachRow(context_, logits.rows, logits.cols,
+               [&](size_t m) { Softcap(logits.Row(m), logits.cols, c_.softcap); });
+  }
+
+  const Context& context_;
+  const Model& model_;
+  const ModelConfig& c_;
+  std::vector<std::optional<KvLayer>>& kv_;
+  Workspace& ws_;
+  const std::span<const int32_t> ids_;
+  const size_t position_;
+  size_t first_row_ = 0;  // of the tokens that are still in the stream
+  RopeTurns turns_sliding_, turns_full_;
+};
+
+}  // namespace
+
+void RunChunk(const Context& context, const Model& model,
+              std::vector<std::optional<KvLayer>>& kv, Workspace& workspace,
+              std::span<const int32_t> ids, size_t position, Mat<float> logits) {
+  Pass(context, model, kv, workspace, ids, position).Run(logits);
+}
+
+}  // namespace halfbyte

@@ -1,0 +1,47 @@
+// csrc/model/forward.h
+// The pass of a few tokens through the network.
+// SPDX-License-Identifier: Apache-2.0
+
+#ifndef HALFBYTE_MODEL_FORWARD_H_
+#define HALFBYTE_MODEL_FORWARD_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/view.h"
+#include "kv/layer.h"
+#include "model/model.h"
+#include "runtime/thread_pool.h"
+
+namespace halfbyte {
+
+// Memory for intermediate results, kept from pass to pass.
+class Buffer {
+ public:
+  // The content is what was there before: write before you read.
+  Mat<float> Shape(size_t rows, size_t cols) {
+    if (data_.size() < rows * cols) data_.resize(rows * cols);
+    return Mat<float>(data_.data(), rows, cols);
+  }
+
+ private:
+  std::vector<float> data_;
+};
+
+struct Workspace {
+  Buffer stream, norm, q, k, v, mixed, branch, gate, up, ple, ple_row;
+  Buffer router, routed, expert_in, expert_out, head;
+};
+
+// Runs `ids` (at most Model::kChunk) at positions position, position + 1, … Their keys
+// and values are added to `kv`; the last logits.rows of them get logits.
+void RunChunk(const Context& context, const Model& model,
+              std::vector<std::optional<KvLayer>>& kv, Workspace& workspace,
+              std::span<const int32_t> ids, size_t position, Mat<float> logits);
+
+}  // namespace halfbyte
+#endif  // HALFBYTE_MODEL_FORWARD_H_

@@ -1,0 +1,249 @@
+// csrc/model/model.cc
+// SPDX-License-Identifier: Apache-2.0
+#include "model/model.h"
+
+#include <math.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <string_view>
+
+#include "base/error.h"
+#include "io/json.h"
+#include "io/safetensors.h"
+#include "runtime/topology.h"
+
+namespace halfbyte {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string GiB(uint64_t bytes) {
+  char text[32];
+  snprintf(text, sizeof(text), "%.1f GiB", static_cast<double>(bytes) / (1u << 30));
+  return text;
+}
+
+std::optional<JsonDocument> ReadIfThere(const fs::path& path) {
+  std::error_code error;
+  if (!fs::exists(path, error)) return std::nullopt;
+  return ReadJsonFile(path.string());
+}
+
+uint64_t LayerBytes(const LayerWeights& w, const ModelConfig& c) {
+  uint64_t bytes = 0;
+  for (const WeightView* view : {&w.q, &w.k, &w.v, &w.o, &w.gate, &w.up, &w.down,
+                                 &w.ple_gate, &w.ple_proj, &w.moe.router}) {
+    if (view->data != nullptr) bytes += view->bytes();
+  }
+  if (c.num_experts != 0) {
+    uint64_t experts = w.moe.down.bytes();
+    for (const WeightView* view : {&w.moe.gate_up, &w.moe.gate, &w.moe.up}) {
+      if (view->data != nullptr) experts += view->bytes();
+    }
+    bytes += experts / c.num_experts * c.num_experts_used;
+  }
+  return bytes;
+}
+
+}  // namespace
+
+std::shared_ptr<const Model> Model::Load(const std::string& path,
+                                         const ModelOptions& options) {
+  std::shared_ptr<Model> model(new Model);
+  model->options_ = options;
+  fs::path p = path;
+  // A shard is as good a way to name a directory as the directory.
+  if (p.extension() == ".safetensors") p = p.has_parent_path() ? p.parent_path() : ".";
+  try {
+    if (fs::is_directory(p)) {
+      model->LoadDirectory(p.string());
+    } else {
+      model->LoadGguf(path);
+    }
+  } catch (const Error& e) {
+    if (!e.info().path.empty()) throw;
+    throw e.WithPath(path);
+  }
+  return model;
+}
+
+void Model::LoadGguf(const std::string& path) {
+  const GgufFile file = OpenGguf(path);
+  files_ = file.files;
+  config_ = ConfigFromGguf(file);
+  Finish(file.tensors, TensorNames::kGguf);
+  if (file.metadata.Has("tokenizer.ggml.tokens")) {
+    tokenizer_ = Tokenizer::FromGguf(file);
+    chat_template_ = tokenizer_->chat_template();
+  }
+  for (const char* name : {"temp", "top_k", "top_p"}) {
+    const std::string key = std::string("general.sampling.") + name;
+    if (!file.metadata.Has(key)) continue;
+    // Written as an integer or a float, as it came.
+    const GgufScalar value = file.metadata.Find(key)->At(0);
+    if (const auto* d = std::get_if<double>(&value)) {
+      sampling_.emplace_back(name, *d);
+    } else {
+      sampling_.emplace_back(name, static_cast<double>(file.metadata.GetI64(key)));
+    }
+  }
+  FindSuppressed();
+}
+
+void Model::LoadDirectory(const std::string& dir) {
+  const fs::path root = dir;
+  const JsonDocument config = ReadJsonFile((root / "config.json").string());
+  try {
+    config_ = ConfigFromJson(config.root());
+  } catch (const Error& e) {
+    throw e.WithPath((root / "config.json").string());
+  }
+  const SafetensorsFile file = OpenSafetensorsDir(dir);
+  files_ = file.files;
+  Finish(file.tensors, TensorNames::kHuggingFace);
+  const auto generation = ReadIfThere(root / "generation_config.json");
+  if (const auto tokenizer = ReadIfThere(root / "tokenizer.json")) {
+    const auto tokenizer_config = ReadIfThere(root / "tokenizer_config.json");
+    const auto value = [](const std::optional<JsonDocument>& d) {
+      return d ? std::optional(d->root()) : std::nullopt;
+    };
+    const auto a = value(tokenizer_config), b = value(generation);
+    tokenizer_ =
+        Tokenizer::FromJson(tokenizer->root(), a ? &*a : nullptr, b ? &*b : nullptr);
+  }
+  constexpr std::pair<const char*, const char*> kSampling[] = {
+      {"temperature", "temp"}, {"top_k", "top_k"}, {"top_p", "top_p"}};
+  for (const auto& [key, name] : kSampling) {
+    const auto v = generation ? generation->root().Find(key) : std::nullopt;
+    if (v && v->IsNumber()) sampling_.emplace_back(name, v->AsDouble());
+  }
+  FindSuppressed();
+}
+
+void Model::Finish(const std::vector<TensorView>& tensors, TensorNames names) {
+  weights_ = LoadWeights(config_, tensors, names);
+  if (options_.context == 0) options_.context = config_.context_length;
+  if (options_.context > config_.context_length) {
+    throw Error(ErrorClass::kValue, "context: " + std::to_string(options_.context) +
+                                        " positions asked, the model was made for " +
+                                        std::to_string(config_.context_length));
+  }
+  for (const TensorView& tensor : tensors) {
+    const auto same = [&](const TypeUse& use) { return use.type == tensor.type; };
+    auto it = std::find_if(types_.begin(), types_.end(), same);
+    if (it == types_.end()) it = types_.insert(it, {.type = tensor.type});
+    ++it->tensors;
+    it->bytes += tensor.bytes;
+  }
+  MakeRope();
+  CheckMemory();
+}
+
+void Model::MakeRope() {
+  size_t full_dim = 0, sliding_dim = 0;
+  for (const LayerConfig& layer : config_.layers) {
+    (layer.sliding ? sliding_dim : full_dim) = layer.head_dim;
+  }
+  rope_sliding_ =
+      RopeTable::Make(sliding_dim, sliding_dim / 2, config_.rope_base_sliding, 1.0);
+  const auto rotary = static_cast<size_t>(config_.family->full_rotary *
+                                          static_cast<double>(full_dim) / 2.0);
+  rope_full_ = RopeTable::Make(full_dim, full_dim / 2, config_.rope_base_full,
+                               config_.rope_factor_full);
+  const Vector& freqs = weights_.rope_freqs;
+  if (freqs.empty()) {
+    rope_full_.inv_freq.resize(rotary);
+    return;
+  }
+  if (freqs.size() != full_dim / 2) {
+    ErrorInfo info;
+    info.kind = "model";
+    info.code = "MODEL_SHAPE";
+    info.tensor = "rope_freqs.weight";
+    info.subject = "tensor 'rope_freqs.weight'";
+    info.found = std::to_string(freqs.size()) + " values";
+    info.expected = std::to_string(full_dim / 2);
+    throw Error(ErrorClass::kModel, std::move(info));
+  }
+  // 1e30 stops a pair: the angle is below any float's resolution at every position.
+  constexpr float kStopped = 1e20f;
+  size_t pairs = 0;
+  for (size_t i = 0; i < freqs.size(); ++i) {
+    rope_full_.inv_freq[i] /= static_cast<double>(freqs[i]);
+    if (freqs[i] < kStopped) pairs = i + 1;
+  }
+  rope_full_.inv_freq.resize(pairs);
+}
+
+void Model::CheckMemory() const {
+  const MemoryBudget memory = TotalMemory();
+  uint64_t need = weights_.head.bytes() + KvBytes(kChunk);
+  for (const LayerWeights& layer : weights_.layers) {
+    ModelConfig all =
+        config_;  // every expert: which ones are used changes all the time
+    all.num_experts_used = all.num_experts;
+    need += LayerBytes(layer, all);
+  }
+  if (memory.bytes == 0 || need <= memory.bytes) return;
+  ErrorInfo info;
+  info.kind = "model";
+  info.code = "MODEL_MEMORY";
+  info.subject = "memory";
+  info.found = GiB(need) + " needed in memory at once, " + GiB(memory.bytes) +
+               " there (" + memory.reason + ")";
+  info.expected = "a machine or a limit larger than that";
+  info.requested_bytes = need;
+  throw Error(ErrorClass::kOutOfMemory, std::move(info));
+}
+
+void Model::FindSuppressed() {
+  if (!tokenizer_) return;
+  suppressed_ = tokenizer_->suppress();
+  for (const char* text : {"<|image>", "<image|>", "<|audio>", "<audio|>", "<|image|>",
+                           "<|audio|>", "<|video|>"}) {
+    const int32_t id = tokenizer_->FindToken(text);
+    if (id >= 0 && tokenizer_->IsControl(id)) suppressed_.push_back(id);
+  }
+  // A tokenizer may know more ids than the network has outputs.
+  std::erase_if(suppressed_, [this](int32_t id) {
+    return static_cast<size_t>(id) >= config_.vocab_size;
+  });
+}
+
+uint64_t Model::file_bytes() const {
+  uint64_t bytes = 0;
+  for (const auto& file : files_) bytes += file->bytes().size();
+  return bytes;
+}
+
+uint64_t Model::bytes_per_token() const {
+  uint64_t bytes = weights_.head.bytes();
+  if (config_.ple_len != 0) bytes += weights_.ple_model_proj.bytes();
+  for (const LayerWeights& layer : weights_.layers) bytes += LayerBytes(layer, config_);
+  return bytes;
+}
+
+KvLayerShape Model::KvShape(size_t l) const {
+  const LayerConfig& layer = config_.layers[l];
+  return {.num_heads = layer.num_kv_heads,
+          .head_dim = layer.head_dim,
+          .capacity = options_.context,
+          .window = layer.sliding ? config_.sliding_window : 0,
+          .max_append = kChunk,
+          .type = options_.kv};
+}
+
+uint64_t Model::KvBytes(size_t positions) const {
+  uint64_t bytes = 0;
+  for (size_t l = 0; l < config_.layers.size(); ++l) {
+    if (config_.OwnsKv(l)) bytes += KvLayer::BytesFor(KvShape(l), positions);
+  }
+  return bytes;
+}
+
+void Model::CheckFiles() const {
+  for (const auto& file : files_) file->CheckUnchanged();
+}
+
+}  // namespace halfbyte

@@ -1,0 +1,86 @@
+// csrc/model/session.cc
+// SPDX-License-Identifier: Apache-2.0
+#include "model/session.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+
+namespace halfbyte {
+
+Session::Session(std::shared_ptr<const Model> model) : model_(std::move(model)) {
+  const size_t num_layers = model_->config().layers.size();
+  kv_.resize(num_layers);
+  for (size_t l = 0; l < num_layers; ++l) {
+    if (model_->config().OwnsKv(l)) kv_[l].emplace(model_->KvShape(l));
+  }
+}
+
+void Session::Check(std::span<const int32_t> ids) const {
+  const size_t vocab = model_->config().vocab_size;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] >= 0 && static_cast<size_t>(ids[i]) < vocab) continue;
+    ErrorInfo info;
+    info.kind = "tokens";
+    info.code = "TOK_ID_RANGE";
+    info.subject = "id at position " + std::to_string(i);
+    info.found = std::to_string(ids[i]);
+    info.expected = "0 to " + std::to_string(vocab - 1);
+    throw Error(ErrorClass::kValue, std::move(info));
+  }
+  const size_t capacity = model_->options().context;
+  if (ids.size() > capacity - tokens_.size()) {
+    ErrorInfo info;
+    info.kind = "context";
+    info.code = "CONTEXT_OVERFLOW";
+    info.found = std::to_string(tokens_.size()) + " tokens present and " +
+                 std::to_string(ids.size()) + " more";
+    info.expected = "at most " + std::to_string(capacity) + " in all";
+    info.hint = "shorten the prompt or load with a larger context";
+    throw Error(ErrorClass::kContextOverflow, std::move(info));
+  }
+}
+
+void Session::Run(const Context& context, std::span<const int32_t> ids,
+                  Mat<float> logits) {
+  Check(ids);
+  Require(logits.rows <= ids.size(), "logits: more rows than ids");
+  model_->CheckFiles();
+  const size_t skip = ids.size() - logits.rows;  // tokens without logits
+  for (size_t begin = 0; begin < ids.size(); begin += Model::kChunk) {
+    const size_t end = std::min(begin + Model::kChunk, ids.size());
+    const size_t first = std::max(begin, skip);
+    const size_t keep = end - std::min(first, end);
+    const auto chunk = ids.subspan(begin, end - begin);
+    RunChunk(context, *model_, kv_, workspace_, chunk, tokens_.size(),
+             logits.Slice(keep == 0 ? 0 : first - skip, keep));
+    tokens_.insert(tokens_.end(), chunk.begin(), chunk.end());
+  }
+}
+
+size_t Session::Truncate(size_t length) {
+  if (length >= tokens_.size()) return tokens_.size();
+  const auto can = [length](const std::optional<KvLayer>& layer) {
+    return !layer || layer->CanResumeAt(length);
+  };
+  if (!std::all_of(kv_.begin(), kv_.end(), can)) length = 0;
+  tokens_.resize(length);
+  if (length == 0) {
+    for (auto& layer : kv_) {
+      if (layer) layer->Reset();
+    }
+  }
+  return length;
+}
+
+uint64_t Session::kv_bytes() const {
+  uint64_t bytes = 0;
+  for (const auto& layer : kv_) {
+    if (layer) bytes += layer->allocated_bytes();
+  }
+  return bytes;
+}
+
+}  // namespace halfbyte

@@ -1,0 +1,248 @@
+// csrc/model/tokenizer_json.cc
+// A tokenizer from Hugging Face's tokenizer.json and the files beside it.
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <optional>
+
+#include "base/error.h"
+#include "io/json.h"
+#include "io/limits.h"
+#include "model/tokenizer.h"
+
+namespace halfbyte {
+namespace {
+
+constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581
+
+[[noreturn]] void Fail(ErrorClass cls, const char* code, const char* subject,
+                       const std::optional<JsonValue>& at, std::string found,
+                       std::string expected) {
+  ErrorInfo info;
+  info.kind = "tokenizer";
+  info.code = code;
+  info.subject = subject;
+  if (at) info.offset = at->offset();
+  info.found = std::move(found);
+  info.expected = std::move(expected);
+  throw Error(cls, std::move(info));
+}
+
+// A member that is there and not null.
+std::optional<JsonValue> Get(const std::optional<JsonValue>& object,
+                             std::string_view key) {
+  if (!object) return std::nullopt;
+  const auto value = object->Find(key);
+  return value && !value->IsNull() ? value : std::nullopt;
+}
+
+bool IsString(const std::optional<JsonValue>& value, std::string_view text) {
+  return value && value->IsString() && value->AsString() == text;
+}
+
+bool IsTrue(const std::optional<JsonValue>& value) {
+  return value && value->kind() == JsonKind::kTrue;
+}
+
+std::string Quoted(std::string_view text) {
+  std::string out = "'";
+  out += Escape(text, 24);
+  out += '\'';
+  return out;
+}
+
+std::string Named(const std::optional<JsonValue>& value) {
+  if (!value) return "nothing";
+  return value->IsString() ? Quoted(value->AsString()) : value->Describe();
+}
+
+bool ReplacesSpace(const JsonValue& normalizer) {
+  return IsString(Get(normalizer, "type"), "Replace") &&
+         IsString(Get(Get(normalizer, "pattern"), "String"), " ") &&
+         IsString(Get(normalizer, "content"), kSpace);
+}
+
+// The one pipeline we reproduce: spaces become U+2581, nothing is split off before
+// merging, and merging is BPE.
+void CheckPipeline(const JsonValue& root, const std::optional<JsonValue>& model) {
+  const auto type = Get(model, "type");
+  if (!model || (type && !IsString(type, "BPE"))) {
+    Fail(ErrorClass::kUnsupported, "TOK_MODEL", "model type", type, Named(type), "BPE");
+  }
+  for (const char* option : {"continuing_subword_prefix", "end_of_word_suffix"}) {
+    const auto value = Get(model, option);
+    if (value && !IsString(value, "")) {
+      Fail(ErrorClass::kUnsupported, "TOK_MODEL", option, value, Named(value), "null");
+    }
+  }
+  const auto normalizer = Get(root, "normalizer");
+  bool replaces = normalizer && ReplacesSpace(*normalizer);
+  if (const auto list = Get(normalizer, "normalizers"); list && list->IsArray()) {
+    replaces = list->size() == 1 && ReplacesSpace(*list->Elements().begin());
+  }
+  if (!replaces) {
+    Fail(ErrorClass::kUnsupported, "TOK_NORMALIZER", "normalizer", normalizer,
+         Named(Get(normalizer, "type")), "Replace of a space by U+2581");
+  }
+  const auto split = Get(root, "pre_tokenizer");
+  if (split && !(IsString(Get(split, "type"), "Split") &&
+                 IsString(Get(Get(split, "pattern"), "String"), " "))) {
+    Fail(ErrorClass::kUnsupported, "TOK_PRE_TOKENIZER", "pre_tokenizer", split,
+         Named(Get(split, "type")), "none, or Split at a space");
+  }
+}
+
+// Puts a spelling at its id. Of vocabulary and added tokens, both may name one.
+void Place(const JsonValue& id_value, std::string_view spelling, int32_t type,
+           TokenizerData& data) {
+  const uint64_t id = id_value.AsUint64();
+  if (id >= data.tokens.size()) {
+    Fail(ErrorClass::kModel, "TOK_ID_RANGE", "vocabulary", id_value, std::to_string(id),
+         "ids without gaps");
+  }
+  if (data.types[id] != 0 && data.tokens[id] != spelling) {
+    Fail(ErrorClass::kModel, "TOK_DUPLICATE_ID", "vocabulary", id_value,
+         Quoted(data.tokens[id]) + " and " + Quoted(spelling), "one spelling an id");
+  }
+  data.tokens[id] = spelling;
+  data.types[id] = type;
+}
+
+bool IsByteSpelling(std::string_view s) {
+  return s.size() == 6 && s.starts_with("<0x") && s[5] == '>';
+}
+
+void ReadTokens(const JsonValue& root, const JsonValue& model, TokenizerData& data) {
+  const auto vocab = Get(model, "vocab");
+  if (!vocab || !vocab->IsObject()) {
+    Fail(ErrorClass::kModel, "TOK_NO_VOCAB", "vocab", vocab, Named(vocab), "an object");
+  }
+  const auto added = Get(root, "added_tokens");
+  // Ids have no gaps, so the highest says how many there are; the text bounds it.
+  const uint64_t most = vocab->size() + (added ? added->size() : 0);
+  uint64_t num_tokens = 0;
+  const auto count = [&num_tokens, most](const JsonValue& id) {
+    num_tokens = std::max(num_tokens, std::min(id.AsUint64(), most) + 1);
+  };
+  for (const JsonMember& m : vocab->Members()) count(m.value);
+  const auto need = [](const JsonValue& token, std::string_view key) {
+    const auto value = Get(token, key);
+    if (!value) {
+      Fail(ErrorClass::kModel, "TOK_NO_VOCAB", "added token", token, "one without it",
+           Quoted(key));
+    }
+    return *value;
+  };
+  if (added) {
+    for (const JsonValue t : added->Elements()) count(need(t, "id"));
+  }
+
+  data.tokens.resize(num_tokens);
+  data.types.resize(num_tokens);  // 0: nothing placed yet
+  const bool bytes = IsTrue(Get(model, "byte_fallback"));
+  for (const JsonMember& m : vocab->Members()) {
+    Place(m.value, m.key, bytes && IsByteSpelling(m.key) ? 6 : 1, data);
+  }
+  if (added) {
+    for (const JsonValue t : added->Elements()) {
+      for (const char* option : {"lstrip", "rstrip", "single_word"}) {
+        if (IsTrue(Get(t, option))) {
+          Fail(ErrorClass::kUnsupported, "TOK_ADDED_TOKEN", option, t, "true", "false");
+        }
+      }
+      Place(need(t, "id"), need(t, "content").AsString(),
+            IsTrue(Get(t, "special")) ? 3 : 4, data);
+    }
+  }
+  const auto gap = std::find(data.types.begin(), data.types.end(), 0);
+  if (gap != data.types.end()) {
+    Fail(ErrorClass::kModel, "TOK_ID_RANGE", "vocabulary", vocab,
+         "no token " + std::to_string(gap - data.types.begin()), "ids without gaps");
+  }
+}
+
+void ReadMerges(const JsonValue& model, TokenizerData& data) {
+  const auto merges = Get(model, "merges");
+  if (!merges) return;
+  data.merges.reserve(merges->size());
+  for (const JsonValue m : merges->Elements()) {
+    if (m.IsArray() && m.size() == 2) {
+      auto it = m.Elements().begin();
+      const std::string_view left = (*it).AsString();
+      data.merges.emplace_back(left, (*++it).AsString());
+      continue;
+    }
+    const std::string_view pair = m.IsString() ? m.AsString() : std::string_view();
+    const size_t space = pair.find(' ', 1);
+    if (space == pair.npos) {
+      Fail(ErrorClass::kModel, "TOK_MERGE", "merge", m, Named(m), "two pieces");
+    }
+    data.merges.emplace_back(pair.substr(0, space), pair.substr(space + 1));
+  }
+}
+
+int32_t ToId(const JsonValue& value) {
+  const uint64_t id = value.AsUint64();
+  return id > INT32_MAX ? INT32_MAX : static_cast<int32_t>(id);
+}
+
+// `value` is one id or a list of them.
+void AppendIds(const std::optional<JsonValue>& value, std::vector<int32_t>& ids) {
+  if (!value) return;
+  if (!value->IsArray()) return ids.push_back(ToId(*value));
+  for (const JsonValue id : value->Elements()) ids.push_back(ToId(id));
+}
+
+// The id of the token that the configuration calls `name`, or else of `usual`.
+int32_t SpecialId(const std::optional<JsonValue>& config, const char* name,
+                  std::string_view usual, const TokenizerData& data) {
+  auto value = Get(config, name);
+  if (value && value->IsObject()) value = Get(value, "content");
+  const std::string_view text = value && value->IsString() ? value->AsString() : usual;
+  const auto at = std::find(data.tokens.begin(), data.tokens.end(), text);
+  return at == data.tokens.end() ? -1 : static_cast<int32_t>(at - data.tokens.begin());
+}
+
+// One template, or a list of named ones.
+std::string ChatTemplate(const std::optional<JsonValue>& config) {
+  const auto value = Get(config, "chat_template");
+  if (!value) return {};
+  if (!value->IsArray()) return std::string(value->AsString());
+  for (const JsonValue t : value->Elements()) {
+    const auto text = Get(t, "template");
+    if (text && IsString(Get(t, "name"), "default")) {
+      return std::string(text->AsString());
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Tokenizer Tokenizer::FromJson(const JsonValue& tokenizer,
+                              const JsonValue* tokenizer_config,
+                              const JsonValue* generation_config) {
+  const auto optional = [](const JsonValue* value) {
+    return value ? std::optional<JsonValue>(*value) : std::nullopt;
+  };
+  const auto config = optional(tokenizer_config);
+  const auto generation = optional(generation_config);
+  const auto model = Get(tokenizer, "model");
+  CheckPipeline(tokenizer, model);
+
+  TokenizerData data;
+  data.kind = TokenizerData::Kind::kMergeRank;
+  ReadTokens(tokenizer, *model, data);
+  ReadMerges(*model, data);
+  data.bos = SpecialId(config, "bos_token", "<bos>", data);
+  data.eos = SpecialId(config, "eos_token", "<eos>", data);
+  data.unk = SpecialId(config, "unk_token", "<unk>", data);
+  data.pad = SpecialId(config, "pad_token", "<pad>", data);
+  AppendIds(Get(generation, "eos_token_id"), data.eog);
+  AppendIds(Get(generation, "suppress_tokens"), data.suppress);
+  const auto add_bos = Get(config, "add_bos_token");
+  data.add_bos = !add_bos || IsTrue(add_bos);
+  data.chat_template = ChatTemplate(config);
+  return Tokenizer(data);
+}
+
+}  // namespace halfbyte

@@ -1,0 +1,67 @@
+// csrc/model/weights.h
+// A checkpoint's tensors in their places in the network.
+// SPDX-License-Identifier: Apache-2.0
+
+#ifndef HALFBYTE_MODEL_WEIGHTS_H_
+#define HALFBYTE_MODEL_WEIGHTS_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <span>
+#include <vector>
+
+#include "io/tensor.h"
+#include "model/config.h"
+#include "ops/linear.h"
+
+namespace halfbyte {
+
+using Vector = std::vector<float>;  // a norm's weights, decoded at load
+
+struct MoeWeights {
+  WeightView router;         // [experts, hidden]
+  Vector router_scale;       // [hidden]
+  Vector expert_scale;       // [experts]
+  WeightView gate_up;        // [experts x 2 ffn, hidden], gate first; or the next two
+  WeightView gate, up;       // [experts x ffn, hidden] each
+  WeightView down;           // [experts x hidden, ffn]
+  Vector pre_norm, dense_post_norm, post_norm;  // [hidden]
+
+  WeightView Gate(size_t expert, size_t ffn_len) const;
+  WeightView Up(size_t expert, size_t ffn_len) const;
+};
+
+struct LayerWeights {
+  Vector attn_norm, post_attn_norm, ffn_norm, post_ffn_norm;  // [hidden]
+  WeightView q, k, v, o;  // k, v: owning layers; v also missing where it is k
+  Vector q_norm, k_norm;  // [head_dim]
+  WeightView gate, up, down;
+  float scale = 1.0f;
+  // Per-layer embedding: [ple, hidden], [hidden, ple], [hidden]
+  WeightView ple_gate, ple_proj;
+  Vector ple_norm;
+  MoeWeights moe;
+};
+
+struct ModelWeights {
+  WeightView embedding;  // [vocab, hidden]
+  WeightView head;       // the same unless the file has its own
+  Vector norm;           // [hidden]
+  WeightView ple_table;  // [vocab, layers x ple]
+  WeightView ple_model_proj;  // [layers x ple, hidden]
+  Vector ple_proj_norm;       // [ple]
+  // Divisors of the full layers' RoPE frequencies; empty: by the family's rule.
+  Vector rope_freqs;
+  std::vector<LayerWeights> layers;
+};
+
+enum class TensorNames { kGguf, kHuggingFace };
+
+// Finds every tensor that `config` asks for. Throws one Error(kModel) that lists up to
+// ten missing or misshapen tensors. The views point where the tensors do.
+ModelWeights LoadWeights(const ModelConfig& config, std::span<const TensorView> tensors,
+                         TensorNames names);
+
+}  // namespace halfbyte
+#endif  // HALFBYTE_MODEL_WEIGHTS_H_
