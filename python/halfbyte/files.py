@@ -1,0 +1,385 @@
+# python/halfbyte/files.py
+# SPDX-License-Identifier: Apache-2.0
+"""Model files as they are: tensors, metadata, tokenizers. Nothing here is executed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte import _core
+from halfbyte.errors import UnsupportedError
+from halfbyte.formats import Weight
+
+__all__ = [
+    "File",
+    "StreamDecoder",
+    "TensorInfo",
+    "Tokenizer",
+    "open_gguf",
+    "open_safetensors",
+]
+
+PathLike = str | os.PathLike[str]
+
+
+class TensorInfo(NamedTuple):
+    """One tensor of a file.
+
+    Attributes
+    ----------
+    name : str
+    type : str
+        As the file calls it: ``"Q4_0"``, ``"BF16"``.
+    shape : tuple of int
+        Rows first, the contiguous dimension last.
+    bytes : int
+    offset : int
+        Of the first byte, from the start of the file.
+    shard : int
+        Index of the file in ``File.paths``.
+    format : str or None
+        One of `halfbyte.formats`; None if the type cannot be decoded.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    bytes: int
+    offset: int
+    shard: int
+    format: str | None
+
+
+class File:
+    """An opened model file, or all shards of one. Made by `open_gguf` and its like.
+
+    The tensors stay in the file until they are used; arrays taken from them keep it
+    mapped.
+    """
+
+    def __init__(self, core: _core.File) -> None:
+        self._core = core
+        self._tensors = [TensorInfo(*entry) for entry in core.tensors]
+        self._index = {tensor.name: i for i, tensor in enumerate(self._tensors)}
+
+    @property
+    def tensors(self) -> list[TensorInfo]:
+        """The tensors, in file order."""
+        return list(self._tensors)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Keys and values, in file order. Text that is not UTF-8 comes as bytes."""
+        return self._core.metadata
+
+    @property
+    def rendered_metadata(self) -> list[tuple[str, str, str]]:
+        """Key, type and value as one printable line; long arrays are cut short."""
+        return self._core.rendered_metadata
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is odd about the file, but harmless."""
+        return self._core.warnings
+
+    @property
+    def paths(self) -> list[str]:
+        """The files that were opened."""
+        return self._core.paths
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of all files together."""
+        return self._core.file_bytes
+
+    def tensor_bytes(self, name: str) -> NDArray[np.uint8]:
+        """Bytes of a tensor, where the file maps them.
+
+        Parameters
+        ----------
+        name : str
+
+        Returns
+        -------
+        uint8 array, read-only
+
+        Raises
+        ------
+        KeyError
+            If there is no such tensor.
+        FileChangedError
+            If the file was changed in place since it was opened.
+        """
+        return self._core.tensor_bytes(self._index[name])
+
+    def weight(self, name: str) -> Weight:
+        """Open a matrix as a weight, without copying it.
+
+        Parameters
+        ----------
+        name : str
+
+        Returns
+        -------
+        Weight, shape (N, K)
+            Leading dimensions of a tensor of higher rank count as rows.
+
+        Raises
+        ------
+        KeyError
+            If there is no such tensor.
+        UnsupportedError
+            If its type cannot be decoded.
+        """
+        tensor = self._tensors[self._index[name]]
+        if tensor.format is None:
+            raise UnsupportedError(
+                f"tensor {name!r}: type {tensor.type} cannot be decoded",
+                tensor=name,
+                found=tensor.type,
+            )
+        k = tensor.shape[-1] if tensor.shape else 1
+        n = int(np.prod(tensor.shape[:-1], dtype=np.int64))
+        return Weight(self.tensor_bytes(name), tensor.format, (n, k))
+
+    def __repr__(self) -> str:
+        """Name the first file and count its tensors."""
+        return f"File({self.paths[0]!r}, {len(self._tensors)} tensors)"
+
+
+def open_gguf(path: PathLike) -> File:
+    """Open a GGUF file, version 2 or 3. All shards of a split file, given any of them.
+
+    Parameters
+    ----------
+    path : str or path-like
+
+    Returns
+    -------
+    File
+
+    Raises
+    ------
+    FormatError
+        If the file breaks a rule; ``code``, ``offset``, ``found`` and ``expected`` say
+        which, where and how. `TruncatedFileError` and `LimitError` are kinds of it.
+    UnsupportedError
+        If it is a GGUF file of a version or byte order that is not handled.
+    OSError
+        If it cannot be opened.
+    """
+    return File(_core.open_gguf(os.fspath(path)))
+
+
+def open_safetensors(path: PathLike) -> File:
+    """Open a safetensors file, an index of shards, or the directory they lie in.
+
+    Parameters
+    ----------
+    path : str or path-like
+
+    Returns
+    -------
+    File
+
+    Raises
+    ------
+    FormatError
+        If a file or the index breaks a rule, as for `open_gguf`.
+    OSError
+        If it cannot be opened.
+    """
+    return File(_core.open_safetensors(os.fspath(path)))
+
+
+class StreamDecoder:
+    """Turns ids into text one by one, whole characters only. See `Tokenizer`."""
+
+    def __init__(self, core: _core.StreamDecoder) -> None:
+        self._core = core
+
+    def push(self, id: int) -> str:
+        """Text that `id` completes; often all of it, sometimes nothing yet.
+
+        Parameters
+        ----------
+        id : int
+
+        Returns
+        -------
+        str
+        """
+        return self._core.push(id)
+
+    def finish(self) -> str:
+        """Return what was held back, incomplete bytes as U+FFFD, and start anew.
+
+        Returns
+        -------
+        str
+        """
+        return self._core.finish()
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Made by `from_gguf` or `from_json`, or taken from a model. Immutable; any number of
+    threads may use one.
+    """
+
+    def __init__(self, core: _core.Tokenizer) -> None:
+        self._core = core
+
+    @classmethod
+    def from_gguf(cls, path: PathLike) -> Tokenizer:
+        """Read the tokenizer of a GGUF file.
+
+        Parameters
+        ----------
+        path : str or path-like
+
+        Returns
+        -------
+        Tokenizer
+
+        Raises
+        ------
+        FormatError, ModelError, OSError
+            If the file or its vocabulary is not sound.
+        """
+        return cls(_core.Tokenizer.from_gguf(os.fspath(path)))
+
+    @classmethod
+    def from_json(cls, path: PathLike) -> Tokenizer:
+        """Read a tokenizer.json in the Hugging Face layout.
+
+        Parameters
+        ----------
+        path : str or path-like
+
+        Returns
+        -------
+        Tokenizer
+
+        Raises
+        ------
+        FormatError, ModelError, OSError
+            If the file or its vocabulary is not sound.
+        """
+        return cls(_core.Tokenizer.from_json(os.fspath(path)))
+
+    @property
+    def num_tokens(self) -> int:
+        """Size of the vocabulary."""
+        return self._core.num_tokens
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id of the token that begins a text."""
+        return None if self._core.bos < 0 else self._core.bos
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id of the token that ends a text."""
+        return None if self._core.eos < 0 else self._core.eos
+
+    @property
+    def chat_template(self) -> str:
+        """The template stored with the vocabulary: data, never rendered."""
+        template = self._core.chat_template
+        return template if isinstance(template, str) else template.decode("latin-1")
+
+    def encode(
+        self, text: str | bytes, *, bos: bool = True, special: bool = False
+    ) -> list[int]:
+        """Split text into tokens.
+
+        Parameters
+        ----------
+        text : str or bytes
+            Bytes need not be UTF-8.
+        bos : bool
+            Begin with the begin-of-text token, if the vocabulary has one.
+        special : bool
+            Whether spellings of control tokens become those tokens. If not, they are
+            ordinary text.
+
+        Returns
+        -------
+        list of int
+        """
+        # Lone surrogates have no UTF-8; their bytes go the way of all odd bytes.
+        raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        ids = self._core.encode(raw, special)
+        return [self._core.bos, *ids] if bos and self._core.bos >= 0 else ids
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Join tokens to text.
+
+        Parameters
+        ----------
+        ids : sequence of int
+        special : bool
+            Whether control tokens show as their spelling, or not at all.
+
+        Returns
+        -------
+        str
+            Bytes that are not UTF-8 become U+FFFD.
+
+        Raises
+        ------
+        ArgumentError
+            If an id is not in the vocabulary.
+        """
+        return self._core.decode(list(ids), special).decode("utf-8", "replace")
+
+    def stream_decoder(self, *, special: bool = False) -> StreamDecoder:
+        """Return a decoder for tokens as they come.
+
+        Parameters
+        ----------
+        special : bool
+            As for `decode`.
+
+        Returns
+        -------
+        StreamDecoder
+        """
+        return StreamDecoder(_core.StreamDecoder(self._core, special))
+
+    def token_to_piece(self, id: int) -> str:
+        """Spelling of a token in the vocabulary.
+
+        Parameters
+        ----------
+        id : int
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        ArgumentError
+            If the id is not in the vocabulary.
+        """
+        return self._core.piece(id).decode("utf-8", "replace")
+
+    def is_control(self, id: int) -> bool:
+        """Whether a token is a marker rather than text."""
+        return self._core.is_control(id)
+
+    def is_end(self, id: int) -> bool:
+        """Whether generation ends with this token."""
+        return self._core.is_eog(id)
+
+    def __contains__(self, text: str) -> bool:
+        """Whether a token is spelled `text`."""
+        return self._core.find(text) >= 0

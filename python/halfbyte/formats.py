@@ -1,0 +1,224 @@
+# python/halfbyte/formats.py
+# SPDX-License-Identifier: Apache-2.0
+"""Packed weights: what the bytes of a matrix are, and the way in and out of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from halfbyte import _core, targets
+from halfbyte._arrays import F32Array, as_f32, as_indices, output, rows_of
+from halfbyte.errors import ArgumentError, DTypeError, ShapeError
+
+__all__ = ["FormatInfo", "Weight", "dequantize", "format_info", "formats", "quantize"]
+
+
+class FormatInfo(NamedTuple):
+    """What a format's blocks are."""
+
+    name: str
+    type_id: int
+    block_len: int
+    block_bytes: int
+    writable: bool
+
+
+_FORMATS = {entry[0]: FormatInfo(*entry) for entry in _core.formats()}
+
+
+def formats() -> list[str]:
+    """Names of the weight formats, such as ``"q4_0"``.
+
+    Returns
+    -------
+    list of str
+    """
+    return list(_FORMATS)
+
+
+def format_info(name: str) -> FormatInfo:
+    """Block length and size of a format.
+
+    Parameters
+    ----------
+    name : str
+        One of `formats`.
+
+    Returns
+    -------
+    FormatInfo
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such format.
+    """
+    if name not in _FORMATS:
+        known = ", ".join(_FORMATS)
+        raise ArgumentError(f"format: expected one of {known}, got {name!r}")
+    return _FORMATS[name]
+
+
+class Weight:
+    """A packed matrix of N output and K input features. Immutable.
+
+    Parameters
+    ----------
+    data : uint8 array
+        The blocks, row after row. Not copied: it may be a mapped file. Any shape.
+    format : str
+        One of `formats`.
+    shape : (int, int)
+        N and K.
+
+    Raises
+    ------
+    ArgumentError, DTypeError, ShapeError
+        If the bytes are not N rows of K weights of that format.
+    """
+
+    __slots__ = ("_data", "_format", "_shape")
+
+    def __init__(
+        self, data: NDArray[np.uint8], format: str, shape: tuple[int, int]
+    ) -> None:
+        info = format_info(format)
+        n, k = (int(size) for size in shape)
+        if n < 0 or k < 0 or k % info.block_len != 0:
+            raise ShapeError(
+                f"shape: expected K a multiple of {info.block_len} for {format}, "
+                f"got {(n, k)}"
+            )
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8:
+            got = getattr(data, "dtype", type(data).__name__)
+            raise DTypeError(f"data: expected a uint8 array, got {got}")
+        want = n * (k // info.block_len) * info.block_bytes
+        if data.size != want:
+            raise ShapeError(f"data: expected {want} bytes, got {data.size}")
+        flat = np.ascontiguousarray(data).reshape(-1).view()
+        flat.flags.writeable = False
+        self._data, self._format, self._shape = flat, format, (n, k)
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        """The packed bytes, a read-only vector."""
+        return self._data
+
+    @property
+    def format(self) -> str:
+        """Name of the format."""
+        return self._format
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N and K."""
+        return self._shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed data."""
+        return int(self._data.size)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that one weight takes, its share of the scales included."""
+        info = _FORMATS[self._format]
+        return 8 * info.block_bytes / info.block_len
+
+    def dequantize(self, rows: ArrayLike | None = None) -> F32Array:
+        """Unpack the matrix, or some of its rows; see `halfbyte.dequantize`."""
+        return dequantize(self, rows=rows)
+
+    def __repr__(self) -> str:
+        """Describe shape, format and size."""
+        n, k = self._shape
+        return f"Weight({n} x {k}, {self._format}, {self.nbytes} bytes)"
+
+    def __reduce__(self) -> tuple[type[Weight], tuple[object, ...]]:
+        """Pickle the bytes, also those of a mapped file."""
+        return Weight, (np.array(self._data), self._format, self._shape)
+
+
+def quantize(x: ArrayLike, format: str) -> Weight:
+    """Pack a matrix.
+
+    Parameters
+    ----------
+    x : float32, float16 or bfloat16 array, shape (N, K)
+        K is a multiple of the format's block length.
+    format : str
+        ``"f32"``, ``"f16"``, ``"bf16"``, ``"q4_0"``, ``"q8_0"`` or ``"q6_k"``.
+
+    Returns
+    -------
+    Weight, shape (N, K)
+
+    Raises
+    ------
+    ArgumentError
+        If the format is unknown or can only be read.
+    DTypeError, ShapeError
+        If `x` does not fit; the message says how.
+
+    Notes
+    -----
+    The ordinary quantizers of llama.cpp: Q4_0 and Q8_0 set the step by the weight of
+    largest magnitude, Q6_K searches the step of every 16 weights.
+    `halfbyte.reference.quantize` is the same in NumPy.
+
+    Examples
+    --------
+    >>> w = quantize(np.eye(32, dtype=np.float32), "q4_0")
+    >>> w.shape, w.nbytes, w.bits_per_weight
+    ((32, 32), 576, 4.5)
+    """
+    values = as_f32(x, "x", _core.from_dlpack)
+    info = format_info(format)
+    if not info.writable:
+        raise ArgumentError(f"format: {format} can only be read")
+    if values.ndim != 2:
+        raise ShapeError(f"x: expected shape (N, K), got {values.shape}")
+    n, k = values.shape
+    if k % info.block_len != 0:
+        raise ShapeError(
+            f"x: expected K a multiple of {info.block_len} for {format}, got {k}"
+        )
+    packed = _core.quantize(rows_of(values), format, targets.num_threads())
+    return Weight(packed, format, (n, k))
+
+
+def dequantize(
+    w: Weight, *, rows: ArrayLike | None = None, out: F32Array | None = None
+) -> F32Array:
+    """Unpack a weight, or some of its rows.
+
+    Parameters
+    ----------
+    w : Weight, shape (N, K)
+    rows : integers, shape (R,), optional
+        Which rows, in this order; all of them by default.
+    out : float32 array, shape (N, K) or (R, K), optional
+        Written and returned.
+
+    Returns
+    -------
+    float32 array, shape (N, K) or (R, K)
+        Exactly the values that the format defines.
+
+    Raises
+    ------
+    ArgumentError
+        If a row does not exist.
+    DTypeError, ShapeError
+        If `out` does not fit.
+    """
+    n, k = w.shape
+    ids = np.arange(n) if rows is None else as_indices(rows, "rows", n)
+    if ids.ndim != 1:
+        raise ShapeError(f"rows: expected shape (R,), got {ids.shape}")
+    result, target = output(out, (len(ids), k))
+    _core.embedding_rows(w.data, w.format, n, k, ids, target, targets.num_threads())
+    return result

@@ -1,0 +1,779 @@
+# python/halfbyte/model.py
+# SPDX-License-Identifier: Apache-2.0
+"""Models: load one, ask it, look at its numbers."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte import _core, targets, template
+from halfbyte._arrays import F32Array, as_indices
+from halfbyte.errors import ArgumentError, ModelError
+from halfbyte.files import PathLike, Tokenizer
+
+__all__ = [
+    "LayerConfig",
+    "Message",
+    "Model",
+    "ModelConfig",
+    "Piece",
+    "Reply",
+    "Report",
+    "Session",
+    "Stats",
+    "Stream",
+    "load",
+]
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message]
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """Shape of one layer."""
+
+    sliding: bool
+    head_dim: int
+    num_kv_heads: int
+    ffn_len: int
+    kv_source: int  # the layer whose keys and values it attends to
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Hyperparameters, in one form for every family and file kind."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    context_length: int
+    sliding_window: int
+    norm_eps: float
+    logit_softcap: float
+    rope_base_sliding: float
+    rope_base_full: float
+    attention_scale: float
+    per_layer_embedding: int
+    num_experts: int
+    num_experts_used: int
+    expert_ffn_len: int
+    layers: tuple[LayerConfig, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is loaded and how it runs. Prints as a small table."""
+
+    path: str
+    architecture: str
+    types: dict[str, tuple[int, int]]  # type: tensors, bytes
+    file_bytes: int
+    bytes_per_token: int
+    context: int
+    kv: str
+    kv_bytes_at_context: int
+    activations: str
+    target: str
+    threads: int
+    threads_reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary that JSON can hold."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """Render the table."""
+        gib = 1 << 30
+        lines = [
+            f"{self.path} ({self.architecture})",
+            f"  file        {self.file_bytes / gib:.2f} GiB, "
+            f"{self.bytes_per_token / gib:.2f} GiB read per token",
+            *(
+                f"  {name:<11} {count} tensors, {size / gib:.2f} GiB"
+                for name, (count, size) in self.types.items()
+            ),
+            f"  context     {self.context} positions, keys and values in {self.kv}, "
+            f"at most {self.kv_bytes_at_context / gib:.2f} GiB",
+            f"  arithmetic  {self.target}, activations {self.activations}",
+            f"  threads     {self.threads} ({self.threads_reason})",
+        ]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What one answer took. Times are in seconds of wall clock."""
+
+    prompt_tokens: int
+    cached_tokens: int  # of the prompt, found in the session
+    generated_tokens: int
+    prompt_seconds: float
+    decode_seconds: float
+    peak_rss_bytes: int  # of the process so far
+
+    @property
+    def prompt_tps(self) -> float:
+        """Prompt tokens computed per second."""
+        computed = self.prompt_tokens - self.cached_tokens
+        return computed / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
+
+    @property
+    def decode_tps(self) -> float:
+        """Tokens generated per second, the first one left out."""
+        decoded = max(self.generated_tokens - 1, 0)
+        return decoded / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+
+class Piece(NamedTuple):
+    """Some generated text.
+
+    Attributes
+    ----------
+    text : str
+        Whole characters; may be empty.
+    token : int
+        The token that brought it.
+    finish_reason : {None, "stop", "length"}
+        Set on the last piece: the model or a stop string ended it, or the limit did.
+    """
+
+    text: str
+    token: int
+    finish_reason: str | None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer of `Model.chat`."""
+
+    text: str
+    finish_reason: str
+    stats: Stats
+
+    def __str__(self) -> str:
+        """Return the text."""
+        return self.text
+
+
+class _StopStrings:
+    """Cuts text off before the first stop string, holding back what may become one."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = stop
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Text that can be shown, and whether a stop string was found."""
+        text = self._held + text
+        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        if found:
+            self._held = ""
+            return text[: min(found)], True
+        keep = max((self._overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+    @staticmethod
+    def _overlap(text: str, stop: str) -> int:
+        """Length of the longest end of `text` that `stop` begins with."""
+        for size in range(min(len(text), len(stop) - 1), 0, -1):
+            if text.endswith(stop[:size]):
+                return size
+        return 0
+
+    def finish(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+
+class Stream:
+    """Iterator over the pieces of an answer.
+
+    Attributes
+    ----------
+    stats : Stats or None
+        Set when the answer has ended, by itself or by `close`.
+    """
+
+    def __init__(self, pieces: Callable[[Stream], Iterator[Piece]]) -> None:
+        self.stats: Stats | None = None
+        self._pieces = pieces(self)
+
+    def __iter__(self) -> Stream:
+        """Return the stream itself."""
+        return self
+
+    def __next__(self) -> Piece:
+        """Generate until there is a next piece."""
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End the answer here."""
+        close = getattr(self._pieces, "close", None)
+        if close is not None:
+            close()
+
+
+class _Clock:
+    """Collects the numbers of `Stats` while an answer is made."""
+
+    def __init__(self, prompt_tokens: int, cached_tokens: int) -> None:
+        self._prompt, self._cached = prompt_tokens, cached_tokens
+        self._start = self._first = self._last = time.perf_counter()
+        self._generated = 0
+
+    def token(self) -> None:
+        self._last = time.perf_counter()
+        self._generated += 1
+        if self._generated == 1:
+            self._first = self._last
+
+    def stats(self) -> Stats:
+        return Stats(
+            prompt_tokens=self._prompt,
+            cached_tokens=self._cached,
+            generated_tokens=self._generated,
+            prompt_seconds=self._first - self._start,
+            decode_seconds=self._last - self._first,
+            peak_rss_bytes=_core.peak_rss(),
+        )
+
+
+class Session:
+    """One sequence of tokens running through a model. Made by `Model.session`.
+
+    Sessions share the weights and nothing else. One thread uses a session at a time;
+    a second one gets a `RuntimeError`.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._core = _core.Session(model._core)
+
+    @property
+    def model(self) -> Model:
+        """The model it runs through."""
+        return self._model
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens whose keys and values the session holds."""
+        return self._core.tokens
+
+    @property
+    def position(self) -> int:
+        """Number of those tokens."""
+        return len(self._core.tokens)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes that keys and values take now."""
+        return self._core.kv_bytes
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self._core.truncate(0)
+
+    def truncate(self, length: int) -> int:
+        """Keep at most the first `length` tokens.
+
+        Parameters
+        ----------
+        length : int
+
+        Returns
+        -------
+        int
+            How many tokens are left. Sliding layers remember only so much: where that
+            is too little to go on after `length` tokens, none are left.
+        """
+        if length < 0:
+            raise ArgumentError(f"length: expected 0 or more, got {length}")
+        return self._core.truncate(length)
+
+    def logits(self, ids: Sequence[int] | NDArray[Any], *, last: bool = False) -> F32Array:
+        """Append tokens and return the logits that follow each of them.
+
+        Parameters
+        ----------
+        ids : integers, shape (T,)
+        last : bool
+            Only those after the last token.
+
+        Returns
+        -------
+        float32 array, shape (T, vocab_size), or (1, vocab_size)
+
+        Raises
+        ------
+        ArgumentError
+            If an id is not in the vocabulary.
+        ContextOverflowError
+            If the context holds fewer tokens. Nothing is appended then.
+        """
+        tokens = self._model._ids(ids)
+        rows = min(1, len(tokens)) if last else len(tokens)
+        return self._core.run(tokens, rows, self._model.threads)
+
+    def perplexity(
+        self,
+        ids: Sequence[int] | NDArray[Any],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> float:
+        """Perplexity of tokens; see `Model.perplexity`."""
+        tokens = self._model._ids(ids)
+        if len(tokens) < 2:
+            raise ArgumentError(f"ids: expected two or more, got {len(tokens)}")
+        total, context, step = 0.0, self._model.context, 128
+        for start in range(0, len(tokens), context):
+            window = tokens[start : start + context]
+            self.reset()
+            for begin in range(0, len(window), step):
+                end = min(begin + step, len(window))
+                following = int(window[end]) if end < len(window) else -1
+                scores = self._core.score(
+                    window[begin:end], following, self._model.threads
+                )
+                total += float(scores.sum())
+                if progress is not None:
+                    progress(start + end, len(tokens))
+        windows = -(-len(tokens) // context)
+        return math.exp(-total / (len(tokens) - windows))
+
+    def __call__(self, prompt: str | Sequence[int], **options: Any) -> str:
+        """Go on with a text; see `Model.__call__`."""
+        return "".join(piece.text for piece in self.stream(prompt, **options))
+
+    def chat(self, messages: Sequence[Message], **options: Any) -> Reply:
+        """Answer a conversation; see `Model.chat`."""
+        stream = self.stream(messages, **options)
+        pieces = list(stream)
+        assert stream.stats is not None
+        reason = pieces[-1].finish_reason if pieces else None
+        text = "".join(piece.text for piece in pieces)
+        return Reply(text, reason or "length", stream.stats)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Stream:
+        """Generate piece by piece; see `Model.stream`."""
+        if max_tokens < 0:
+            raise ArgumentError(f"max_tokens: expected 0 or more, got {max_tokens}")
+        if top_k < 0:
+            raise ArgumentError(f"top_k: expected 0 or more, got {top_k}")
+        if seed is None:
+            seed = secrets.randbits(64)
+        if not 0 <= seed < 2**64:
+            raise ArgumentError(f"seed: expected 0 to 2**64 - 1, got {seed}")
+        sampler = _core.Sampler(
+            temperature, top_k, top_p, min_p, repetition_penalty, seed
+        )
+        ids = self._model._prompt_ids(prompt)
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        if not all(stops):
+            raise ArgumentError("stop: expected strings that are not empty")
+        return Stream(lambda stream: self._generate(stream, ids, sampler, max_tokens, stops))
+
+    def _generate(
+        self,
+        stream: Stream,
+        ids: list[int],
+        sampler: _core.Sampler,
+        max_tokens: int,
+        stops: list[str],
+    ) -> Iterator[Piece]:
+        cached = self._keep_prefix(ids)
+        clock = _Clock(len(ids), cached)
+        tokenizer = self._model.tokenizer
+        decoder, cut = tokenizer.stream_decoder(), _StopStrings(stops)
+        limit = min(max_tokens, self._model.context - len(ids) + 1)
+        pending = np.asarray(ids[cached:], np.int64)
+        try:
+            for left in range(max(limit, 0), 0, -1):
+                token = self._core.step(pending, sampler, self._model.threads)
+                clock.token()
+                pending = np.asarray([token], np.int64)
+                ended = tokenizer.is_end(token)
+                last = left == 1
+                text, stopped = cut.push("" if ended else decoder.push(token))
+                if not stopped and (ended or last):
+                    text += cut.push(decoder.finish())[0] + cut.finish()
+                reason = "stop" if ended or stopped else "length" if last else None
+                if text or reason:
+                    yield Piece(text, token, reason)
+                if reason:
+                    return
+        finally:
+            stream.stats = clock.stats()
+
+    def _keep_prefix(self, ids: list[int]) -> int:
+        """Cut the session to what it shares with `ids`, at least one token short."""
+        held = self._core.tokens
+        shared = 0
+        while shared < min(len(held), len(ids) - 1) and held[shared] == ids[shared]:
+            shared += 1
+        return self._core.truncate(shared)
+
+
+class Model:
+    """A loaded checkpoint. Made by `load`.
+
+    Its own methods run in one default session; `session` gives independent ones over
+    the same weights, which different threads may use at the same time.
+    """
+
+    def __init__(
+        self, core: _core.Model, path: str, kv: str, activations: str, threads: int | None
+    ) -> None:
+        self._core = core
+        self._path, self._kv, self._activations = path, kv, activations
+        self._threads = threads
+        config = dict(core.config)
+        layers = tuple(LayerConfig(**layer) for layer in config.pop("layers"))
+        self._config = ModelConfig(**config, layers=layers)
+        self._tokenizer = None if core.tokenizer is None else Tokenizer(core.tokenizer)
+        self._format = self._chat_format()
+        self._session = Session(self)
+
+    def _chat_format(self) -> template.ChatFormat | None:
+        if self._tokenizer is None or not self._core.chat_template:
+            return None
+        return template.family_of(self._core.chat_template, self._tokenizer)
+
+    # ---- what it is
+
+    @property
+    def config(self) -> ModelConfig:
+        """Hyperparameters."""
+        return self._config
+
+    @property
+    def context(self) -> int:
+        """Tokens that a session holds at most."""
+        return self._core.context
+
+    @property
+    def threads(self) -> int:
+        """Threads that a call uses."""
+        return targets.num_threads() if self._threads is None else self._threads
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the files have a tokenizer. Without one there are still logits."""
+        return self._tokenizer is not None
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the files have a chat template of a family that is known here."""
+        return self._format is not None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises
+        ------
+        ModelError
+            If the files have none.
+        """
+        if self._tokenizer is None:
+            raise ModelError(
+                f"{os.path.basename(self._path)}: model: tokenizer: found none; "
+                "give token ids instead of text [MODEL_TOKENIZER]",
+                code="MODEL_TOKENIZER",
+                path=self._path,
+            )
+        return self._tokenizer
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """Sampling settings that the files recommend: temp, top_k, top_p."""
+        return dict(self._core.sampling)
+
+    def report(self) -> Report:
+        """Say what is loaded and how it runs.
+
+        Returns
+        -------
+        Report
+        """
+        scoped = self._threads is not None
+        return Report(
+            path=self._path,
+            architecture=self._config.architecture,
+            types={name: (count, size) for name, count, size in self._core.types},
+            file_bytes=self._core.file_bytes,
+            bytes_per_token=self._core.bytes_per_token,
+            context=self.context,
+            kv=self._kv,
+            kv_bytes_at_context=self._core.kv_bytes(self.context),
+            activations=self._activations,
+            target=targets.cpu_target(),
+            threads=self.threads,
+            threads_reason="threads=" if scoped else targets.thread_reason(),
+        )
+
+    def __repr__(self) -> str:
+        """Name the file and its architecture."""
+        return f"Model({self._path!r}, {self._config.architecture})"
+
+    # ---- what it does
+
+    def session(self) -> Session:
+        """Begin an independent sequence over the same weights.
+
+        Returns
+        -------
+        Session
+        """
+        return Session(self)
+
+    def tokenize(self, text: str, *, bos: bool = True, special: bool = False) -> list[int]:
+        """Split text into tokens; see `Tokenizer.encode`."""
+        return self.tokenizer.encode(text, bos=bos, special=special)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Join tokens to text; see `Tokenizer.decode`."""
+        return self.tokenizer.decode(ids)
+
+    def logits(self, ids: Sequence[int] | NDArray[Any], *, last: bool = False) -> F32Array:
+        """Run a sequence from its start and return the logits that follow each token.
+
+        Parameters
+        ----------
+        ids : integers, shape (T,)
+            At most `context` of them.
+        last : bool
+            Only those after the last token.
+
+        Returns
+        -------
+        float32 array, shape (T, vocab_size), or (1, vocab_size)
+            After the final softcap.
+
+        Raises
+        ------
+        ArgumentError
+            If an id is not in the vocabulary.
+        ContextOverflowError
+            If there are too many.
+        """
+        self._session.reset()
+        return self._session.logits(ids, last=last)
+
+    def perplexity(
+        self,
+        ids: Sequence[int] | NDArray[Any],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> float:
+        """Perplexity of tokens: ``exp(-mean(log p(token | those before)))``.
+
+        Parameters
+        ----------
+        ids : integers, shape (T,)
+            Two or more. More than `context` are cut into windows of that size; the
+            first token of a window is given, not scored.
+        progress : callable, optional
+            Called with the number of tokens done and of all.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        ArgumentError
+            If there are fewer than two ids, or one is not in the vocabulary.
+        """
+        return self._session.perplexity(ids, progress=progress)
+
+    def __call__(self, prompt: str | Sequence[int], **options: Any) -> str:
+        """Go on with a text, as it is: no chat template.
+
+        Parameters
+        ----------
+        prompt : str, or sequence of int
+            Text, or token ids.
+        **options
+            As for `stream`.
+
+        Returns
+        -------
+        str
+            The continuation alone.
+        """
+        return self._session(prompt, **options)
+
+    def chat(self, messages: Sequence[Message], **options: Any) -> Reply:
+        """Answer a conversation.
+
+        Parameters
+        ----------
+        messages : sequence of mappings
+            In the form of the OpenAI API: ``{"role": "user", "content": "Hello"}``.
+        **options
+            As for `stream`.
+
+        Returns
+        -------
+        Reply
+
+        Raises
+        ------
+        ModelError
+            If the files have no chat template.
+        """
+        return self._session.chat(messages, **options)
+
+    def stream(self, prompt: Prompt, **options: Any) -> Stream:
+        """Generate piece by piece.
+
+        Keys and values of a prompt's beginning that the session still holds are used
+        again.
+
+        Parameters
+        ----------
+        prompt : str, sequence of int, or sequence of mappings
+            Text or ids to go on with, or messages to answer.
+        max_tokens : int
+            128 by default. The context may end it earlier.
+        temperature : float
+            0, the default, takes the likeliest token.
+        top_k : int
+            Draw among the `top_k` likeliest; 0: all.
+        top_p : float
+            Among the likeliest that together have this probability.
+        min_p : float
+            Among those at least this share as likely as the likeliest.
+        repetition_penalty : float
+            Divides the positive logits of tokens seen, multiplies the negative ones.
+        seed : int
+            The same seed gives the same text, for any number of threads. Random by
+            default.
+        stop : str or sequence of str
+            Text that ends the answer, and is not part of it.
+
+        Returns
+        -------
+        Stream
+            Iterator of `Piece`.
+
+        Raises
+        ------
+        ArgumentError
+            If a parameter is out of range.
+        ContextOverflowError
+            If the prompt alone is longer than the context.
+        ModelError
+            If messages are given and the files have no chat template, or text and they
+            have no tokenizer.
+        """
+        return self._session.stream(prompt, **options)
+
+    # ---- shared with Session
+
+    def _ids(self, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
+        array = as_indices(ids, "ids", self._config.vocab_size)
+        if array.ndim != 1:
+            raise ArgumentError(f"ids: expected one dimension, got shape {array.shape}")
+        return array
+
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            ids = self.tokenize(prompt)
+        elif len(prompt) != 0 and isinstance(prompt[0], Mapping):
+            ids = self._chat_ids(prompt)  # type: ignore[arg-type]
+        else:
+            ids = self._ids(prompt).tolist()  # type: ignore[arg-type]
+        if not ids:
+            raise ArgumentError("prompt: expected at least one token")
+        return ids
+
+    def _chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        if self._format is None:
+            raise ModelError(
+                f"{os.path.basename(self._path)}: model: chat template: found none; "
+                "give a text to go on with instead of messages [MODEL_TEMPLATE]",
+                code="MODEL_TEMPLATE",
+                path=self._path,
+            )
+        return template.encode_parts(self._format.render(messages), self.tokenizer)
+
+
+def load(
+    path: PathLike,
+    *,
+    context: int | None = None,
+    threads: int | None = None,
+    kv: str = "f32",
+) -> Model:
+    """Load a model.
+
+    Weights stay in the file, mapped, and are computed on as they are packed.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A GGUF file, or a directory with config.json, safetensors and tokenizer.json.
+    context : int, optional
+        Tokens that a session may hold; what the model was made for by default. Memory
+        is taken as it is used.
+    threads : int, optional
+        For all calls of this model; `halfbyte.num_threads` at the time of the call by
+        default.
+    kv : {"f32", "f16"}
+        How keys and values are kept. f16 takes half the memory; Gemma 4 does not scale
+        its attention scores, so the rounding shows in the logits.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    FormatError, UnsupportedError, ModelError
+        If the files are damaged, of a kind not handled, or no model that can run. The
+        message names the tensor or key.
+    OutOfMemoryError
+        If the weights that every token needs exceed the memory there is.
+    OSError
+        If a file cannot be opened.
+
+    Notes
+    -----
+    ``HALFBYTE_ACTIVATIONS=f32`` keeps activations in float32: slow, for comparisons.
+    """
+    if context is not None and context < 1:
+        raise ArgumentError(f"context: expected 1 or more, got {context}")
+    if threads is not None:
+        threads = targets._valid(threads, "threads")
+    name = os.fspath(path)
+    activations = os.environ.get("HALFBYTE_ACTIVATIONS", "auto")
+    core = _core.Model.load(name, context or 0, kv, activations)
+    return Model(core, name, kv, activations, threads)

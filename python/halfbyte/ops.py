@@ -1,0 +1,311 @@
+# python/halfbyte/ops.py
+# SPDX-License-Identifier: Apache-2.0
+"""The operations of a layer on NumPy arrays and packed weights.
+
+Inputs are float32, float16 or bfloat16: NumPy arrays (bfloat16 through `ml_dtypes`) or
+anything in CPU memory that speaks DLPack. float32 rows are used where they lie if the
+elements of a row are side by side, and copied otherwise. Results are float32. Each
+operation has a slow twin of the same signature in `halfbyte.reference`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from halfbyte import _core
+from halfbyte._arrays import (
+    F32Array,
+    as_f32,
+    as_indices,
+    as_vector,
+    output,
+    rows_of,
+)
+from halfbyte.errors import ArgumentError, ShapeError
+from halfbyte.formats import Weight
+from halfbyte.targets import num_threads
+
+__all__ = ["embedding_rows", "gelu_mul", "linear", "rms_norm", "rope", "softmax"]
+
+# Positions up to here keep their angle's precision.
+_MAX_POSITION = 2**24
+
+
+def _input(x: ArrayLike, name: str) -> F32Array:
+    values = as_f32(x, name, _core.from_dlpack)
+    if values.ndim == 0:
+        raise ShapeError(f"{name}: expected at least one dimension, got shape ()")
+    return values
+
+
+def linear(
+    x: ArrayLike,
+    w: Weight,
+    *,
+    bias: ArrayLike | None = None,
+    out: F32Array | None = None,
+    activations: Literal["auto", "f32"] = "auto",
+) -> F32Array:
+    """Multiply by a packed weight: ``y = x @ w.T + bias``.
+
+    Parameters
+    ----------
+    x : float32, float16 or bfloat16 array, shape (..., K)
+    w : Weight, shape (N, K)
+    bias : array, shape (N,), optional
+    out : float32 array, shape (..., N), optional
+        Written and returned; must not overlap `x`.
+    activations : {"auto", "f32"}
+        ``"auto"`` rounds `x` to 8-bit codes, 32 to a step, if `w` is quantized;
+        ``"f32"`` never does and is slow.
+
+    Returns
+    -------
+    float32 array, shape (..., N)
+        The same bits for any number of threads and any split of the rows of `x`. A row
+        of `x` that is not finite gives NaN.
+
+    Raises
+    ------
+    ArgumentError, DTypeError, ShapeError
+        If an argument does not fit; the message names it.
+
+    Notes
+    -----
+    8-bit codes are ``rint(x / d)`` with ``d = max |x| / 127`` over 32 neighbours, so each
+    product is off by at most ``d / 2 * |w|``. Integer sums are exact.
+
+    Examples
+    --------
+    >>> w = Weight(np.eye(2, 4, dtype=np.float32).view(np.uint8), "f32", (2, 4))
+    >>> linear(np.arange(4, dtype=np.float32), w)
+    array([0., 1.], dtype=float32)
+    """
+    values, (n, k) = _input(x, "x"), w.shape
+    if activations not in ("auto", "f32"):
+        raise ArgumentError(f"activations: expected auto or f32, got {activations!r}")
+    if values.shape[-1] != k:
+        raise ShapeError(f"x: expected shape (..., {k}), got {values.shape}")
+    added = None if bias is None else as_vector(bias, "bias", _core.from_dlpack)
+    if added is not None and added.shape != (n,):
+        raise ShapeError(f"bias: expected shape ({n},), got {added.shape}")
+    result, target = output(out, (*values.shape[:-1], n))
+    _core.linear(
+        rows_of(values),
+        w.data,
+        w.format,
+        n,
+        added,
+        target,
+        activations,
+        num_threads(),
+    )
+    return result
+
+
+def embedding_rows(
+    w: Weight, ids: ArrayLike, *, out: F32Array | None = None
+) -> F32Array:
+    """Look up rows of a packed table.
+
+    Parameters
+    ----------
+    w : Weight, shape (N, K)
+    ids : integers, any shape
+        Rows, 0 to N - 1.
+    out : float32 array, shape (*ids.shape, K), optional
+        Written and returned.
+
+    Returns
+    -------
+    float32 array, shape (*ids.shape, K)
+
+    Raises
+    ------
+    ArgumentError
+        If an id is out of range.
+    DTypeError, ShapeError
+        If an argument does not fit.
+    """
+    n, k = w.shape
+    indices = as_indices(ids, "ids", n)
+    result, target = output(out, (*indices.shape, k))
+    rows = np.ascontiguousarray(indices.reshape(-1))
+    _core.embedding_rows(w.data, w.format, n, k, rows, target, num_threads())
+    return result
+
+
+def rms_norm(
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    *,
+    eps: float = 1e-6,
+    out: F32Array | None = None,
+) -> F32Array:
+    """Divide each row by its root mean square: ``x / sqrt(mean(x**2) + eps) * weight``.
+
+    Parameters
+    ----------
+    x : float32, float16 or bfloat16 array, shape (..., K)
+    weight : array, shape (K,), optional
+        Ones if missing.
+    eps : float
+        Inside the root.
+    out : float32 array, shape of `x`, optional
+        Written and returned; may be `x`.
+
+    Returns
+    -------
+    float32 array, shape of `x`
+        Zeros for a row of zeros; NaN for a row that holds NaN or infinity.
+
+    Raises
+    ------
+    DTypeError, ShapeError
+        If an argument does not fit.
+
+    Examples
+    --------
+    >>> rms_norm(np.array([3.0, 4.0], np.float32), eps=0.0)
+    array([0.84852815, 1.1313709 ], dtype=float32)
+    """
+    values = _input(x, "x")
+    factor = None if weight is None else as_vector(weight, "weight", _core.from_dlpack)
+    if factor is not None and factor.shape != values.shape[-1:]:
+        want = values.shape[-1:]
+        raise ShapeError(f"weight: expected shape {want}, got {factor.shape}")
+    result, target = output(out, values.shape)
+    _core.rms_norm(rows_of(values), factor, eps, target, num_threads())
+    return result
+
+
+def rope(
+    x: ArrayLike,
+    positions: ArrayLike,
+    *,
+    freq_base: float = 10000.0,
+    rotary_dims: int | None = None,
+    freq_scale: float = 1.0,
+    out: F32Array | None = None,
+) -> F32Array:
+    """Rotate pairs of elements by their position.
+
+    Element i of a head makes a pair with element i + head_dim / 2, which is turned by
+    ``position * freq_scale * freq_base ** (-2 * i / head_dim)``.
+
+    Parameters
+    ----------
+    x : float32, float16 or bfloat16 array, shape (T, heads, head_dim)
+        head_dim is even.
+    positions : integers, shape (T,)
+        At most 2**24: angles stay within 1e-5.
+    freq_base : float
+    rotary_dims : int, optional
+        Only the first ``rotary_dims // 2`` pairs turn; all by default. Gemma 4 turns a
+        quarter of the 512 dimensions of its full-attention heads.
+    freq_scale : float
+    out : float32 array, shape of `x`, optional
+        Written and returned; may be `x`.
+
+    Returns
+    -------
+    float32 array, shape of `x`
+
+    Raises
+    ------
+    ArgumentError, DTypeError, ShapeError
+        If an argument does not fit.
+    """
+    values = _input(x, "x")
+    if values.ndim != 3 or values.shape[-1] % 2 != 0:
+        raise ShapeError(
+            f"x: expected shape (T, heads, even head_dim), got {values.shape}"
+        )
+    at: NDArray[np.int64] = as_indices(positions, "positions", _MAX_POSITION + 1)
+    if at.shape != values.shape[:1]:
+        raise ShapeError(
+            f"positions: expected shape {values.shape[:1]}, got {at.shape}"
+        )
+    head_dim = values.shape[-1]
+    dims = head_dim if rotary_dims is None else rotary_dims
+    if dims % 2 != 0 or not 0 <= dims <= head_dim:
+        raise ArgumentError(
+            f"rotary_dims: expected an even number up to {head_dim}, got {dims}"
+        )
+    for name, number in (("freq_base", freq_base), ("freq_scale", freq_scale)):
+        if not (math.isfinite(number) and number > 0):
+            raise ArgumentError(f"{name}: expected a number above 0, got {number}")
+    result, _ = output(out, values.shape)
+    if result is not values:
+        np.copyto(result, values)
+    if result.size == 0:
+        return result
+    flat, target = output(result, result.shape)
+    rows = target.reshape(len(flat), -1)
+    if not np.shares_memory(rows, result):
+        raise ShapeError(f"out: expected contiguous rows, got strides {result.strides}")
+    heads = values.shape[1]
+    _core.rope(rows, heads, at, dims // 2, freq_base, 1.0 / freq_scale, num_threads())
+    return result
+
+
+def softmax(x: ArrayLike, *, out: F32Array | None = None) -> F32Array:
+    """Softmax over the last axis.
+
+    Parameters
+    ----------
+    x : float32, float16 or bfloat16 array, shape (..., K)
+    out : float32 array, shape of `x`, optional
+        Written and returned; may be `x`.
+
+    Returns
+    -------
+    float32 array, shape of `x`
+        Zeros for a row of -inf; NaN for a row that holds NaN or +inf.
+
+    Raises
+    ------
+    DTypeError, ShapeError
+        If an argument does not fit.
+
+    Examples
+    --------
+    >>> softmax(np.zeros(4, np.float32))
+    array([0.25, 0.25, 0.25, 0.25], dtype=float32)
+    """
+    values = _input(x, "x")
+    result, target = output(out, values.shape)
+    _core.softmax(rows_of(values), target, num_threads())
+    return result
+
+
+def gelu_mul(
+    gate: ArrayLike, up: ArrayLike, *, out: F32Array | None = None
+) -> F32Array:
+    """Gate by GELU in its tanh form: ``gelu(gate) * up``.
+
+    Parameters
+    ----------
+    gate, up : float32, float16 or bfloat16 arrays of one shape
+    out : float32 array of that shape, optional
+        Written and returned; may be `gate` or `up`.
+
+    Returns
+    -------
+    float32 array of that shape
+
+    Raises
+    ------
+    DTypeError, ShapeError
+        If an argument does not fit.
+    """
+    g, u = _input(gate, "gate"), _input(up, "up")
+    if u.shape != g.shape:
+        raise ShapeError(f"up: expected shape {g.shape}, got {u.shape}")
+    result, target = output(out, g.shape)
+    _core.gelu_mul(rows_of(g), rows_of(u), target, num_threads())
+    return result

@@ -1,0 +1,780 @@
+# python/halfbyte/reference.py
+# SPDX-License-Identifier: Apache-2.0
+"""Every public operation again, in slow NumPy.
+
+Each function has the signature of its twin in `halfbyte` and says with a few lines of
+arithmetic what that one computes: documentation, oracle of the tests, and a fallback.
+Sums are taken in float64 and rounded to float32 once. Nothing here is compiled or fast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from halfbyte.errors import ArgumentError, DTypeError, ShapeError
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "PackedWeight",
+    "Weight",
+    "dequantize",
+    "embedding_rows",
+    "formats",
+    "gelu_mul",
+    "linear",
+    "quantize",
+    "rms_norm",
+    "rope",
+    "softmax",
+]
+
+F32Array = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+Activations = Literal["auto", "f32"]
+
+
+class PackedWeight(Protocol):
+    """What the functions here need of a weight."""
+
+    @property
+    def format(self) -> str:
+        """Lower-case name of the format, such as ``"q4_0"``."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows N and weights per row K."""
+
+    @property
+    def data(self) -> Bytes:
+        """The bytes of the N rows, in any shape."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Packed weights that `quantize` of this module returns.
+
+    Attributes
+    ----------
+    format : str
+        Lower-case name of the format.
+    shape : tuple of int
+        (N, K).
+    data : uint8 array, shape (N, bytes per row)
+        As stored in a GGUF file.
+    """
+
+    format: str
+    shape: tuple[int, int]
+    data: Bytes
+
+
+# ---- formats: blocks of bytes, shape (B, block bytes), to weights, shape (B, block len)
+
+
+def _f16(b: Bytes, at: int) -> F32Array:
+    """Half-precision column of the blocks, shape (B, 1)."""
+    return _widen_f16(np.ascontiguousarray(b[:, at : at + 2]))
+
+
+def _widen_f16(raw: Bytes) -> F32Array:
+    out = raw.view("<f2").astype(np.float32)
+    bits = out.view(np.uint32)
+    bits[np.isnan(out)] |= np.uint32(0x400000)  # quiet, as the hardware makes it
+    return out
+
+
+def _u32(b: Bytes, at: int) -> NDArray[np.uint32]:
+    return np.ascontiguousarray(b[:, at : at + 4]).view("<u4")
+
+
+def _float(codes: NDArray[Any]) -> F32Array:
+    return codes.astype(np.float32)
+
+
+def _nibbles(qs: Bytes) -> NDArray[np.int32]:
+    """First the low halves of all bytes, then the high halves."""
+    return np.concatenate([qs & 15, qs >> 4], axis=1).astype(np.int32)
+
+
+def _fifth_bits(qh: NDArray[np.uint32]) -> NDArray[np.int32]:
+    bits = qh >> np.arange(32, dtype=np.uint32) & np.uint32(1)
+    return bits.astype(np.int32) << 4
+
+
+def _decode_f32(b: Bytes) -> F32Array:
+    return b.view("<f4").astype(np.float32)
+
+
+def _decode_f16(b: Bytes) -> F32Array:
+    return _widen_f16(b)
+
+
+def _decode_bf16(b: Bytes) -> F32Array:
+    return (b.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def _decode_q4_0(b: Bytes) -> F32Array:
+    return _float(_nibbles(b[:, 2:]) - 8) * _f16(b, 0)
+
+
+def _decode_q4_1(b: Bytes) -> F32Array:
+    return _float(_nibbles(b[:, 4:])) * _f16(b, 0) + _f16(b, 2)
+
+
+def _decode_q5_0(b: Bytes) -> F32Array:
+    return _float((_nibbles(b[:, 6:]) | _fifth_bits(_u32(b, 2))) - 16) * _f16(b, 0)
+
+
+def _decode_q5_1(b: Bytes) -> F32Array:
+    codes = _nibbles(b[:, 8:]) | _fifth_bits(_u32(b, 4))
+    return _float(codes) * _f16(b, 0) + _f16(b, 2)
+
+
+def _decode_q8_0(b: Bytes) -> F32Array:
+    return _float(b[:, 2:].view(np.int8)) * _f16(b, 0)
+
+
+# Element i of a 256-block, as its description counts: half, quarter of it, place there.
+_I = np.arange(256)
+_H, _J, _L = _I // 128, _I % 128 // 32, _I % 32
+
+
+def _two_bits(qs: Bytes) -> NDArray[np.int32]:
+    return (qs[:, 32 * _H + _L] >> (2 * _J).astype(np.uint8) & 3).astype(np.int32)
+
+
+def _decode_q2_k(b: Bytes) -> F32Array:
+    scales = b[:, :16][:, 8 * _H + 2 * _J + _L // 16]
+    step = _f16(b, 80) * _float(scales & 15)
+    low = _f16(b, 82) * _float(scales >> 4)
+    return step * _float(_two_bits(b[:, 16:80])) - low
+
+
+def _decode_q3_k(b: Bytes) -> F32Array:
+    packed, t = b[:, 96:108].astype(np.int32), np.arange(16)
+    low = np.where(t < 8, packed[:, t % 8] & 15, packed[:, t % 8] >> 4)
+    high = packed[:, 8 + t % 4] >> 2 * (t // 4) & 3
+    scales = (low | high << 4) - 32
+    step = _f16(b, 108) * _float(scales[:, 8 * _H + 2 * _J + _L // 16])
+    kept = b[:, :32][:, _L] >> (4 * _H + _J).astype(np.uint8) & 1
+    codes = _two_bits(b[:, 32:96]) - np.where(kept, 0, 4)
+    return step * _float(codes)
+
+
+def _six_bit_pairs(packed: Bytes) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Scales and minima of the eight groups of Q4_K and Q5_K, from 12 bytes."""
+    s = packed.astype(np.int32)
+    first, second, third = s[:, 0:4], s[:, 4:8], s[:, 8:12]
+    scales = [first & 63, third & 15 | (first >> 6) << 4]
+    minima = [second & 63, third >> 4 | (second >> 6) << 4]
+    return np.concatenate(scales, axis=1), np.concatenate(minima, axis=1)
+
+
+def _group_nibbles(qs: Bytes) -> NDArray[np.int32]:
+    shift = (4 * (_I // 32 % 2)).astype(np.uint8)
+    return (qs[:, 32 * (_I // 64) + _L] >> shift & 15).astype(np.int32)
+
+
+def _affine_k(b: Bytes, codes: NDArray[np.int32]) -> F32Array:
+    scales, minima = _six_bit_pairs(b[:, 4:16])
+    step = _f16(b, 0) * _float(scales)
+    low = _f16(b, 2) * _float(minima)
+    return step[:, _I // 32] * _float(codes) - low[:, _I // 32]
+
+
+def _decode_q4_k(b: Bytes) -> F32Array:
+    return _affine_k(b, _group_nibbles(b[:, 16:]))
+
+
+def _decode_q5_k(b: Bytes) -> F32Array:
+    fifth = (b[:, 16:48][:, _L] >> (_I // 32).astype(np.uint8) & 1).astype(np.int32)
+    return _affine_k(b, _group_nibbles(b[:, 48:]) | fifth << 4)
+
+
+def _decode_q6_k(b: Bytes) -> F32Array:
+    ql = b[:, :128][:, 64 * _H + 32 * (_J & 1) + _L]
+    low = (ql >> np.where(_J < 2, 0, 4).astype(np.uint8) & 15).astype(np.int32)
+    codes = (low | _two_bits(b[:, 128:192]) << 4) - 32
+    scales = _float(b[:, 192:208].view(np.int8))
+    step = _f16(b, 208) * scales
+    return step[:, _I // 16] * _float(codes)
+
+
+# ---- the other way: weights, shape (B, block len), to blocks
+
+
+def _store_f16(d: F32Array) -> Bytes:
+    with np.errstate(over="ignore"):
+        return d.astype("<f2").view(np.uint8)
+
+
+def _inverse(d: F32Array) -> F32Array:
+    """1 / d in float32, and 0 for 0."""
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.where(d == 0, np.float32(0), np.float32(1) / d)
+
+
+def _pack_nibbles(codes: Bytes) -> Bytes:
+    half = codes.shape[1] // 2
+    return codes[:, :half] | codes[:, half:] << np.uint8(4)
+
+
+def _encode_f32(x: F32Array) -> Bytes:
+    return x.astype("<f4").view(np.uint8)
+
+
+def _encode_f16(x: F32Array) -> Bytes:
+    return _store_f16(x)
+
+
+def _encode_bf16(x: F32Array) -> Bytes:
+    bits = x.view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
+    bits = np.where(np.isnan(x), bits | np.uint32(0x400000), rounded)
+    return (bits >> np.uint32(16)).astype("<u2").view(np.uint8)
+
+
+def _encode_q4_0(x: F32Array) -> Bytes:
+    extreme = _extremes(x)
+    d = extreme / np.float32(-8)
+    level = np.trunc(x * _inverse(d) + np.float32(8.5))
+    codes = np.clip(level, 0, 15).astype(np.uint8)
+    return np.concatenate([_store_f16(d), _pack_nibbles(codes)], axis=1)
+
+
+def _encode_q8_0(x: F32Array) -> Bytes:
+    d = np.abs(x).max(axis=1, keepdims=True) / np.float32(127)
+    scaled = x * _inverse(d)
+    away = np.copysign(np.floor(np.abs(scaled).astype(np.float64) + 0.5), scaled)
+    codes = np.clip(away, -128, 127).astype(np.int8)
+    return np.concatenate([_store_f16(d), codes.view(np.uint8)], axis=1)
+
+
+def _extremes(x: F32Array) -> F32Array:
+    """The element of largest magnitude with its sign, the first of equals: (B, 1)."""
+    at = np.abs(x).argmax(axis=1)
+    return np.take_along_axis(x, at[:, None], axis=1)
+
+
+_NEGLIGIBLE = np.float32(1e-15)
+
+
+def _levels(scaled: F32Array) -> F32Array:
+    return np.clip(np.rint(scaled), np.float32(-32), np.float32(31))
+
+
+def _best_steps(x: F32Array) -> F32Array:
+    """Search the step of each group of 16 that fits levels -32 to 31 best.
+
+    Of 19 trial steps around extreme / -32, each replaced by its least-squares fit with
+    the weights x^2, the one that explains most. Sums run in float32 and in order, so
+    that every implementation finds the same.
+    """
+    extreme = _extremes(x)[:, 0]
+    live = np.abs(extreme) >= _NEGLIGIBLE
+    safe = np.where(live, extreme, np.float32(1))
+    steps = np.zeros_like(extreme)
+    best = np.zeros_like(extreme)
+    for tenths in [0, *range(-9, 0), *range(1, 10)]:
+        width = np.float32(32) + np.float32(0.1) * np.float32(tenths)
+        inverse = -width / safe
+        sum_lx, sum_l2 = np.zeros_like(extreme), np.zeros_like(extreme)
+        for column in x.T:
+            level, weight = _levels(inverse * column), column * column
+            sum_lx += weight * column * level
+            sum_l2 += weight * level * level
+        better = (sum_l2 > 0) & ((tenths == 0) | (sum_lx * sum_lx > best * sum_l2))
+        fit = sum_lx / np.where(sum_l2 > 0, sum_l2, np.float32(1))
+        steps = np.where(better, fit, steps)
+        best = np.where(better, fit * sum_lx, best)
+    return np.where(live, steps, np.float32(0))
+
+
+def _pack_q6_k(codes: Bytes) -> Bytes:
+    """Low nibbles to 128 bytes, high two bits to 64."""
+    ql = np.zeros((len(codes), 128), np.uint8)
+    qh = np.zeros((len(codes), 64), np.uint8)
+    for h in range(2):
+        for j in range(4):
+            part = codes[:, 128 * h + 32 * j :][:, :32]
+            low = slice(64 * h + 32 * (j & 1), 64 * h + 32 * (j & 1) + 32)
+            ql[:, low] |= (part & 15) << (0 if j < 2 else 4)
+            qh[:, 32 * h : 32 * h + 32] |= part >> 4 << 2 * j
+    return np.concatenate([ql, qh], axis=1)
+
+
+def _encode_q6_k(x: F32Array) -> Bytes:
+    steps = _best_steps(x.reshape(-1, 16)).reshape(-1, 16)
+    extreme = _extremes(steps)
+    live = np.abs(extreme) >= _NEGLIGIBLE
+    inverse = np.float32(-128) / np.where(live, extreme, np.float32(1))
+    stored = _store_f16(np.where(live, np.float32(1) / inverse, np.float32(0)))
+    scales = np.clip(np.rint(inverse * steps), -128, 127)
+    scales = np.where(live, scales, np.float32(0)).astype(np.int8)
+
+    step = np.repeat(_f16(stored, 0) * _float(scales), 16, axis=1)
+    safe = _float(np.where(step == 0, 1, step))
+    levels = np.where(step == 0, np.float32(0), _levels(x / safe))
+    codes = np.where(live, levels + np.float32(32), np.float32(0)).astype(np.uint8)
+    return np.concatenate([_pack_q6_k(codes), scales.view(np.uint8), stored], axis=1)
+
+
+@dataclass(frozen=True)
+class _Format:
+    block_len: int
+    block_bytes: int
+    decode: Callable[[Bytes], F32Array]
+    encode: Callable[[F32Array], Bytes] | None = None
+
+    @property
+    def packed(self) -> bool:
+        return self.block_len > 1
+
+
+_FORMATS = {
+    "f32": _Format(1, 4, _decode_f32, _encode_f32),
+    "f16": _Format(1, 2, _decode_f16, _encode_f16),
+    "q4_0": _Format(32, 18, _decode_q4_0, _encode_q4_0),
+    "q4_1": _Format(32, 20, _decode_q4_1),
+    "q5_0": _Format(32, 22, _decode_q5_0),
+    "q5_1": _Format(32, 24, _decode_q5_1),
+    "q8_0": _Format(32, 34, _decode_q8_0, _encode_q8_0),
+    "q2_k": _Format(256, 84, _decode_q2_k),
+    "q3_k": _Format(256, 110, _decode_q3_k),
+    "q4_k": _Format(256, 144, _decode_q4_k),
+    "q5_k": _Format(256, 176, _decode_q5_k),
+    "q6_k": _Format(256, 210, _decode_q6_k, _encode_q6_k),
+    "bf16": _Format(1, 2, _decode_bf16, _encode_bf16),
+}
+
+
+def formats() -> list[str]:
+    """Names of the formats that `dequantize` reads.
+
+    Returns
+    -------
+    list of str
+    """
+    return list(_FORMATS)
+
+
+# ---- arguments
+
+
+def _format_named(name: str) -> _Format:
+    if name not in _FORMATS:
+        known = ", ".join(_FORMATS)
+        raise ArgumentError(f"format: expected one of {known}, got {name!r}")
+    return _FORMATS[name]
+
+
+_FLOATS = ("float32", "float16", "bfloat16")
+
+
+def _as_f32(x: ArrayLike, name: str) -> F32Array:
+    """A float32, float16 or bfloat16 array as float32."""
+    array = np.asarray(x)
+    if array.dtype.name not in _FLOATS or not array.dtype.isnative:
+        expected = " or ".join(_FLOATS)
+        raise DTypeError(f"{name}: expected dtype {expected}, got {array.dtype}")
+    return array.astype(np.float32)
+
+
+def _give(y: NDArray[Any], out: F32Array | None) -> F32Array:
+    """`y` in float32, in `out` if there is one."""
+    with np.errstate(over="ignore"):
+        result = y.astype(np.float32)
+    if out is None:
+        return result
+    if out.shape != result.shape:
+        raise ShapeError(f"out: expected shape {result.shape}, got {out.shape}")
+    out[...] = result
+    return out
+
+
+def _rows_of(w: PackedWeight) -> Bytes:
+    """The packed rows, shape (N, row bytes)."""
+    form, (n, k) = _format_named(w.format), w.shape
+    if k % form.block_len != 0:
+        raise ShapeError(
+            f"w: expected K a multiple of {form.block_len} for {w.format}, got {k}"
+        )
+    row_bytes = k // form.block_len * form.block_bytes
+    data = np.ascontiguousarray(w.data).reshape(-1)
+    if data.size != n * row_bytes:
+        raise ShapeError(
+            f"w: expected {n} rows of {row_bytes} bytes, got {data.size} bytes"
+        )
+    return data.reshape(n, row_bytes)
+
+
+def _decode_rows(rows: Bytes, name: str, k: int) -> F32Array:
+    form = _format_named(name)
+    blocks = np.ascontiguousarray(rows).reshape(-1, form.block_bytes)
+    with np.errstate(all="ignore"):
+        return form.decode(blocks).reshape(len(rows), k)
+
+
+def _as_indices(ids: ArrayLike, name: str, below: int) -> NDArray[np.int64]:
+    array = np.asarray(ids)
+    if array.size == 0:
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise DTypeError(f"{name}: expected integers, got {array.dtype}")
+    if array.size and (array.min() < 0 or array.max() >= below):
+        raise ArgumentError(f"{name}: expected 0 to {below}, exclusive")
+    return array.astype(np.int64)
+
+
+# ---- the operations
+
+
+def quantize(x: ArrayLike, format: str) -> Weight:
+    """Pack a matrix.
+
+    Parameters
+    ----------
+    x : float32, float16 or bfloat16 array, shape (N, K)
+        K is a multiple of the format's block length.
+    format : str
+        ``"f32"``, ``"f16"``, ``"bf16"``, ``"q4_0"``, ``"q8_0"`` or ``"q6_k"``.
+
+    Returns
+    -------
+    Weight, shape (N, K)
+
+    Raises
+    ------
+    ArgumentError
+        If the format is unknown or can only be read.
+    DTypeError, ShapeError
+        If `x` does not fit; the message says how.
+
+    Notes
+    -----
+    ``q4_0``: d = (element of largest magnitude) / -8, code = min(15, trunc(x / d + 8.5)).
+    ``q8_0``: d = max |x| / 127, code = x / d rounded half away from zero. The codes use
+    the float32 d, the block stores it as float16. ``q6_k`` searches a step for every 16
+    weights and stores it as an 8-bit multiple of a float16.
+    """
+    values, form = _as_f32(x, "x"), _format_named(format)
+    if form.encode is None:
+        raise ArgumentError(f"format: {format} can only be read")
+    if values.ndim != 2:
+        raise ShapeError(f"x: expected shape (N, K), got {values.shape}")
+    n, k = values.shape
+    if k % form.block_len != 0:
+        raise ShapeError(
+            f"x: expected K a multiple of {form.block_len} for {format}, got {k}"
+        )
+    row_bytes = k // form.block_len * form.block_bytes
+    if values.size == 0:
+        return Weight(format, (n, k), np.zeros((n, row_bytes), np.uint8))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        blocks = form.encode(np.ascontiguousarray(values).reshape(-1, form.block_len))
+    return Weight(format, (n, k), blocks.reshape(n, row_bytes))
+
+
+def dequantize(w: PackedWeight, *, rows: ArrayLike | None = None) -> F32Array:
+    """Unpack a weight, or some of its rows.
+
+    Parameters
+    ----------
+    w : Weight, shape (N, K)
+    rows : integers, shape (R,), optional
+        Which rows, in this order; all of them by default.
+
+    Returns
+    -------
+    float32 array, shape (N, K) or (R, K)
+        Exactly the values that the format defines.
+
+    Raises
+    ------
+    ArgumentError
+        If a row does not exist.
+    ShapeError
+        If the bytes of `w` are not N rows of K weights.
+    """
+    packed = _rows_of(w)
+    if rows is not None:
+        packed = packed[_as_indices(rows, "rows", len(packed))]
+    return _decode_rows(packed, w.format, w.shape[1])
+
+
+def _activation_codes(x: F32Array) -> NDArray[np.float64]:
+    """`x` after its rounding to 8-bit codes, 32 of which share a step.
+
+    d = max |x| / 127 in float32 and codes x / d, divided in float32 and rounded to
+    nearest even. A block that holds NaN or infinity becomes NaN.
+    """
+    blocks = x.reshape(*x.shape[:-1], x.shape[-1] // 32, 32)
+    d = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127)
+    with np.errstate(all="ignore"):
+        scaled = blocks / np.where(d > 0, d, np.float32(1))
+        codes = np.clip(np.rint(scaled), -127, 127).astype(np.float64)
+        values = np.where(d > 0, codes * d.astype(np.float64), 0.0)
+    return np.where(np.isfinite(d), values, np.nan).reshape(x.shape)
+
+
+def linear(
+    x: ArrayLike,
+    w: PackedWeight,
+    *,
+    bias: ArrayLike | None = None,
+    out: F32Array | None = None,
+    activations: Activations = "auto",
+) -> F32Array:
+    """Multiply by a packed weight: ``y = x @ w.T + bias``.
+
+    Parameters
+    ----------
+    x : float32, float16 or bfloat16 array, shape (..., K)
+    w : Weight, shape (N, K)
+    bias : array, shape (N,), optional
+    out : float32 array, shape (..., N), optional
+        Written and returned.
+    activations : {"auto", "f32"}
+        ``"auto"`` rounds `x` to 8-bit codes, 32 to a step, if `w` is quantized;
+        ``"f32"`` never does.
+
+    Returns
+    -------
+    float32 array, shape (..., N)
+
+    Raises
+    ------
+    ArgumentError, DTypeError, ShapeError
+        If an argument does not fit; the message names it.
+    """
+    values, (n, k) = _as_f32(x, "x"), w.shape
+    if activations not in ("auto", "f32"):
+        raise ArgumentError(f"activations: expected auto or f32, got {activations!r}")
+    if values.ndim == 0 or values.shape[-1] != k:
+        raise ShapeError(f"x: expected shape (..., {k}), got {values.shape}")
+    weights = dequantize(w).astype(np.float64)
+    if activations == "auto" and _format_named(w.format).packed and values.size:
+        wide = _activation_codes(values)
+    else:
+        wide = values.astype(np.float64)
+    with np.errstate(all="ignore"):
+        y = wide @ weights.T
+    if bias is not None:
+        added = _as_f32(bias, "bias")
+        if added.shape != (n,):
+            raise ShapeError(f"bias: expected shape ({n},), got {added.shape}")
+        y = y + added
+    return _give(y, out)
+
+
+def embedding_rows(
+    w: PackedWeight, ids: ArrayLike, *, out: F32Array | None = None
+) -> F32Array:
+    """Look up rows of a packed table.
+
+    Parameters
+    ----------
+    w : Weight, shape (N, K)
+    ids : integers, any shape
+        Rows, 0 to N - 1.
+    out : float32 array, shape (*ids.shape, K), optional
+        Written and returned.
+
+    Returns
+    -------
+    float32 array, shape (*ids.shape, K)
+
+    Raises
+    ------
+    ArgumentError
+        If an id is out of range.
+    DTypeError, ShapeError
+        If an argument does not fit.
+    """
+    indices = _as_indices(ids, "ids", w.shape[0])
+    rows = dequantize(w, rows=indices.reshape(-1))
+    return _give(rows.reshape(*indices.shape, w.shape[1]), out)
+
+
+def rms_norm(
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    *,
+    eps: float = 1e-6,
+    out: F32Array | None = None,
+) -> F32Array:
+    """Divide each row by its root mean square: ``x / sqrt(mean(x**2) + eps) * weight``.
+
+    Parameters
+    ----------
+    x : float32, float16 or bfloat16 array, shape (..., K)
+    weight : array, shape (K,), optional
+        Ones if missing.
+    eps : float
+        Inside the root.
+    out : float32 array, shape of `x`, optional
+        Written and returned; may be `x`.
+
+    Returns
+    -------
+    float32 array, shape of `x`
+        Zeros for a row of zeros; NaN for a row that holds NaN or infinity.
+
+    Raises
+    ------
+    DTypeError, ShapeError
+        If an argument does not fit.
+    """
+    values = _as_f32(x, "x").astype(np.float64)
+    if values.ndim == 0:
+        raise ShapeError("x: expected at least one dimension, got shape ()")
+    if weight is None:
+        factor: F32Array = np.ones(values.shape[-1], np.float32)
+    else:
+        factor = _as_f32(weight, "weight")
+    if factor.shape != values.shape[-1:]:
+        want = values.shape[-1:]
+        raise ShapeError(f"weight: expected shape {want}, got {factor.shape}")
+    if values.size == 0:
+        return _give(values, out)
+    mean = np.mean(values**2, axis=-1, keepdims=True) + np.float64(np.float32(eps))
+    inverse = np.where(mean == 0, 0.0, 1.0 / np.sqrt(np.where(mean == 0, 1.0, mean)))
+    inverse = np.where(np.isfinite(mean), inverse, np.nan)
+    with np.errstate(invalid="ignore"):
+        return _give(values * inverse * factor, out)
+
+
+def rope(
+    x: ArrayLike,
+    positions: ArrayLike,
+    *,
+    freq_base: float = 10000.0,
+    rotary_dims: int | None = None,
+    freq_scale: float = 1.0,
+    out: F32Array | None = None,
+) -> F32Array:
+    """Rotate pairs of elements by their position.
+
+    Element i of a head makes a pair with element i + head_dim / 2, which is turned by
+    ``position * freq_scale * freq_base ** (-2 * i / head_dim)``.
+
+    Parameters
+    ----------
+    x : float32, float16 or bfloat16 array, shape (T, heads, head_dim)
+        head_dim is even.
+    positions : integers, shape (T,)
+    freq_base : float
+    rotary_dims : int, optional
+        Only the first ``rotary_dims // 2`` pairs turn; all by default.
+    freq_scale : float
+    out : float32 array, shape of `x`, optional
+        Written and returned; may be `x`.
+
+    Returns
+    -------
+    float32 array, shape of `x`
+
+    Raises
+    ------
+    ArgumentError, DTypeError, ShapeError
+        If an argument does not fit.
+    """
+    values = _as_f32(x, "x")
+    if values.ndim != 3 or values.shape[-1] % 2 != 0:
+        raise ShapeError(
+            f"x: expected shape (T, heads, even head_dim), got {values.shape}"
+        )
+    at = _as_indices(positions, "positions", 2**24 + 1)
+    if at.shape != values.shape[:1]:
+        raise ShapeError(
+            f"positions: expected shape {values.shape[:1]}, got {at.shape}"
+        )
+    head_dim = values.shape[-1]
+    dims = head_dim if rotary_dims is None else rotary_dims
+    if dims % 2 != 0 or not 0 <= dims <= head_dim:
+        raise ArgumentError(
+            f"rotary_dims: expected an even number up to {head_dim}, got {dims}"
+        )
+    half, pairs = head_dim // 2, dims // 2
+    frequency = freq_scale * freq_base ** (-2.0 * np.arange(pairs) / head_dim)
+    angle = at[:, None, None] * frequency
+    cos, sin = np.cos(angle), np.sin(angle)
+    y = values.astype(np.float64)
+    a, b = y[..., :pairs].copy(), y[..., half : half + pairs].copy()
+    with np.errstate(invalid="ignore"):
+        y[..., :pairs] = a * cos - b * sin
+        y[..., half : half + pairs] = b * cos + a * sin
+    return _give(y, out)
+
+
+def softmax(x: ArrayLike, *, out: F32Array | None = None) -> F32Array:
+    """Softmax over the last axis.
+
+    Parameters
+    ----------
+    x : float32, float16 or bfloat16 array, shape (..., K)
+    out : float32 array, shape of `x`, optional
+        Written and returned; may be `x`.
+
+    Returns
+    -------
+    float32 array, shape of `x`
+        Zeros for a row of -inf; NaN for a row that holds NaN or +inf.
+
+    Raises
+    ------
+    DTypeError, ShapeError
+        If an argument does not fit.
+    """
+    values = _as_f32(x, "x").astype(np.float64)
+    if values.ndim == 0:
+        raise ShapeError("x: expected at least one dimension, got shape ()")
+    if values.size == 0:
+        return _give(values, out)
+    largest = values.max(axis=-1, keepdims=True)
+    masked = largest == -np.inf
+    with np.errstate(invalid="ignore", under="ignore"):
+        powers = np.exp(values - np.where(masked, 0.0, largest))
+        y = powers / np.where(masked, 1.0, powers.sum(axis=-1, keepdims=True))
+    return _give(y, out)
+
+
+def gelu_mul(
+    gate: ArrayLike, up: ArrayLike, *, out: F32Array | None = None
+) -> F32Array:
+    """Gate by GELU in its tanh form: ``gelu(gate) * up``.
+
+    Parameters
+    ----------
+    gate, up : float32, float16 or bfloat16 arrays of one shape
+    out : float32 array of that shape, optional
+        Written and returned; may be `gate` or `up`.
+
+    Returns
+    -------
+    float32 array of that shape
+
+    Raises
+    ------
+    DTypeError, ShapeError
+        If an argument does not fit.
+
+    Notes
+    -----
+    ``0.5 * (1 + tanh(u))`` is written as ``1 / (1 + exp(-2 * u))``, which does not cancel
+    for negative u.
+    """
+    g = _as_f32(gate, "gate").astype(np.float64)
+    factor = _as_f32(up, "up")
+    if factor.shape != g.shape:
+        raise ShapeError(f"up: expected shape {g.shape}, got {factor.shape}")
+    with np.errstate(all="ignore"):
+        u = math.sqrt(2 / math.pi) * (g + 0.044715 * g**3)
+        small = np.exp(-2 * np.abs(u))
+        y = g * np.where(u < 0, small, 1.0) / (1.0 + small)
+        y = np.where(g == -np.inf, np.nan, y) * factor
+    return _give(y, out)

@@ -1,0 +1,169 @@
+# python/halfbyte/targets.py
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernels run on: instruction sets and threads."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from halfbyte import _core
+from halfbyte.errors import ArgumentError
+
+__all__ = [
+    "__version__",
+    "cpu_target",
+    "cpu_targets",
+    "num_threads",
+    "set_num_threads",
+    "thread_reason",
+    "threads",
+    "use_target",
+]
+
+__version__: str = _core.__version__
+
+_MAX_THREADS = 1024
+
+
+def cpu_target() -> str:
+    """Name of the instruction set the kernels use, such as ``"AVX3_ZEN4"``.
+
+    Returns
+    -------
+    str
+        Highway's name. The best one of this CPU, or ``HALFBYTE_FORCE_TARGET``.
+    """
+    return _core.cpu_target()
+
+
+def cpu_targets() -> list[str]:
+    """Instruction sets that are compiled in and known to this CPU.
+
+    Returns
+    -------
+    list of str
+        Best first.
+    """
+    return _core.cpu_targets()
+
+
+@contextmanager
+def use_target(name: str) -> Iterator[None]:
+    """Make the kernels of the whole process use one instruction set for a while.
+
+    For tests and bug reports; no other thread may compute meanwhile.
+
+    Parameters
+    ----------
+    name : str
+        One of `cpu_targets`.
+
+    Raises
+    ------
+    ValueError
+        If this CPU or this build does not have it.
+    """
+    before = _core.cpu_target()
+    _core.set_cpu_target(name)
+    try:
+        yield
+    finally:
+        _core.set_cpu_target(before)
+
+
+_scoped: ContextVar[int | None] = ContextVar("halfbyte_threads", default=None)
+_chosen: int | None = None
+
+
+def _valid(n: int, name: str) -> int:
+    if isinstance(n, bool):
+        raise ArgumentError(f"{name}: expected a whole number, got {n}")
+    n = operator.index(n)
+    if not 1 <= n <= _MAX_THREADS:
+        raise ArgumentError(f"{name}: expected 1 to {_MAX_THREADS}, got {n}")
+    return n
+
+
+def _from_environment() -> tuple[int, str] | None:
+    for name in ("HALFBYTE_NUM_THREADS", "OMP_NUM_THREADS"):
+        # OMP_NUM_THREADS may be a list, one number for each level of nesting.
+        text = os.environ.get(name, "").split(",")[0].strip()
+        if text.isdecimal() and 1 <= int(text) <= _MAX_THREADS:
+            return int(text), f"{name}={text}"
+    return None
+
+
+def _threads_and_reason() -> tuple[int, str]:
+    if (scoped := _scoped.get()) is not None:
+        return scoped, "halfbyte.threads"
+    if _chosen is not None:
+        return _chosen, "halfbyte.set_num_threads"
+    return _from_environment() or _core.default_threads()
+
+
+def num_threads() -> int:
+    """Threads that a call uses unless it is told otherwise.
+
+    Returns
+    -------
+    int
+        The innermost `threads` block, else `set_num_threads`, else the environment
+        variables ``HALFBYTE_NUM_THREADS`` and ``OMP_NUM_THREADS``, else the CPUs this
+        process may use: allowed by affinity and control group, one a physical core.
+    """
+    return _threads_and_reason()[0]
+
+
+def thread_reason() -> str:
+    """Where the number of `num_threads` comes from.
+
+    Returns
+    -------
+    str
+    """
+    return _threads_and_reason()[1]
+
+
+def set_num_threads(n: int | None) -> None:
+    """Set the number of threads for the whole process.
+
+    Parameters
+    ----------
+    n : int or None
+        None goes back to the default.
+
+    Raises
+    ------
+    ArgumentError
+        If `n` is not from 1 to 1024.
+    """
+    global _chosen
+    _chosen = None if n is None else _valid(n, "n")
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Use `n` threads inside a ``with`` block, in this thread or task.
+
+    Parameters
+    ----------
+    n : int
+
+    Raises
+    ------
+    ArgumentError
+        If `n` is not from 1 to 1024.
+    """
+    token = _scoped.set(_valid(n, "n"))
+    try:
+        yield
+    finally:
+        _scoped.reset(token)
+
+
+if _forced := os.environ.get("HALFBYTE_FORCE_TARGET"):
+    _core.set_cpu_target(_forced)

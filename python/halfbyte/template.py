@@ -1,0 +1,559 @@
+# python/halfbyte/template.py
+# Chat messages as the text that Gemma was trained on.
+# SPDX-License-Identifier: Apache-2.0
+"""Chat messages as the text that Gemma was trained on.
+
+A template stored in a model file is data and is never executed. What it would write is
+written here, as parts: markers, which become single control tokens, and text, which
+stays text even where it spells a marker.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+__all__ = [
+    "ChatFormat",
+    "Part",
+    "encode_parts",
+    "family_of",
+    "render_text",
+    "strip_thoughts",
+]
+
+Message = Mapping[str, Any]
+
+_ROLES = {"system", "developer", "user", "assistant", "model", "tool"}
+_QUOTE = '<|"|>'
+# In the source of a template the newline is written as an escape or as itself.
+_EMPTY_THOUGHT = re.compile(r"<\|channel>thought(?:\\n|\n)<channel\|>")
+
+
+class Part(NamedTuple):
+    """A piece of a prompt; `marker` says that it is one control token."""
+
+    text: str
+    marker: bool
+
+
+class Vocabulary(Protocol):
+    """What :func:`family_of` asks: a set of spellings, or a tokenizer."""
+
+    def __contains__(self, text: str, /) -> bool: ...
+
+
+class Encoder(Protocol):
+    """What :func:`encode_parts` needs of a tokenizer."""
+
+    def encode(self, text: str, *, bos: bool, special: bool) -> list[int]:
+        """Return the ids of `text`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How a model was taught to read a conversation.
+
+    Parameters
+    ----------
+    family : {"gemma4", "gemma3"}
+    empty_thought : bool
+        Whether an answer without thinking starts with an empty thought, as the larger
+        Gemma 4 models expect.
+    """
+
+    family: Literal["gemma4", "gemma3"]
+    empty_thought: bool = False
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        enable_thinking: bool = False,
+        preserve_thinking: bool = False,
+    ) -> list[Part]:
+        """Turn messages into the parts of a prompt.
+
+        Parameters
+        ----------
+        messages : sequence of mappings
+            In the form of the OpenAI API: ``role``, ``content`` (a string, or a list of
+            text parts) and, for an assistant, ``tool_calls``, ``tool_responses`` and
+            ``reasoning``.
+        tools : sequence of mappings, optional
+            Declarations of functions (Gemma 4).
+        add_generation_prompt : bool
+            End with the start of the model's turn.
+        enable_thinking : bool
+            Ask for thoughts before the answer (Gemma 4).
+        preserve_thinking : bool
+            Keep the reasoning of earlier turns that called tools (Gemma 4).
+
+        Returns
+        -------
+        list of Part
+            The first one is the marker ``<bos>``: encode without adding another.
+
+        Raises
+        ------
+        ValueError
+            If a role is unknown or out of order, or a part of a content is no text.
+        TypeError
+            If a message or the arguments of a call are no mapping, or a content is
+            neither a string nor a list.
+        """
+        for index, message in enumerate(messages):
+            _check(message, index)
+        if self.family == "gemma3":
+            if tools or enable_thinking:
+                raise ValueError("Gemma 3 knows neither tools nor thinking")
+            return _render_gemma3(messages, add_generation_prompt)
+        writer = _Gemma4(messages, enable_thinking, preserve_thinking)
+        writer.write_system(tools or ())
+        writer.write_messages()
+        if add_generation_prompt:
+            writer.write_generation_prompt(self.empty_thought)
+        return writer.out.parts
+
+
+def family_of(template: str | None, markers: Vocabulary) -> ChatFormat | None:
+    """Choose the chat format of a model.
+
+    Parameters
+    ----------
+    template : str or None
+        The template stored with the model. It is searched, never rendered.
+    markers : Vocabulary
+        Anything that answers whether a spelling is ``in`` the vocabulary.
+
+    Returns
+    -------
+    ChatFormat or None
+        None if the vocabulary has no markers of turns.
+    """
+    if "<|turn>" in markers:
+        prompt = (template or "").rpartition("add_generation_prompt")[2]
+        return ChatFormat("gemma4", _EMPTY_THOUGHT.search(prompt) is not None)
+    return ChatFormat("gemma3") if "<start_of_turn>" in markers else None
+
+
+def render_text(parts: Sequence[Part]) -> str:
+    """Join parts to the text of the prompt, for display and tests.
+
+    Parameters
+    ----------
+    parts : sequence of Part
+
+    Returns
+    -------
+    str
+    """
+    return "".join(part.text for part in parts)
+
+
+def encode_parts(parts: Sequence[Part], tokenizer: Encoder) -> list[int]:
+    """Tokenize a prompt so that only its markers become control tokens.
+
+    Parameters
+    ----------
+    parts : sequence of Part
+    tokenizer : Encoder
+
+    Returns
+    -------
+    list of int
+
+    Raises
+    ------
+    ValueError
+        If the vocabulary lacks one of the markers.
+    """
+    ids: list[int] = []
+    for part in parts:
+        new = tokenizer.encode(part.text, bos=False, special=part.marker)
+        if part.marker and len(new) != 1:
+            raise ValueError(f"the vocabulary has no token {part.text!r}")
+        ids += new
+    return ids
+
+
+def strip_thoughts(text: str) -> str:
+    """Remove every ``<|channel>...<channel|>`` span, and white space at the ends.
+
+    Parameters
+    ----------
+    text : str
+        What a model wrote, with its markers.
+
+    Returns
+    -------
+    str
+        A span that is never closed is removed up to the end.
+    """
+    pieces = text.split("<channel|>")
+    return "".join(piece.partition("<|channel>")[0] for piece in pieces).strip()
+
+
+class _Parts:
+    """Collects parts; neighbouring texts become one, as they are tokenized together."""
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+
+    def mark(self, marker: str) -> None:
+        self.parts.append(Part(marker, marker=True))
+
+    def text(self, text: str) -> None:
+        if not text:
+            return
+        if self.parts and not self.parts[-1].marker:
+            text = self.parts.pop().text + text
+        self.parts.append(Part(text, marker=False))
+
+
+def _check(message: Message, index: int) -> None:
+    if not isinstance(message, Mapping):
+        raise TypeError(f"messages[{index}] is no mapping: {type(message).__name__}")
+    role = message.get("role")
+    if role not in _ROLES:
+        raise ValueError(
+            f"messages[{index}]: found role {role!r}; expected one of "
+            + ", ".join(sorted(_ROLES))
+        )
+
+
+def _texts(message: Message) -> list[str]:
+    """Return the text parts of a message's content, as they are."""
+    content = message.get("content")
+    if content is None:
+        return []
+    if isinstance(content, str):
+        return [content]
+    if isinstance(content, Mapping) or not isinstance(content, Sequence):
+        raise TypeError(
+            f"content of a {message['role']} message: found "
+            f"{type(content).__name__}; expected a string or a list of text parts"
+        )
+    texts: list[str] = []
+    for part in content:
+        text = part.get("text") if isinstance(part, Mapping) else None
+        if not isinstance(text, str) or part.get("type", "text") != "text":
+            raise ValueError(f"only text parts are supported, found {part!r}")
+        texts.append(text)
+    return texts
+
+
+def _is_model(message: Message | None) -> bool:
+    return message is not None and message["role"] in {"assistant", "model"}
+
+
+def _is_system(message: Message) -> bool:
+    return message["role"] in {"system", "developer"}
+
+
+def _render_gemma3(
+    messages: Sequence[Message], add_generation_prompt: bool
+) -> list[Part]:
+    out = _Parts()
+    out.mark("<bos>")
+    prefix = ""
+    if messages and _is_system(messages[0]):
+        prefix = "".join(_texts(messages[0])) + "\n\n"
+        messages = messages[1:]
+    for index, message in enumerate(messages):
+        expected = "assistant" if index % 2 else "user"
+        role = "assistant" if _is_model(message) else message["role"]
+        if role != expected:
+            raise ValueError(
+                "roles must alternate user, assistant, user, ...: found "
+                f"{message['role']!r} where {expected!r} is due"
+            )
+        out.mark("<start_of_turn>")
+        out.text("model\n" if role == "assistant" else "user\n")
+        out.text(prefix)
+        prefix = ""
+        for text in _texts(message):
+            out.text(text.strip())
+        out.mark("<end_of_turn>")
+        out.text("\n")
+    if prefix:
+        raise ValueError("a system message needs a user message to go with")
+    if add_generation_prompt:
+        out.mark("<start_of_turn>")
+        out.text("model\n")
+    return out.parts
+
+
+class _Gemma4:
+    """Writes one conversation."""
+
+    def __init__(
+        self, messages: Sequence[Message], thinking: bool, preserve: bool
+    ) -> None:
+        self.out = _Parts()
+        self.messages = messages
+        self.thinking = thinking
+        self.preserve = preserve
+        # What the last message left open for the generation prompt.
+        self.open: Literal["nothing", "call", "result"] = "nothing"
+        self.last_user = max(
+            (i for i, m in enumerate(messages) if m["role"] == "user"), default=-1
+        )
+
+    def write_system(self, tools: Sequence[Mapping[str, Any]]) -> None:
+        self.out.mark("<bos>")
+        system = bool(self.messages) and _is_system(self.messages[0])
+        if not (self.thinking or tools or system):
+            return
+        self._open_turn("system")
+        if self.thinking:
+            self.out.mark("<|think|>")
+            self.out.text("\n")
+        if system:
+            first = self.messages[0]
+            texts = [text.strip() for text in _texts(first)]
+            # A list of parts gets a space after each, a string does not.
+            space = "" if isinstance(first.get("content"), str) else " "
+            self.out.text("".join(text + space for text in texts))
+        for tool in tools:
+            self.out.mark("<|tool>")
+            self._declaration(tool)
+            self.out.mark("<tool|>")
+        self._close_turn()
+
+    def write_messages(self) -> None:
+        previous: Message | None = None
+        skip_system = bool(self.messages) and _is_system(self.messages[0])
+        for index, message in enumerate(self.messages):
+            if index == 0 and skip_system:
+                continue
+            if message["role"] == "tool":
+                if not _is_model(previous) or not (previous or {}).get("tool_calls"):
+                    raise ValueError(
+                        f"messages[{index}]: a tool message must follow an assistant "
+                        "message with tool_calls"
+                    )
+                continue
+            if not (_is_model(message) and _is_model(previous)):
+                role = "model" if _is_model(message) else message["role"]
+                self._open_turn(role)
+            self._message(index, message)
+            previous = message
+
+    def write_generation_prompt(self, empty_thought: bool) -> None:
+        if self.open == "call":
+            return
+        if self.open == "result":
+            if self.thinking:
+                self.out.mark("<|channel>")
+                self.out.text("thought\n")
+            return
+        self._open_turn("model")
+        if empty_thought and not self.thinking:
+            self._thought("")
+
+    def _message(self, index: int, message: Message) -> None:
+        calls = list(message.get("tool_calls") or ()) if _is_model(message) else []
+        results: list[tuple[str, Any]] = []
+        if _is_model(message):
+            self._reasoning(index, message, bool(calls))
+            for call in calls:
+                self._call(call)
+            results = self._results(index, message, calls)
+            for name, value in results:
+                self._response(name, value)
+        strip = strip_thoughts if _is_model(message) else str.strip
+        content = "".join(strip(text) for text in _texts(message))
+        self.out.text(content)
+
+        following = next(
+            (m for m in self.messages[index + 1 :] if m["role"] != "tool"), None
+        )
+        self.open = "nothing"
+        if calls and not results:
+            self.out.mark("<|tool_response>")
+            self.open = "call"
+        elif _is_model(message) and _is_model(following):
+            pass  # one turn of several messages
+        elif results and not content and following is None:
+            self.open = "result"
+        else:
+            self._close_turn()
+
+    def _open_turn(self, role: str) -> None:
+        self.out.mark("<|turn>")
+        self.out.text(role + "\n")
+
+    def _close_turn(self) -> None:
+        self.out.mark("<turn|>")
+        self.out.text("\n")
+
+    def _thought(self, text: str) -> None:
+        self.out.mark("<|channel>")
+        self.out.text("thought\n" + text)
+        self.out.mark("<channel|>")
+
+    def _reasoning(self, index: int, message: Message, has_calls: bool) -> None:
+        text = message.get("reasoning") or message.get("reasoning_content")
+        current = index > self.last_user
+        if text and (current or (self.preserve and has_calls)):
+            self._thought(str(text) + "\n")
+
+    def _call(self, call: Mapping[str, Any]) -> None:
+        function = call.get("function", call)
+        arguments = function.get("arguments")
+        if arguments is None:
+            arguments = {}
+        if not isinstance(arguments, Mapping):
+            raise TypeError(
+                f"arguments of the call of {function.get('name')!r}: found "
+                f"{type(arguments).__name__}; expected a mapping"
+            )
+        self.out.mark("<|tool_call>")
+        self.out.text(f"call:{function['name']}")
+        self._value(arguments)
+        self.out.mark("<tool_call|>")
+
+    def _results(
+        self, index: int, message: Message, calls: Sequence[Mapping[str, Any]]
+    ) -> list[tuple[str, Any]]:
+        """Return name and value of each result that belongs to a message."""
+        own = message.get("tool_responses")
+        if own:
+            return [(r.get("name", "unknown"), r.get("response")) for r in own]
+        names = {c.get("id"): c.get("function", c).get("name") for c in calls}
+        results: list[tuple[str, Any]] = []
+        for follower in self.messages[index + 1 :]:
+            if follower["role"] != "tool":
+                break
+            call_id = follower.get("tool_call_id")
+            name = names.get(call_id) if call_id is not None else None
+            name = name or follower.get("name") or "unknown"
+            results.append((name, "".join(_texts(follower))))
+        return results
+
+    def _response(self, name: str, value: Any) -> None:
+        self.out.mark("<|tool_response>")
+        self.out.text(f"response:{name}")
+        self._value(value if isinstance(value, Mapping) else {"value": value})
+        self.out.mark("<tool_response|>")
+
+    def _string(self, text: object) -> None:
+        self.out.mark(_QUOTE)
+        self.out.text(str(text))
+        self.out.mark(_QUOTE)
+
+    def _value(self, value: Any) -> None:
+        """Write an argument: strings between quote markers, keys bare and sorted."""
+        if isinstance(value, str):
+            self._string(value)
+        elif value is None or isinstance(value, bool):
+            self.out.text({None: "null", True: "true", False: "false"}[value])
+        elif isinstance(value, Mapping):
+            self.out.text("{")
+            for comma, key, item in _sorted_items(value):
+                self.out.text(f"{comma}{key}:")
+                self._value(item)
+            self.out.text("}")
+        elif isinstance(value, Sequence):
+            self._list(value)
+        else:
+            self.out.text(str(value))
+
+    def _list(self, values: Sequence[Any]) -> None:
+        self.out.text("[")
+        for i, item in enumerate(values):
+            self.out.text("," if i else "")
+            self._value(item)
+        self.out.text("]")
+
+    def _type(self, value: Any) -> None:
+        self.out.text("type:")
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            self._string(str(value or "").upper())
+        else:
+            self._list([str(v).upper() for v in value])
+
+    def _declaration(self, tool: Mapping[str, Any]) -> None:
+        function = tool.get("function", tool)
+        self.out.text(f"declaration:{function['name']}{{description:")
+        self._string(function.get("description") or "")
+        parameters = function.get("parameters")
+        if parameters:
+            self.out.text(",parameters:{")
+            self._object(parameters)
+            self._type(parameters.get("type"))
+            self.out.text("}")
+        response = function.get("response")
+        if response:
+            self.out.text(",response:{description:")
+            self._string(response.get("description") or "")
+            self.out.text(",")
+            self._type(response.get("type"))
+            self.out.text("}")
+        self.out.text("}")
+
+    def _object(self, schema: Mapping[str, Any]) -> None:
+        """Write the properties and the required names of an object, and a comma."""
+        if schema.get("properties"):
+            self.out.text("properties:")
+            self._properties(schema["properties"])
+            self.out.text(",")
+        if schema.get("required"):
+            self.out.text("required:")
+            self._list(schema["required"])
+            self.out.text(",")
+
+    def _properties(self, properties: Mapping[str, Any]) -> None:
+        self.out.text("{")
+        for comma, name, schema in _sorted_items(properties):
+            self.out.text(f"{comma}{name}:{{")
+            self._property(schema)
+            self.out.text("}")
+        self.out.text("}")
+
+    def _property(self, schema: Mapping[str, Any]) -> None:
+        kind = str(schema.get("type") or "").upper()
+        if schema.get("description"):
+            self.out.text("description:")
+            self._string(schema["description"])
+            self.out.text(",")
+        if kind == "STRING" and schema.get("enum"):
+            self.out.text("enum:")
+            self._list(schema["enum"])
+            self.out.text(",")
+        if kind == "ARRAY" and schema.get("items"):
+            self.out.text("items:")
+            self._items(schema["items"])
+            self.out.text(",")
+        if schema.get("nullable"):
+            self.out.text("nullable:true,")
+        if kind == "OBJECT":
+            self._object(schema)
+        self._type(schema.get("type"))
+
+    def _items(self, schema: Mapping[str, Any]) -> None:
+        self.out.text("{")
+        for comma, key, value in _sorted_items(schema):
+            self.out.text(comma)
+            if key == "type":
+                self._type(value)
+            elif key == "properties":
+                self.out.text("properties:")
+                self._properties(value)
+            else:
+                self.out.text(f"{key}:")
+                self._value(value)
+        self.out.text("}")
+
+
+def _sorted_items(mapping: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Yield a comma where one is due, key and value, ignoring case in the order."""
+    items = sorted(mapping.items(), key=lambda item: str(item[0]).lower())
+    for i, (key, value) in enumerate(items):
+        yield "," if i else "", key, value
