@@ -1,0 +1,208 @@
+// tests/cpp/kernels/attention_test.cc
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/attention.h"
+
+#include <gtest/gtest.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <memory>
+#include <vector>
+
+#include "base/half.h"
+#include "guarded.h"
+#include "test_floats.h"
+#include "test_targets.h"
+
+namespace halfbyte {
+namespace {
+
+class AttentionTest : public TargetTest {};
+HALFBYTE_INSTANTIATE_TARGETS(AttentionTest);
+
+// A cache of `len` positions, cut into spans that each touch a guard page.
+class Cache {
+ public:
+  Cache(size_t len, size_t head_dim, bool f16, uint32_t seed, float k_scale = 1.0f)
+      : len_(len), head_dim_(head_dim), f16_(f16) {
+    k_ = Rounded(Normal(len * head_dim, seed, k_scale));
+    v_ = Rounded(Normal(len * head_dim, seed + 1));
+  }
+
+  // Runs Attend with the spans ending at `cuts` and at the end.
+  std::vector<float> Attend(const std::vector<float>& q, float scale,
+                            const std::vector<size_t>& cuts, Guard guard) const {
+    std::vector<std::unique_ptr<Guarded<uint8_t>>> keep;
+    std::vector<KvSpan> spans;
+    size_t begin = 0;
+    const auto span = [&](size_t end) {
+      keep.push_back(Bytes(k_, begin, end, guard));
+      keep.push_back(Bytes(v_, begin, end, guard));
+      spans.push_back(
+          {keep[keep.size() - 2]->data(), keep.back()->data(), end - begin});
+      begin = end;
+    };
+    for (size_t cut : cuts) span(cut);
+    span(len_);
+    Guarded<float> query(q, guard), scores(len_, guard), out(head_dim_, guard);
+    for (size_t i = 0; i < head_dim_; ++i) out.Set(i, kNaN);  // must not be read
+    for (size_t i = 0; i < len_; ++i) scores.Set(i, kNaN);
+    halfbyte::Attend({.q = query.data(),
+                      .head_dim = head_dim_,
+                      .scale = scale,
+                      .spans = spans.data(),
+                      .num_spans = spans.size(),
+                      .f16 = f16_,
+                      .scores = scores.data(),
+                      .out = out.data()});
+    EXPECT_TRUE(query.Intact() && scores.Intact() && out.Intact());
+    std::vector<float> result(head_dim_);
+    for (size_t i = 0; i < head_dim_; ++i) result[i] = out.At(i);
+    return result;
+  }
+
+  std::vector<float>& k() { return k_; }
+  std::vector<float>& v() { return v_; }
+
+ private:
+  std::vector<float> Rounded(std::vector<float> x) const {
+    if (f16_) {
+      for (float& f : x) f = F32FromF16(F16FromF32(f));
+    }
+    return x;
+  }
+
+  std::unique_ptr<Guarded<uint8_t>> Bytes(const std::vector<float>& x, size_t begin,
+                                          size_t end, Guard guard) const {
+    const size_t num = (end - begin) * head_dim_;
+    const size_t item = f16_ ? 2 : 4;
+    auto bytes = std::make_unique<Guarded<uint8_t>>(num * item, guard);
+    for (size_t i = 0; i < num; ++i) {
+      const float f = x[begin * head_dim_ + i];
+      const uint16_t h = F16FromF32(f);
+      memcpy(bytes->data() + i * item, f16_ ? static_cast<const void*>(&h) : &f, item);
+    }
+    return bytes;
+  }
+
+  size_t len_, head_dim_;
+  bool f16_;
+  std::vector<float> k_, v_;
+};
+
+// With D = head_dim and L positions, u = 2^-24:
+// score j is off by at most e_j = (D + 2) u |scale| sum |q k_j| (products, sum, scale);
+// s - max adds u |s - max|, exp 4u: p_j is off by delta_j = e_j + e_max + u |s_j - max|
+// + 4u, relative to first order. Then sum p v rounds L times, the scale twice: |error|
+// <= sum_j p_j (delta_j + mean delta + (L + 3) u) |v_j|, and 1 % for the second order
+// where the deltas reach 1e-2.
+void Check(size_t len, size_t head_dim, bool f16, float scale, Guard guard) {
+  Cache cache(len, head_dim, f16, 7);
+  const std::vector<float> q = Normal(head_dim, 3);
+  const std::vector<float> got = cache.Attend(q, scale, {}, guard);
+
+  std::vector<double> score(len), err(len), p(len);
+  double max = -HUGE_VAL, max_err = 0.0;
+  for (size_t j = 0; j < len; ++j) {
+    double magnitude = 0.0;
+    for (size_t i = 0; i < head_dim; ++i) {
+      const double product = double{q[i]} * double{cache.k()[j * head_dim + i]};
+      score[j] += product * double{scale};
+      magnitude += fabs(product * double{scale});
+    }
+    err[j] = (static_cast<double>(head_dim) + 2.0) * kU * magnitude;
+    max = fmax(max, score[j]);
+    max_err = fmax(max_err, err[j]);
+  }
+  double sum = 0.0, mean_delta = 0.0;
+  for (size_t j = 0; j < len; ++j) {
+    err[j] += max_err + kU * (max - score[j]) + 4.0 * kU;
+    p[j] = exp(score[j] - max);
+    sum += p[j];
+    mean_delta += p[j] * err[j];
+  }
+  mean_delta /= sum;
+  for (size_t i = 0; i < head_dim; ++i) {
+    double want = 0.0, bound = 1e-37;
+    for (size_t j = 0; j < len; ++j) {
+      const double term = p[j] / sum * double{cache.v()[j * head_dim + i]};
+      want += term;
+      bound += 1.01 * fabs(term) *
+               (err[j] + mean_delta + (static_cast<double>(len) + 3.0) * kU);
+    }
+    ASSERT_NEAR(got[i], want, bound) << "len " << len << " dim " << head_dim;
+  }
+}
+
+TEST_P(AttentionTest, StaysInsideTheBound) {
+  for (bool f16 : {false, true}) {
+    for (Guard guard : kGuards) {
+      for (size_t head_dim : {2, 6, 8, 10, 16, 24, 30, 34, 48, 64, 80, 98, 128}) {
+        for (size_t len : {0, 1, 2, 3, 4, 5, 7, 8, 9, 17, 33, 65}) {
+          Check(len, head_dim, f16, 1.0f, guard);
+        }
+      }
+      Check(300, 256, f16, 0.0625f, guard);
+      Check(70, 512, f16, 1.0f, guard);
+    }
+  }
+}
+
+TEST_P(AttentionTest, BitsDoNotDependOnTheCuts) {
+  for (bool f16 : {false, true}) {
+    for (size_t head_dim : {8, 34, 256}) {
+      const size_t len = 23;
+      const Cache cache(len, head_dim, f16, 11);
+      const std::vector<float> q = Normal(head_dim, 5);
+      const std::vector<float> whole = cache.Attend(q, 0.3f, {}, Guard::kAfter);
+      std::vector<std::vector<size_t>> cuts = {
+          {1, 2, 3, 4, 5}, {4, 8, 12}, {0, 7, 7, 23}};
+      for (size_t cut = 0; cut <= len; ++cut) cuts.push_back({cut});
+      for (const auto& at : cuts) {
+        const std::vector<float> got = cache.Attend(q, 0.3f, at, Guard::kBefore);
+        EXPECT_EQ(0, memcmp(whole.data(), got.data(), head_dim * sizeof(float)))
+            << "first cut " << at[0];
+      }
+    }
+  }
+}
+
+TEST_P(AttentionTest, NoPositionsGiveZeros) {
+  const Cache cache(0, 40, false, 1);
+  EXPECT_EQ(std::vector<float>(40, 0.0f),
+            cache.Attend(Normal(40, 2), 1.0f, {}, Guard::kAfter));
+}
+
+TEST_P(AttentionTest, HugeScoresPickTheLargest) {
+  Cache cache(9, 16, false, 1, 1e18f);
+  const std::vector<float> q(16, 1e18f);
+  size_t best = 0;
+  double best_score = -HUGE_VAL;
+  for (size_t j = 0; j < 9; ++j) {
+    double score = 0.0;
+    for (size_t i = 0; i < 16; ++i) score += double{cache.k()[j * 16 + i]};
+    if (score > best_score) best = j, best_score = score;
+  }
+  const std::vector<float> got = cache.Attend(q, 1.0f, {}, Guard::kAfter);
+  for (size_t i = 0; i < 16; ++i) EXPECT_EQ(cache.v()[best * 16 + i], got[i]);
+}
+
+TEST_P(AttentionTest, NonFiniteInputsPropagate) {
+  for (float bad : {kNaN, kInf}) {
+    Cache cache(6, 24, false, 1);
+    cache.v()[3 * 24 + 7] = bad;
+    const std::vector<float> got = cache.Attend(Normal(24, 2), 1.0f, {}, Guard::kAfter);
+    for (size_t i = 0; i < 24; ++i)
+      EXPECT_EQ(i != 7, static_cast<bool>(isfinite(got[i])));
+  }
+  Cache cache(6, 24, false, 1);
+  cache.k()[3 * 24 + 7] = kNaN;
+  for (float v : cache.Attend(Normal(24, 2), 1.0f, {}, Guard::kAfter)) {
+    EXPECT_TRUE(isnan(v));
+  }
+}
+
+}  // namespace
+}  // namespace halfbyte

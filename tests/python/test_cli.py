@@ -1,0 +1,1016 @@
+# tests/python/test_cli.py
+# The command as users run it: another process, real files, real pipes and terminals.
+# SPDX-License-Identifier: Apache-2.0
+"""The command `halfbyte`, run as another process on tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+import tty
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import tiny
+from halfbyte import __version__, demo, doctor
+from halfbyte.cli import memory, terminal
+
+HELP = Path(__file__).parent.parent / "golden" / "cli_help.txt"
+COMMANDS = ("run", "chat", "inspect", "tokenize", "perplexity", "doctor")
+PROMPT = "the end of the line and"
+
+# A context that no test fills: an answer there goes on until it is stopped.
+ENDLESS = 200_000
+
+_CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+# --- Running it ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    """The environment of a plain terminal, with a cache of its own."""
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("HALFBYTE_", "NO_COLOR", "CI", "XDG_", "_HALFBYTE"))
+    }
+    own = {"COLUMNS": "80", "TERM": "xterm", "HALFBYTE_CACHE": str(tmp_path / "cache")}
+    return kept | own
+
+
+class Command:
+    """Runs `halfbyte` in another process."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        self.env = env
+
+    def __call__(
+        self, *args: object, stdin: bytes = b"", code: int = 0
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run to the end and check the exit code."""
+        done = subprocess.run(
+            self.line(*args),
+            input=stdin,
+            check=False,
+            capture_output=True,
+            env=self.env,
+            timeout=120,
+        )
+        assert done.returncode == code, done.stderr.decode()
+        return done
+
+    def json(self, *args: object, **kwargs: Any) -> Any:
+        return json.loads(self(*args, "--json", **kwargs).stdout)
+
+    def start(self, *args: object, **streams: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self.line(*args), env=self.env, **streams)
+
+    def line(self, *args: object) -> list[str]:
+        return [sys.executable, "-m", "halfbyte", *map(str, args)]
+
+
+@pytest.fixture
+def halfbyte(env: dict[str, str]) -> Command:
+    return Command(env)
+
+
+def one_error_line(stderr: bytes) -> str:
+    """The message, checked to be one line without a traceback."""
+    lines = stderr.decode().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("halfbyte: ")
+    return lines[0]
+
+
+# --- Models ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cli")
+
+
+def talkative(name: str) -> Any:
+    """Build a model that never ends an answer: those tokens' logits are 0."""
+    model = tiny.build(name)
+    tokens = tiny.vocabulary()[0]
+    for token in ("<eos>", "<turn|>", "<|tool_response>"):
+        model.model.embed_tokens.weight.data[tokens.index(token)] = 0
+    return model
+
+
+@pytest.fixture(scope="session")
+def plain(folder: Path) -> Path:
+    """A model without a chat template and with room for an endless answer."""
+    extra = {"context_length": ENDLESS}
+    return tiny.save_gguf(talkative("gemma3"), folder / "plain.gguf", extra=extra)
+
+
+@pytest.fixture(scope="session")
+def talking(folder: Path) -> Path:
+    """A model with a chat template and recommended sampling parameters."""
+    path = folder / "talking.gguf"
+    original = tiny._add_tokenizer
+
+    def with_template(writer: gguf.GGUFWriter, arch: str) -> None:
+        original(writer, arch)
+        template = "{{ bos_token }}{% for m in messages %}<|turn>{{ m['role'] }}"
+        writer.add_chat_template(template)
+        writer.add_float32("general.sampling.temp", 0.75)
+        writer.add_int32("general.sampling.top_k", 64)
+        writer.add_float32("general.sampling.top_p", 0.95)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny, "_add_tokenizer", with_template)
+        return tiny.save_gguf(talkative("e2b"), path, extra={"context_length": ENDLESS})
+
+
+class _Vast(gguf.GGUFWriter):
+    """Writes a model of 900 wide layers, 2.6 TiB, whose data are a hole."""
+
+    LAYERS = 900
+    WIDTH = 1 << 20
+
+    def add_tensor(self, name: str, tensor: Any, **_: Any) -> None:
+        first, _, rest = name.partition(".1.")
+        if rest and first == "blk":
+            for i in range(1, self.LAYERS):
+                self._add(f"blk.{i}.{rest}", tensor)
+        elif not name.startswith("blk.") or name.startswith("blk.0."):
+            self._add(name, tensor)
+
+    def _add(self, name: str, tensor: Any) -> None:
+        wide = "ffn_" in name
+        shape = [self.WIDTH if wide and n == 512 else n for n in tensor.shape]
+        size = 4 * tiny.np.prod(shape, dtype=int)
+        self.add_tensor_info(name, shape, tensor.dtype, size)
+
+    def write_tensors_to_file(self, **_: Any) -> None:
+        self.write_ti_data_to_file()
+        assert self.fout is not None
+        for file, tensors in zip(self.fout, self.tensors, strict=True):
+            self.write_padding(file, file.tell())
+            sizes = (self.ggml_pad(t.nbytes, 32) for t in tensors.values())
+            file.truncate(file.tell() + sum(sizes))
+
+
+@pytest.fixture(scope="session")
+def vast(folder: Path) -> Path:
+    """A model larger than any memory that takes no room on the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "GGUFWriter", _Vast)
+        return tiny.save_gguf(
+            tiny.build("gemma3", wide=True),
+            folder / "vast.gguf",
+            extra={"feed_forward_length": _Vast.WIDTH, "block_count": _Vast.LAYERS},
+        )
+
+
+@pytest.fixture(scope="session")
+def foreign(folder: Path) -> Path:
+    """A well-formed file of an architecture that cannot be run here."""
+    writer = gguf.GGUFWriter(folder / "foreign.gguf", "llama")
+    writer.add_block_count(3)
+    writer.add_embedding_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_context_length(2048)
+    writer.add_string("general.name", "evil\x1b[31m\nname" + "y" * 200)
+    writer.add_array("tokenizer.ggml.tokens", [f"t{i}" for i in range(1000)])
+    writer.add_tensor("one", tiny.np.zeros((3, 64), tiny.np.float32))
+    raw = tiny.np.zeros((2, 34), tiny.np.uint8)
+    writer.add_tensor("two", raw, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder / "foreign.gguf"
+
+
+# --- Help ------------------------------------------------------------------------------
+
+
+def all_help(halfbyte: Command) -> str:
+    texts = []
+    for command in ((), *((name,) for name in COMMANDS)):
+        out = halfbyte(*command, "--help").stdout.decode()
+        texts.append(f"$ halfbyte {' '.join((*command, '--help'))}\n{out}")
+    return "\n".join(texts)
+
+
+def test_help_is_what_was_agreed(halfbyte: Command) -> None:
+    """Words and layout of every help text.
+
+    `HALFBYTE_UPDATE_HELP=1 pytest tests/python/test_cli.py -k agreed` writes the file
+    again; read the difference before committing it.
+    """
+    here = "typer " + ".".join(metadata.version("typer").split(".")[:2])
+    found = all_help(halfbyte)
+    if os.environ.get("HALFBYTE_UPDATE_HELP"):
+        HELP.write_text(f"{here}\n{found}", encoding="utf-8")
+        return
+    made_by, _, expected = HELP.read_text(encoding="utf-8").partition("\n")
+    if made_by != here:
+        pytest.skip(f"the layout is that of {made_by}, this is {here}")
+    assert found == expected
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_examples_that_fit(halfbyte: Command, command: str) -> None:
+    lines = halfbyte(command, "--help").stdout.decode().splitlines()
+    start = lines.index("  Examples:")
+    examples = [line for line in lines[start + 1 :] if "halfbyte " in line]
+    assert 2 <= len(examples) <= 4
+    assert max(map(len, lines)) <= 80
+    options = set(re.findall(r"--[a-z-]+", "\n".join(lines[:start])))
+    used = set(re.findall(r"--[a-z-]+", "\n".join(examples)))
+    assert used <= options
+
+
+def test_help_comes_at_once_and_loads_nothing_heavy(halfbyte: Command) -> None:
+    times = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        halfbyte("--help")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(
+            after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        )
+    assert min(times) < 0.3  # of the processor: a busy machine is no failure
+    command = [sys.executable, "-X", "importtime", "-m", "halfbyte", "--help"]
+    done = subprocess.run(command, env=halfbyte.env, capture_output=True, check=True)
+    loaded = {line.rpartition(b"|")[2].strip() for line in done.stderr.splitlines()}
+    assert b"typer" in loaded
+    assert not loaded & {b"rich", b"torch", b"transformers", b"readline"}
+
+
+def test_the_library_does_not_load_the_command_line(env: dict[str, str]) -> None:
+    program = (
+        "import sys, halfbyte; halfbyte.load; "
+        "sys.exit(bool({'typer', 'rich', 'halfbyte.cli', 'readline'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", program], env=env, check=True)
+
+
+def test_version_and_no_arguments(halfbyte: Command) -> None:
+    assert halfbyte("--version").stdout.decode() == f"halfbyte {__version__}\n"
+    assert halfbyte().stdout == halfbyte("--help").stdout
+
+
+# --- run -------------------------------------------------------------------------------
+
+
+def test_run_streams_the_continuation_alone(halfbyte: Command, plain: Path) -> None:
+    done = halfbyte("run", plain, PROMPT, "-n", 20)
+    document = halfbyte.json("run", plain, PROMPT, "-n", 20)
+    text = document["text"]
+    assert text
+    assert done.stdout.decode() == text.removesuffix("\n") + "\n"
+    note, stats = done.stderr.decode().splitlines()
+    assert "no chat template" in note
+    assert re.fullmatch(
+        r"prompt \d+ tokens, [\d.]+ tok/s \| answer 20 tokens, [\d.]+ tok/s \| "
+        r"peak memory [\d,.]+ [GMK]iB",
+        stats,
+    )
+
+
+def test_run_json_is_complete(halfbyte: Command, plain: Path) -> None:
+    document = halfbyte.json("run", plain, PROMPT, "-n", 5)
+    assert document["schema"] == 1
+    assert document["model"] == str(plain)
+    assert document["prompt"] == PROMPT
+    assert document["system"] is None
+    assert document["finish_reason"] == "length"
+    assert document["sampling"]["temperature"] == 0
+    stats = document["stats"]
+    ids = halfbyte.json("tokenize", plain, PROMPT)["ids"]
+    assert stats["prompt_tokens"] == len(ids)
+    assert stats["generated_tokens"] == 5
+    assert stats["decode_seconds"] > 0
+    assert stats["peak_rss_bytes"] > 1 << 20
+
+
+def test_run_is_silent_on_request(halfbyte: Command, plain: Path) -> None:
+    done = halfbyte("run", plain, PROMPT, "-n", 3, "--quiet")
+    assert done.stderr == b""
+    assert done.stdout
+
+
+def test_the_prompt_comes_from_stdin(halfbyte: Command, plain: Path) -> None:
+    document = halfbyte.json("run", plain, "one\ntwo", "-n", 8)
+    for args in ((plain,), (plain, "-")):
+        piped = halfbyte.json("run", *args, "-n", 8, stdin=b"one\ntwo\n")
+        assert piped["prompt"] == "one\ntwo"
+        assert piped["text"] == document["text"]
+
+
+def test_stdin_that_is_no_text_is_refused(halfbyte: Command, plain: Path) -> None:
+    done = halfbyte("run", plain, stdin=b"caf\xe9", code=2)
+    assert "not UTF-8 at byte 3" in one_error_line(done.stderr)
+    done = halfbyte("run", plain, code=2)
+    assert "no text" in one_error_line(done.stderr)
+
+
+def test_stdin_above_the_context_is_refused_at_once(
+    halfbyte: Command, plain: Path
+) -> None:
+    start = time.perf_counter()
+    done = halfbyte(
+        "run", plain, "--context", 100, "--quiet", stdin=b"word " * 200_000, code=2
+    )
+    assert "100" in one_error_line(done.stderr)
+    assert done.stdout == b""
+    # Computing a million tokens takes minutes even here; refusing takes none.
+    assert time.perf_counter() - start < 30
+
+
+def test_a_lone_argument_is_the_prompt_of_the_demo_model(
+    halfbyte: Command, plain: Path
+) -> None:
+    cache = Path(halfbyte.env["HALFBYTE_CACHE"])
+    cache.mkdir()
+    made = cache / demo.NAME
+    made.symlink_to(plain)
+    found = plain.stat()
+    stamp = f"{demo.SHA256} {found.st_size} {found.st_mtime_ns}\n"
+    made.with_name(demo.NAME + ".checked").write_text(stamp)
+    document = halfbyte.json("run", PROMPT, "-n", 4)
+    assert document["prompt"] == PROMPT
+    assert document["model"] == str(made)
+    assert document["text"] == halfbyte.json("run", plain, PROMPT, "-n", 4)["text"]
+    assert halfbyte.json("tokenize", "the")["model"] == str(made)
+
+
+def test_without_the_extra_one_line_says_how_to_get_it(halfbyte: Command) -> None:
+    program = (
+        "import sys; from halfbyte import demo; from halfbyte.cli import main; "
+        "demo.PARTS = (demo.Part('no_such_package', 'data/x'),); "
+        "sys.exit(main(['run', 'hi']))"
+    )
+    line = [sys.executable, "-c", program]
+    done = subprocess.run(line, env=halfbyte.env, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert 'pip install "halfbyte[demo]"' in one_error_line(done.stderr)
+
+
+def test_the_same_seed_gives_the_same_text(halfbyte: Command, plain: Path) -> None:
+    args = ("run", plain, PROMPT, "-n", 24, "--temp", 2, "--top-k", 50)
+    first = halfbyte.json(*args)
+    seed = first["sampling"]["seed"]
+    assert halfbyte.json(*args, "--seed", seed)["text"] == first["text"]
+    # Two unseeded answers of 24 tokens are equal with a chance below 1e-9.
+    assert halfbyte.json(*args)["text"] != first["text"]
+
+
+def test_sampling_options_turn_sampling_on(halfbyte: Command, plain: Path) -> None:
+    sampling = halfbyte.json("run", plain, PROMPT, "-n", 1, "--min-p", 0.1)["sampling"]
+    assert sampling["temperature"] == 1
+    assert sampling["min_p"] == 0.1
+
+
+def test_the_models_own_sampling_is_the_default(
+    halfbyte: Command, talking: Path
+) -> None:
+    sampling = halfbyte.json("run", talking, "Hi", "-n", 1)["sampling"]
+    assert (sampling["temperature"], sampling["top_k"]) == (0.75, 64)
+    assert sampling["top_p"] == pytest.approx(0.95, abs=1e-7)  # a float32 in the file
+    greedy = halfbyte.json("run", talking, "Hi", "-n", 1, "--temp", 0)["sampling"]
+    assert greedy["temperature"] == 0
+
+
+def test_a_template_wraps_the_prompt_unless_raw(
+    halfbyte: Command, talking: Path
+) -> None:
+    count = len(halfbyte.json("tokenize", talking, "Hello")["ids"])
+    options = ("-n", 1, "--temp", 0)
+    raw = halfbyte.json("run", talking, "Hello", *options, "--raw")
+    assert raw["stats"]["prompt_tokens"] == count
+    turn = halfbyte.json("run", talking, "Hello", *options)
+    assert turn["stats"]["prompt_tokens"] > count
+    told = halfbyte.json("run", talking, "Hello", *options, "-s", "Be brief.")
+    assert told["stats"]["prompt_tokens"] > turn["stats"]["prompt_tokens"]
+    done = halfbyte("run", talking, "Hello", *options)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_system_text_needs_a_template(halfbyte: Command, plain: Path) -> None:
+    done = halfbyte("run", plain, PROMPT, "-s", "Be brief.", code=2)
+    assert "--system" in one_error_line(done.stderr)
+
+
+# --- How it ends -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("run", "no/such.gguf", "hi"), "no/such.gguf: No such file"),
+        (("run", "no-such.gguf"), "no-such.gguf: No such file"),
+        (("inspect", "no\nsuch"), r"no\x0asuch: No such file"),
+        (("tokenize", "no-such.gguf", "hi"), "No such file"),
+        (("perplexity", "x.gguf", "--file", "no-such.txt"), "no-such.txt: No such"),
+        (("perplexity", "x.gguf"), "--file"),
+        (("run", "a", "b", "c"), "unexpected extra argument"),
+        (("run", "-n", "x", "hi"), "max-tokens"),
+        (("run", "--top-p", "1.5", "hi"), "top-p"),
+        (("frobnicate",), "frobnicate"),
+    ],
+)
+def test_usage_errors_end_with_2(
+    halfbyte: Command, args: tuple[str, ...], words: str
+) -> None:
+    done = halfbyte(*args, code=2)
+    assert words in one_error_line(done.stderr)
+    assert done.stdout == b""
+
+
+@pytest.mark.parametrize("command", ["run", "inspect", "tokenize"])
+def test_a_bad_file_ends_with_4(
+    halfbyte: Command, plain: Path, tmp_path: Path, command: str
+) -> None:
+    text = ("hi",) if command != "inspect" else ()
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"<!DOCTYPE html><html>" + bytes(200))
+    assert "[GGUF_BAD_MAGIC]" in one_error_line(
+        halfbyte(command, bad, *text, code=4).stderr
+    )
+    whole = plain.read_bytes()
+    bad.write_bytes(whole[: len(whole) - 1000])
+    assert "[GGUF_DATA_TRUNCATED]" in one_error_line(
+        halfbyte(command, bad, *text, code=4).stderr
+    )
+
+
+def test_a_foreign_architecture_ends_with_4(halfbyte: Command, foreign: Path) -> None:
+    done = halfbyte("run", foreign, "hi", code=4)
+    assert "llama" in one_error_line(done.stderr)
+
+
+def test_debug_shows_where_it_happened(halfbyte: Command, foreign: Path) -> None:
+    done = halfbyte("run", foreign, "hi", "--debug", code=4)
+    assert b"Traceback (most recent call last)" in done.stderr
+
+
+def test_a_context_above_the_models_ends_with_2(halfbyte: Command, plain: Path) -> None:
+    done = halfbyte("run", plain, "hi", "--context", 2 * ENDLESS, code=2)
+    assert str(ENDLESS) in one_error_line(done.stderr)
+
+
+def test_a_model_larger_than_memory_ends_with_5(halfbyte: Command, vast: Path) -> None:
+    start = time.perf_counter()
+    done = halfbyte("run", vast, "hi", code=5)
+    assert re.search(r"[\d.]+ GiB needed .*, [\d.]+ GiB", one_error_line(done.stderr))
+    assert time.perf_counter() - start < 30
+
+
+def test_ctrl_c_prints_what_there_is_and_ends_with_130(
+    halfbyte: Command, plain: Path
+) -> None:
+    args = ("run", plain, PROMPT, "-n", ENDLESS, "--context", ENDLESS)
+    pipe = subprocess.PIPE
+    process = halfbyte.start(*args, stdout=pipe, stderr=pipe, stdin=pipe)
+    assert process.stdout is not None
+    first = process.stdout.read(20)
+    process.send_signal(signal.SIGINT)
+    rest, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert len(first) == 20
+    assert rest.endswith(b"\n")
+    assert b"Traceback" not in stderr
+    whole = halfbyte.json("run", plain, PROMPT, "-n", 500)["text"].encode()
+    length = min(len(whole), len(first + rest.removesuffix(b"\n")))
+    assert (first + rest)[:length] == whole[:length]
+
+
+def test_ctrl_c_still_gives_the_json(halfbyte: Command, plain: Path) -> None:
+    args = ("run", plain, PROMPT, "-n", ENDLESS, "--context", ENDLESS, "--json")
+    pipe = subprocess.PIPE
+    process = halfbyte.start(*args, stdout=pipe, stderr=pipe, stdin=pipe)
+    assert process.stderr is not None
+    assert b"no chat template" in process.stderr.readline()
+    time.sleep(0.5)  # into the answer
+    process.send_signal(signal.SIGINT)
+    stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads(stdout)["finish_reason"] == "interrupted"
+    assert json.loads(stdout)["text"]
+
+
+def test_a_closed_pipe_ends_quietly(halfbyte: Command, plain: Path) -> None:
+    line = " ".join(
+        halfbyte.line("run", plain, "the", "-n", ENDLESS, "--context", ENDLESS)
+    )
+    done = subprocess.run(
+        ["bash", "-c", f"{line} --quiet | head -c 1; exit ${{PIPESTATUS[0]}}"],
+        env=halfbyte.env,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 141
+    assert len(done.stdout) == 1
+    assert done.stderr == b""
+
+
+# --- A terminal ------------------------------------------------------------------------
+
+
+class Terminal:
+    """A terminal with the command in it."""
+
+    def __init__(self, halfbyte: Command, *args: object, raw: bool = True) -> None:
+        self.fd, inner = pty.openpty()
+        if raw:
+            tty.setraw(inner)
+        self.process = halfbyte.start(*args, stdin=inner, stdout=inner, stderr=inner)
+        os.close(inner)
+        self.seen = b""
+
+    def until(self, words: bytes, seconds: float = 60.0) -> bytes:
+        """Read until `words` come; what came up to their end."""
+        deadline = time.monotonic() + seconds
+        while words not in self.seen:
+            left = deadline - time.monotonic()
+            assert left > 0, self.seen
+            if not select.select([self.fd], [], [], left)[0]:
+                continue
+            self.seen += self._read()
+        head, _, self.seen = self.seen.partition(words)
+        return head + words
+
+    def rest(self) -> bytes:
+        """Read to the end."""
+        while piece := self._read():
+            self.seen += piece
+        return self.seen
+
+    def type(self, keys: bytes) -> None:
+        os.write(self.fd, keys)
+
+    def ctrl_c(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def code(self) -> int:
+        return self.process.wait(timeout=60)
+
+    def _read(self) -> bytes:
+        try:
+            return os.read(self.fd, 65536)
+        except OSError:  # Linux's way to say that the other side is gone
+            return b""
+
+
+@pytest.fixture
+def terminals() -> Iterator[list[Terminal]]:
+    """Terminals to clean up after the test."""
+    opened: list[Terminal] = []
+    yield opened
+    for each in opened:
+        each.process.kill()
+        each.process.wait()
+        os.close(each.fd)
+
+
+def test_control_characters_reach_a_pipe_but_no_terminal(
+    halfbyte: Command, plain: Path, terminals: list[Terminal]
+) -> None:
+    # So hot that every one of the 512 tokens is about as likely: 33 are controls.
+    args = ("run", plain, PROMPT, "-n", 200, "--temp", 1e4, "--seed", 5, "--quiet")
+    piped = halfbyte(*args).stdout
+    assert _CONTROL.search(piped)
+    terminals += [Terminal(halfbyte, *args), Terminal(halfbyte, *args, "--raw-output")]
+    shown, obeyed = (each.rest() for each in terminals)
+    assert not _CONTROL.search(shown)
+    assert rb"\x" in shown
+    assert obeyed == piped
+    assert shown.decode() == terminal.without_controls(piped.decode())
+
+
+@pytest.mark.parametrize("name", ["NO_COLOR", "CI", "TERM"])
+def test_a_terminal_can_be_kept_plain(
+    halfbyte: Command, plain: Path, terminals: list[Terminal], name: str
+) -> None:
+    terminals.append(Terminal(halfbyte, "inspect", plain))
+    assert b"\x1b[" in terminals[0].rest()
+    halfbyte.env[name] = "dumb"
+    terminals.append(Terminal(halfbyte, "inspect", plain))
+    assert not _CONTROL.search(terminals[1].rest())
+
+
+def test_chat_remembers_and_survives_ctrl_c(
+    halfbyte: Command, talking: Path, terminals: list[Terminal]
+) -> None:
+    args = (
+        "chat",
+        talking,
+        "-n",
+        ENDLESS,
+        "--context",
+        ENDLESS,
+        "--temp",
+        0,
+        "--stats",
+    )
+    terminals.append(Terminal(halfbyte, *args))
+    talk = terminals[0]
+    talk.until(b"> ")
+    talk.type(b"hello\n")
+    talk.until(b"\n")
+    time.sleep(0.5)  # into the answer
+    talk.ctrl_c()
+    talk.until(b"(stopped)")
+    first = talk.until(b"tok/s | peak memory")
+    talk.until(b"> ")
+    talk.type(b"again\n")
+    talk.until(b"\n")
+    time.sleep(0.5)
+    talk.ctrl_c()
+    talk.until(b"(stopped)")
+    second = talk.until(b"tok/s | peak memory")
+    assert b"kept)" not in first
+    assert b"kept)" in second  # the first turn was not computed again
+    talk.until(b"> ")
+    talk.type(b"half a line")
+    talk.until(b"half a line")
+    talk.ctrl_c()
+    talk.until(b"> ")
+    talk.type(b"/bye\n")
+    assert talk.code() == 0
+    assert b"Traceback" not in talk.rest()
+
+
+@pytest.mark.parametrize("way", ["ctrl-c", "ctrl-d"])
+def test_chat_ends_on_an_empty_line(
+    halfbyte: Command, plain: Path, terminals: list[Terminal], way: str
+) -> None:
+    terminals.append(Terminal(halfbyte, "chat", plain, raw=False))
+    talk = terminals[0]
+    talk.until(b"> ")
+    time.sleep(0.3)  # the prompt is shown just before keys are read
+    if way == "ctrl-c":
+        talk.ctrl_c()
+    else:
+        talk.type(b"\x04")
+    assert talk.code() == 0
+    assert b"Traceback" not in talk.rest()
+
+
+def test_chat_keeps_the_lines_typed_for_next_time(
+    halfbyte: Command, plain: Path, terminals: list[Terminal]
+) -> None:
+    terminals.append(Terminal(halfbyte, "chat", plain, "-n", 2))
+    terminals[0].until(b"> ")
+    terminals[0].type(b"remember me\n")
+    terminals[0].until(b"> ")
+    terminals[0].type(b"/bye\n")
+    assert terminals[0].code() == 0
+    history = Path(halfbyte.env["HALFBYTE_CACHE"]) / "chat_history"
+    assert history.read_text().splitlines()[-2:] == ["remember me", "/bye"]
+    assert history.stat().st_mode & 0o777 == 0o600
+
+
+# --- chat through a pipe ---------------------------------------------------------------
+
+
+def test_chat_commands(halfbyte: Command, talking: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "talk.json"
+    options = ("-n", 4, "--temp", 0)
+    lines = f"hello\n/save {saved}\n/save {saved}\n/nonsense\n/bye\nnever read\n"
+    done = halfbyte("chat", talking, *options, "-s", "Be odd.", stdin=lines.encode())
+    notes = done.stderr.decode()
+    assert "saved 2 messages" in notes
+    assert "exists; /save --force" in notes
+    assert "/nonsense: no such command" in notes
+    document = json.loads(saved.read_text())
+    assert document["system"] == "Be odd."
+    assert [m["role"] for m in document["messages"]] == ["user", "assistant"]
+    answer = document["messages"][1]["content"]
+    assert done.stdout.decode() == answer + "\n"
+    once = halfbyte.json("run", talking, "hello", *options, "-s", "Be odd.")
+    assert once["text"] == answer
+
+    lines = f"/load {saved}\nmore\n/save --force {saved}\n"
+    halfbyte("chat", talking, *options, stdin=lines.encode())
+    went_on = json.loads(saved.read_text())
+    assert went_on["messages"][:2] == document["messages"]
+    assert [m["content"] for m in went_on["messages"][2:3]] == ["more"]
+    assert went_on["system"] == "Be odd."
+
+    lines = f"/load {saved}\n/reset\n/system Be even.\nhello\n/save --force {saved}\n"
+    halfbyte("chat", talking, *options, stdin=lines.encode())
+    anew = json.loads(saved.read_text())
+    assert anew["system"] == "Be even."
+    assert len(anew["messages"]) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"system": 1, "messages": []}', '{"messages": [{"role": "tool"}]}'],
+)
+def test_chat_refuses_what_is_no_conversation(
+    halfbyte: Command, plain: Path, tmp_path: Path, content: str
+) -> None:
+    file = tmp_path / "bad.json"
+    file.write_text(content)
+    done = halfbyte("chat", plain, "--quiet", stdin=f"/load {file}\n/load\n".encode())
+    assert done.stderr.decode().splitlines() == [
+        f"{file}: not a saved conversation",
+        "/load needs one file name",
+    ]
+
+
+def test_chat_goes_on_after_a_message_that_is_too_long(
+    halfbyte: Command, plain: Path
+) -> None:
+    lines = b"word " * 1000 + b"\nshort\n"
+    args = ("chat", plain, "-n", 3, "--context", 100, "--quiet", "--stats")
+    done = halfbyte(*args, stdin=lines)
+    refused, stats = done.stderr.decode().splitlines()
+    assert "/reset" in refused
+    assert "answer 3 tokens" in stats
+
+
+def test_chat_without_a_template_goes_on_with_the_text(
+    halfbyte: Command, plain: Path
+) -> None:
+    done = halfbyte("chat", plain, "-n", 6, stdin=f"{PROMPT}\n".encode())
+    assert b"no chat template" in done.stderr
+    text = halfbyte.json("run", plain, PROMPT, "-n", 6)["text"]
+    assert done.stdout.decode() == text + "\n"
+
+
+# --- inspect ---------------------------------------------------------------------------
+
+
+def test_inspect_shows_a_file_that_cannot_be_run(
+    halfbyte: Command, foreign: Path
+) -> None:
+    text = halfbyte("inspect", foreign, "--tensors").stdout.decode()
+    assert "architecture  llama" in text
+    assert r"evil\x1b[31m\x0aname" in text
+    assert "1,000 of them: t0, t1, t2, t3, ..." in text
+    assert re.search(r"Q8_0 +1 +64 +68 B +8.50", text)
+    assert re.search(r"one +F32 +3 x 64 +768 B", text)
+    document = halfbyte.json("inspect", foreign, "--tensors")
+    assert document["schema"] == 1
+    assert document["architecture"] == "llama"
+    assert document["tensors"] == 2
+    assert document["weights"] == 3 * 64 + 64
+    assert document["bytes"] == 3 * 64 * 4 + 68
+    assert document["bits_per_weight"] == round(8 * 836 / 256, 3)
+    assert [group["type"] for group in document["types"]] == ["F32", "Q8_0"]
+    assert document["tensor_list"][1]["shape"] == [2, 32]
+    tokens = document["metadata"]["tokenizer.ggml.tokens"]
+    assert tokens == {"count": 1000, "first": ["t0", "t1", "t2", "t3"]}
+    # Three layers, two heads of 64 / 4 = 16 numbers, keys and values.
+    assert document["memory"][0] == {
+        "context": 1024,
+        "kv_f32_bytes": 1024 * 3 * 2 * (16 + 16) * 4,
+        "kv_f16_bytes": 1024 * 3 * 2 * (16 + 16) * 2,
+    }
+    assert "* beyond the model's context of 2,048" in text
+
+
+@pytest.mark.parametrize("name", ["e2b", "12b", "gemma3"])
+def test_inspect_reads_a_directory_as_it_reads_the_file(
+    halfbyte: Command, tmp_path: Path, name: str
+) -> None:
+    model = tiny.build(name)
+    tiny.save_gguf(model, tmp_path / "m.gguf")
+    tiny.save_hf(model, tmp_path / "hf", shards=2)
+    tiny.save_hf(model, tmp_path / "released", released=True)
+    expected = halfbyte.json("inspect", tmp_path / "m.gguf")["memory"]
+    assert expected is not None
+    for folder in ("hf", "released"):
+        document = halfbyte.json("inspect", tmp_path / folder)
+        assert document["memory"] == expected
+        assert document["types"][0]["type"] == "F32"
+    single = halfbyte.json("inspect", tmp_path / "released" / "model.safetensors")
+    assert single["memory"] == expected
+
+
+def test_memory_of_known_shapes() -> None:
+    # Gemma 3 270M: 18 layers, every sixth full, one head of 256, window 512.
+    shape = memory.cache_shape(
+        {
+            "general.architecture": "gemma3",
+            "gemma3.block_count": 18,
+            "gemma3.embedding_length": 640,
+            "gemma3.attention.head_count": 4,
+            "gemma3.attention.head_count_kv": 1,
+            "gemma3.attention.key_length": 256,
+            "gemma3.attention.value_length": 256,
+            "gemma3.attention.sliding_window": 512,
+            "gemma3.context_length": 32768,
+        }
+    )
+    assert shape is not None
+    assert shape.context == 32768
+    assert shape.elements(8192) == 512 * (3 * 8192 + 15 * 512)
+    assert shape.elements(100) == 512 * 18 * 100
+
+
+def test_memory_of_arrays_and_shared_layers() -> None:
+    # Four layers, the last two share; the first slides with heads of its own size.
+    shape = memory.cache_shape(
+        {
+            "general.architecture": "gemma4",
+            "gemma4.block_count": 4,
+            "gemma4.attention.head_count": [8, 8, 8, 8],
+            "gemma4.attention.head_count_kv": [2, 1, 2, 1],
+            "gemma4.attention.key_length": 512,
+            "gemma4.attention.value_length": 512,
+            "gemma4.attention.key_length_swa": 256,
+            "gemma4.attention.value_length_swa": 256,
+            "gemma4.attention.sliding_window": 128,
+            "gemma4.attention.sliding_window_pattern": [True, False, True, False],
+            "gemma4.attention.shared_kv_layers": 2,
+        }
+    )
+    assert shape is not None
+    assert shape.elements(1000) == 2 * 512 * 128 + 1 * 1024 * 1000
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"block_count": 1 << 40},
+        {"block_count": "many"},
+        {"block_count": -1},
+        {"attention.head_count": 0},
+        {"attention.head_count_kv": [1]},
+        {"attention.sliding_window_pattern": [True] * 5, "attention.sliding_window": 4},
+        {"attention.shared_kv_layers": float("nan")},
+        {"embedding_length": None},
+    ],
+)
+def test_memory_of_nonsense_is_unknown(changed: dict[str, Any]) -> None:
+    good = {"block_count": 2, "embedding_length": 64, "attention.head_count": 4}
+    name = {"general.architecture": "x"}
+    assert memory.cache_shape(name | {f"x.{k}": v for k, v in good.items()}) is not None
+    bad = name | {f"x.{k}": v for k, v in (good | changed).items()}
+    assert memory.cache_shape(bad) is None
+
+
+# --- tokenize, perplexity, doctor ------------------------------------------------------
+
+
+def test_tokenize_gives_ids_and_pieces(halfbyte: Command, plain: Path) -> None:
+    document = halfbyte.json("tokenize", plain, "the end\t<bos>é")
+    assert document["ids"][0] == 2
+    assert document["count"] == len(document["ids"])
+    assert "".join(document["pieces"]).endswith("the end\t<bos>é")
+    tokens = tiny.vocabulary()[0]
+    assert document["ids"].count(tokens.index("<bos>")) == 1  # text stays text
+    lines = halfbyte("tokenize", plain, "the end\t<bos>é").stdout.decode().splitlines()
+    assert [int(line.split("\t")[0]) for line in lines] == document["ids"]
+    assert [json.loads(line.split("\t", 1)[1]) for line in lines] == document["pieces"]
+    bare = halfbyte.json("tokenize", plain, "the end\t<bos>é", "--no-bos")
+    assert bare["ids"] == document["ids"][1:]
+    special = halfbyte.json("tokenize", plain, "a<bos>", "--no-bos", "--special")
+    assert special["ids"][-1] == tokens.index("<bos>")
+
+
+def test_perplexity_is_that_of_the_library(
+    halfbyte: Command, plain: Path, tmp_path: Path
+) -> None:
+    import halfbyte as library
+
+    text = "the end of the line and the start of the other one\n" * 4
+    file = tmp_path / "text.txt"
+    file.write_text(text)
+    model = library.load(plain)
+    ids = model.tokenize(text)
+    expected = model.perplexity(ids)
+    document = halfbyte.json("perplexity", plain, "--file", file)
+    assert document["tokens"] == len(ids)
+    assert document["perplexity"] == pytest.approx(expected, rel=1e-9)
+    done = halfbyte("perplexity", plain, "--file", file)
+    assert done.stdout.decode() == f"perplexity {expected:.4f}, {len(ids)} tokens\n"
+    assert done.stderr == b""
+
+
+def test_perplexity_shows_a_bar_on_a_terminal_only(
+    halfbyte: Command, plain: Path, tmp_path: Path, terminals: list[Terminal]
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("the end of the line and the start of the other one\n" * 100)
+    terminals.append(Terminal(halfbyte, "perplexity", plain, "--file", file))
+    out = terminals[0].rest()
+    assert b"%" in out
+    assert b"\x1b[" in out
+
+
+def test_doctor_reports_what_python_knows(halfbyte: Command) -> None:
+    halfbyte.env["HALFBYTE_NUM_THREADS"] = "1"
+    found = halfbyte.json("doctor")
+    assert found["schema"] == 1
+    assert found["halfbyte"]["version"] == __version__
+    assert found["halfbyte"]["error"] is None
+    assert found["halfbyte"]["target"] in found["halfbyte"]["targets"]
+    assert found["python"]["version"] == sys.version.split()[0]
+    assert found["packages"]["numpy"] == metadata.version("numpy")
+    assert found["packages"]["typer"] == metadata.version("typer")
+    assert found["cpu"]["affinity"] == len(os.sched_getaffinity(0))
+    assert found["threads"] == {"count": 1, "reason": "HALFBYTE_NUM_THREADS=1"}
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert found["memory"]["total"] == pytest.approx(total, rel=0.01)
+    text = halfbyte("doctor").stdout.decode()
+    for section in ("halfbyte", "python", "cpu", "threads", "memory", "packages"):
+        for fact in found[section]:
+            assert re.search(rf"^{section}\.{re.escape(fact)} +\S", text, re.MULTILINE)
+
+
+def _tree(root: Path, files: dict[str, str]) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content + "\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus", "limit"),
+    [
+        ({}, None, None),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b",
+                "sys/fs/cgroup/a/b/cpu.max": "max 100000",
+                "sys/fs/cgroup/a/cpu.max": "150000 100000",
+                "sys/fs/cgroup/a/b/memory.max": "4096",
+                "sys/fs/cgroup/a/memory.max": "1024",
+            },
+            1.5,
+            1024,
+        ),
+        (
+            {  # inside a container: the path is the host's, the mount is the group
+                "proc/self/cgroup": "0::/docker/abc",
+                "sys/fs/cgroup/cpu.max": "400000 100000",
+                "sys/fs/cgroup/memory.max": "max",
+            },
+            4.0,
+            None,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/m\n1:cpu,cpuacct:/c\n0::/",
+                "sys/fs/cgroup/cpu,cpuacct/c/cpu.cfs_quota_us": "50000",
+                "sys/fs/cgroup/cpu,cpuacct/c/cpu.cfs_period_us": "100000",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1",
+                "sys/fs/cgroup/memory/m/memory.limit_in_bytes": "8192",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
+            },
+            0.5,
+            8192,
+        ),
+    ],
+)
+def test_limits_of_a_container(
+    tmp_path: Path, files: dict[str, str], cpus: float | None, limit: int | None
+) -> None:
+    root = _tree(tmp_path, files)
+    assert doctor.cpu_quota(root) == cpus
+    assert doctor.memory_limit(root) == limit
+
+
+# --- Small parts -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0"), (0.01234, "0.0123"), (1.5, "1.50"), (12.34, "12.3"), (4321.6, "4322")],
+)
+def test_quantities_have_three_digits(value: float, shown: str) -> None:
+    assert terminal.quantity(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [(68, "68 B"), (1536, "1.5 KiB"), (250 << 20, "250.0 MiB"), (3 << 29, "1.5 GiB")],
+)
+def test_sizes_have_one_digit(size: int, shown: str) -> None:
+    assert terminal.gib(size) == shown
+
+
+def test_controls_are_shown_not_obeyed() -> None:
+    assert terminal.without_controls("a\x1b[2J\r\x9b\x7f\tb\n") == (
+        "a\\x1b[2J\\x0d\\x9b\\x7f\tb\n"
+    )
+    assert terminal.printable("a\nb\u2028") == "a\\x0ab\\u2028"

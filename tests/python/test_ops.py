@@ -1,0 +1,729 @@
+# tests/python/test_ops.py
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled operations against their slow twins, on every target of this machine.
+
+u = 2**-24 is the unit roundoff of float32. The references work in float64 and round
+once, so each bound is that of the kernel plus u times the result.
+"""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import halfbyte
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from halfbyte import reference
+from halfbyte.errors import ArgumentError, DTypeError, ShapeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+F32Array = NDArray[np.float32]
+
+U = 2.0**-24
+TINY = 2.0**-149  # the smallest subnormal: what underflow costs
+# Around every vector width of every target, and around unrolled loops.
+LENGTHS = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 129, 257]
+
+# Block length, block bytes, places of float16 steps, places of float16 minima.
+BLOCKS: dict[str, tuple[int, int, list[int], list[int]]] = {
+    "f32": (1, 4, [], []),
+    "f16": (1, 2, [], []),
+    "bf16": (1, 2, [], []),
+    "q4_0": (32, 18, [0], []),
+    "q4_1": (32, 20, [0], [2]),
+    "q5_0": (32, 22, [0], []),
+    "q5_1": (32, 24, [0], [2]),
+    "q8_0": (32, 34, [0], []),
+    "q2_k": (256, 84, [80], [82]),
+    "q3_k": (256, 110, [108], []),
+    "q4_k": (256, 144, [0], [2]),
+    "q5_k": (256, 176, [0], [2]),
+    "q6_k": (256, 210, [208], []),
+}
+every_target = pytest.mark.usefixtures("target")
+WRITABLE = ["f32", "f16", "bf16", "q4_0", "q8_0", "q6_k"]
+
+
+def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> F32Array:
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal(shape) * scale).astype(np.float32)
+
+
+def random_bytes(fmt: str, n: int, k: int, seed: int = 5) -> NDArray[np.uint8]:
+    """Rows of random codes under ordinary scales."""
+    block_len, block_bytes, steps, minima = BLOCKS[fmt]
+    rng = np.random.default_rng(seed)
+    if block_len == 1:
+        return reference.quantize(normal(n, k, seed=seed), fmt).data
+    data = rng.integers(0, 256, (n * k // block_len, block_bytes), np.uint8)
+    for at in [*steps, *minima]:
+        values = rng.uniform(-0.02, 0.02, len(data)).astype("<f2")
+        data[:, at : at + 2] = values[:, None].view(np.uint8)
+    return data.reshape(n, k // block_len * block_bytes)
+
+
+def weight(data: NDArray[np.uint8], fmt: str, n: int, k: int) -> halfbyte.Weight:
+    return halfbyte.Weight(data, fmt, (n, k))
+
+
+def magnitude(data: NDArray[np.uint8], fmt: str, n: int, k: int) -> NDArray[np.float64]:
+    """|step * code| + |minimum| of every weight: the terms that a kernel sums."""
+    _, block_bytes, steps, minima = BLOCKS[fmt]
+    total = np.zeros((n, k))
+    for gone in [minima, steps] if minima else [[]]:
+        blocks = data.reshape(-1, block_bytes).copy()
+        for at in gone:
+            blocks[:, at : at + 2] = 0
+        part = reference.Weight(fmt, (n, k), blocks.reshape(n, -1))
+        total += np.abs(reference.dequantize(part).astype(np.float64))
+    return total
+
+
+def gamma(n: float) -> float:
+    return n * U / (1 - n * U)
+
+
+def assert_close(got: F32Array, want: F32Array, bound: Any) -> None:
+    assert isinstance(got, np.ndarray)
+    assert got.dtype == np.float32
+    assert got.shape == want.shape
+    error = np.abs(got.astype(np.float64) - want.astype(np.float64))
+    limit = np.broadcast_to(np.asarray(bound, np.float64), want.shape)
+    np.testing.assert_array_less(error, limit + TINY / 2)
+
+
+def assert_same(got: F32Array, want: F32Array) -> None:
+    """Equal bit for bit; NaN equals NaN."""
+    assert got.shape == want.shape
+    assert got.dtype == want.dtype == np.float32
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+    real = ~np.isnan(want)
+    np.testing.assert_array_equal(got[real].view(np.uint32), want[real].view(np.uint32))
+
+
+# ---- formats
+
+
+def test_the_formats_are_those_of_the_reference() -> None:
+    assert sorted(halfbyte.formats()) == sorted(reference.formats()) == sorted(BLOCKS)
+
+
+@every_target
+@pytest.mark.parametrize("fmt", list(BLOCKS))
+@pytest.mark.parametrize("rows", [0, 1, 2, 17])
+def test_dequantize(fmt: str, rows: int) -> None:
+    k = 3 * max(BLOCKS[fmt][0], 11)
+    raw = np.random.default_rng(1).integers(0, 256, (rows, k * 8), np.uint8)
+    row_bytes = k // BLOCKS[fmt][0] * BLOCKS[fmt][1]
+    data = np.ascontiguousarray(raw[:, :row_bytes])  # any bits: NaN, inf, subnormals
+    w = weight(data, fmt, rows, k)
+    want = reference.dequantize(reference.Weight(fmt, (rows, k), data))
+    assert_same(halfbyte.dequantize(w), want)
+    assert_same(w.dequantize(), want)
+    picked = [rows - 1, 0, rows // 2] if rows else []
+    assert_same(w.dequantize(rows=picked), want[picked])
+    assert_same(halfbyte.dequantize(w, rows=picked), want[picked])
+
+
+@every_target
+@pytest.mark.parametrize("fmt", WRITABLE)
+def test_quantize(fmt: str) -> None:
+    k = 2 * max(BLOCKS[fmt][0], 32)
+    scale = 10.0 ** np.random.default_rng(2).integers(-5, 5, (19, 1))
+    x = (normal(19, k, seed=3) * scale).astype(np.float32)
+    x[0] = 0
+    x[1] = -0.0
+    x[2] = np.rint(x[2] * 4) / 4
+    got, want = halfbyte.quantize(x, fmt), reference.quantize(x, fmt)
+    assert got.format == fmt
+    assert tuple(got.shape) == (19, k)
+    assert np.asarray(got.data).tobytes() == want.data.tobytes()
+    wide = np.full((19, k + 5), np.nan, np.float32)
+    wide[:, 3 : 3 + k] = x
+    assert_same(
+        halfbyte.quantize(wide[:, 3 : 3 + k], fmt).dequantize(), got.dequantize()
+    )
+
+
+def test_a_weight_does_not_follow_its_source() -> None:
+    data = random_bytes("q4_0", 2, 32)
+    w = weight(data.copy(), "q4_0", 2, 32)
+    with pytest.raises((AttributeError, TypeError)):
+        w.format = "q8_0"  # type: ignore[misc]
+    with pytest.raises(ValueError, match="read-only"):
+        np.asarray(w.data)[...] = 0
+
+
+# ---- linear
+
+
+def linear_case(fmt: str, n: int, blocks: int) -> tuple[NDArray[np.uint8], int]:
+    k = blocks * BLOCKS[fmt][0]
+    return random_bytes(fmt, n, k), k
+
+
+def check_linear(fmt: str, n: int, k: int, m: int) -> None:
+    data = random_bytes(fmt, n, k)
+    w, ref = weight(data, fmt, n, k), reference.Weight(fmt, (n, k), data)
+    x, bias = normal(m, k, seed=7), normal(n, seed=8)
+    size = np.abs(x).astype(np.float64) @ magnitude(data, fmt, n, k).T
+    # K products and K - 1 sums in any order and grouping, scale products of a block, a
+    # sum with the minimum and the bias: no term is rounded more than K + 8 times, and
+    # the reference rounds the weights and the result once. An 8-bit code is off by half
+    # a step, the largest x / 254, so the terms may be larger by as much.
+    coded = size + np.abs(x).max() / 254 * magnitude(data, fmt, n, k).sum(axis=1)
+    assert_close(
+        halfbyte.linear(x, w, bias=bias),
+        reference.linear(x, ref, bias=bias),
+        gamma(k + 10) * (coded + np.abs(bias)),
+    )
+    assert_close(
+        halfbyte.linear(x, w, activations="f32"),
+        reference.linear(x, ref, activations="f32"),
+        gamma(k + 4) * size,
+    )
+
+
+@every_target
+@pytest.mark.parametrize("fmt", list(BLOCKS))
+def test_linear(fmt: str) -> None:
+    block_len = BLOCKS[fmt][0]
+    lengths = [1, 2, 15, 16, 17, 33, 64, 257] if block_len == 1 else [1, 2, 3, 5]
+    for blocks in lengths:
+        for m in (1, 2, 4, 5, 9):
+            check_linear(fmt, 7, blocks * block_len, m)
+    for n in (1, 2, 3, 4, 15, 16, 17, 33, 67):
+        check_linear(fmt, n, 2 * max(block_len, 24), 3)
+
+
+@every_target
+@pytest.mark.parametrize("fmt", ["f32", "bf16", "q4_0", "q6_k"])
+def test_linear_of_nothing(fmt: str) -> None:
+    block_len = BLOCKS[fmt][0]
+    w = weight(*(linear_case(fmt, 5, 2)[0], fmt), 5, 2 * block_len)
+    assert halfbyte.linear(np.zeros((0, 2 * block_len), np.float32), w).shape == (0, 5)
+    empty = halfbyte.quantize(np.zeros((0, block_len), np.float32), fmt)
+    assert halfbyte.linear(np.ones((3, block_len), np.float32), empty).shape == (3, 0)
+    flat = halfbyte.quantize(np.zeros((4, 0), np.float32), fmt)
+    bias = normal(4)
+    y = halfbyte.linear(np.zeros((2, 0), np.float32), flat, bias=bias)
+    assert_same(y, np.stack([bias, bias]))
+
+
+@every_target
+def test_linear_keeps_leading_dimensions() -> None:
+    data, k = linear_case("q8_0", 6, 2)
+    w, x = weight(data, "q8_0", 6, k), normal(2, 3, k)
+    flat = halfbyte.linear(x.reshape(6, k), w)
+    assert_same(halfbyte.linear(x, w), flat.reshape(2, 3, 6))
+    assert halfbyte.linear(x[0, 0], w).shape == (6,)
+
+
+@every_target
+@pytest.mark.parametrize("fmt", ["f32", "f16", "bf16", "q4_0", "q4_k", "q6_k", "q8_0"])
+def test_what_is_not_finite_stays_in_its_row(fmt: str) -> None:
+    k = 2 * max(BLOCKS[fmt][0], 32)
+    data = random_bytes(fmt, 5, k)
+    w = weight(data, fmt, 5, k)
+    x = normal(7, k)
+    clean = halfbyte.linear(x, w)
+    for bad in (np.nan, np.inf, -np.inf):
+        x[3, k - 2] = bad
+        y = halfbyte.linear(x, w)
+        assert not np.isfinite(y[3]).any()
+        assert_same(np.delete(y, 3, 0), np.delete(clean, 3, 0))
+
+
+@pytest.mark.parametrize("fmt", ["f32", "bf16", "q4_0", "q4_k", "q6_k"])
+def test_the_number_of_threads_changes_no_bit(fmt: str) -> None:
+    k = 2 * max(BLOCKS[fmt][0], 128)
+    w = weight(random_bytes(fmt, 700, k), fmt, 700, k)
+    for m in (1, 3, 9):
+        x = normal(m, k)
+        with halfbyte.threads(1):
+            want = halfbyte.linear(x, w)
+        for count in (2, 3, 7):
+            with halfbyte.threads(count):
+                assert_same(halfbyte.linear(x, w), want)
+
+
+@every_target
+@pytest.mark.parametrize("fmt", list(BLOCKS))
+def test_embedding_rows(fmt: str) -> None:
+    data, k = linear_case(fmt, 9, 3)
+    w, ref = weight(data, fmt, 9, k), reference.Weight(fmt, (9, k), data)
+    for ids in ([], [0], [8, 0, 8], np.array([[1, 2], [3, 4]])):
+        assert_same(halfbyte.embedding_rows(w, ids), reference.embedding_rows(ref, ids))
+
+
+@pytest.mark.parametrize("bad", [[9], [-1], [0, 2**40]])
+def test_ids_outside_the_table_are_refused(bad: list[int]) -> None:
+    w = weight(random_bytes("q8_0", 9, 32), "q8_0", 9, 32)
+    with pytest.raises(ArgumentError, match="ids"):
+        halfbyte.embedding_rows(w, bad)
+
+
+# ---- operations over rows
+
+
+@every_target
+@pytest.mark.parametrize("k", LENGTHS)
+def test_rms_norm(k: int) -> None:
+    x, w = normal(3, k, scale=3), normal(k, seed=1)
+    x[1] = 0
+    # Both sides work in float64 and round once: u each.
+    for factor in (None, w):
+        want = reference.rms_norm(x, factor)
+        assert_close(halfbyte.rms_norm(x, factor), want, 2.01 * U * np.abs(want))
+    want = reference.rms_norm(x, eps=0.0)
+    assert_close(halfbyte.rms_norm(x, eps=0.0), want, 2.01 * U * np.abs(want))
+    huge = np.full((1, k), 3e38, np.float32)
+    np.testing.assert_array_equal(halfbyte.rms_norm(huge), np.ones((1, k)))
+
+
+@every_target
+@pytest.mark.parametrize("k", LENGTHS)
+def test_softmax(k: int) -> None:
+    for scale in (0.1, 5.0, 300.0):
+        x = normal(3, k, scale=scale)
+        want = reference.softmax(x)
+        # exp is within 2 ulp = 4u and its argument rounds by u |x - max|, each term and
+        # the sum alike; scale, product and the reference's rounding add 3u.
+        depth = x.max(axis=-1, keepdims=True).astype(np.float64) - x
+        mean = (want * depth).sum(axis=-1, keepdims=True)
+        assert_close(
+            halfbyte.softmax(x), want, want * (11.01 + depth + mean) * U + 2 * TINY
+        )
+    np.testing.assert_array_equal(
+        halfbyte.softmax(np.full((2, k), -np.inf, np.float32)), np.zeros((2, k))
+    )
+    equal = halfbyte.softmax(np.full((1, k), 7.5, np.float32))
+    np.testing.assert_array_equal(equal, np.float32(1) / np.float32(k))
+
+
+@every_target
+@pytest.mark.parametrize("k", LENGTHS)
+def test_gelu_mul(k: int) -> None:
+    gate, up = normal(3, k, scale=4), normal(3, k, seed=1)
+    want = reference.gelu_mul(gate, up)
+    # 2u has 5.5 roundings, which exp turns into 5.5 |2u| of them; exp itself 4, the sum,
+    # the quotient, two products and the reference's rounding 5.
+    wide = gate.astype(np.float64)
+    twice_u = np.abs(1.5957691216 * (wide + 0.044715 * wide**3))
+    bound = np.abs(want) * (9.01 + 5.51 * twice_u) * U
+    bound += 2 * TINY * (1 + np.abs(gate)) * (1 + np.abs(up))
+    assert_close(halfbyte.gelu_mul(gate, up), want, bound)
+
+
+@every_target
+@pytest.mark.parametrize("head_dim", [2, 4, 6, 8, 14, 16, 30, 32, 34, 64, 66, 256])
+def test_rope(head_dim: int) -> None:
+    x = normal(5, 3, head_dim)
+    positions = np.array([0, 1, 17, 4096, 2**24 - 1])
+    half = head_dim // 2
+    size = np.abs(x[..., :half]) + np.abs(x[..., half:])
+    # cos and sin are rounded to float32 (u/2 of at most 1, each), then two products and
+    # a sum; the reference rounds once. Angles are exact to 2^-28 on both sides.
+    bound = np.concatenate([size, size], -1) * 4.6 * U
+    for dims in {None, head_dim, 2 * (half // 2), 2, 0}:
+        options: dict[str, Any] = {"freq_base": 1e6, "rotary_dims": dims}
+        assert_close(
+            halfbyte.rope(x, positions, **options),
+            reference.rope(x, positions, **options),
+            bound,
+        )
+    options = {"freq_scale": 0.125}
+    assert_close(
+        halfbyte.rope(x, positions, **options),
+        reference.rope(x, positions, **options),
+        bound,
+    )
+
+
+# Operations of one array of rows, for what they have in common.
+ROWWISE: dict[str, Callable[..., Any]] = {
+    "rms_norm": halfbyte.rms_norm,
+    "softmax": halfbyte.softmax,
+    "gelu_mul": lambda x, **kw: halfbyte.gelu_mul(x, x, **kw),
+    "rope": lambda x, **kw: _rope_rows(x, **kw),
+    "linear": lambda x, **kw: halfbyte.linear(x, _identity(x.shape[-1]), **kw),
+}
+IN_PLACE = ["rms_norm", "softmax", "gelu_mul"]
+
+
+def _rope_rows(x: Any, out: F32Array | None = None) -> Any:
+    """Rows as heads of one position each."""
+    shaped = out[:, None, :] if out is not None and out.ndim == 2 else out
+    y = halfbyte.rope(x[:, None, :], np.arange(x.shape[0]), out=shaped)
+    if out is None:
+        return y[:, 0, :]
+    assert y is shaped
+    return out
+
+
+def _identity(k: int) -> halfbyte.Weight:
+    return halfbyte.quantize(np.eye(k, dtype=np.float32), "f32")
+
+
+each_op = pytest.mark.parametrize("op", list(ROWWISE))
+
+
+@every_target
+@each_op
+def test_no_rows(op: str) -> None:
+    assert ROWWISE[op](np.zeros((0, 32), np.float32)).shape == (0, 32)
+
+
+@every_target
+@each_op
+def test_a_row_does_not_depend_on_its_neighbours(op: str) -> None:
+    x = normal(6, 34)
+    whole = ROWWISE[op](x)
+    if op == "rope":  # row i stands at position i
+        assert_same(whole[:4], ROWWISE[op](x[:4]))
+        return
+    for row in range(6):
+        assert_same(ROWWISE[op](x[row : row + 1])[0], whole[row])
+
+
+def views(x: F32Array) -> dict[str, F32Array]:
+    """Arrays of the same values in other layouts."""
+    rows, k = x.shape
+    wide = np.full((2 * rows, 2 * k + 9), np.nan, np.float32)
+    wide[::2, 7 : 7 + k] = x
+    spread = np.full((rows, 3 * k), np.nan, np.float32)
+    spread[:, ::3] = x
+    raw = bytearray(x.nbytes + 1)
+    raw[1:] = x.tobytes()
+    odd = np.frombuffer(raw, np.uint8, offset=1).view(np.float32).reshape(x.shape)
+    gap = np.zeros((rows, 4 * k + 2), np.uint8)  # rows no whole number of floats apart
+    gap[:, 2:] = x.view(np.uint8).reshape(rows, 4 * k)
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    return {
+        "unit inner stride": wide[::2, 7 : 7 + k],
+        "inner stride of three": spread[:, ::3],
+        "transposed": np.asfortranarray(x),
+        "rows backwards": x[::-1].copy()[::-1],
+        "elements backwards": np.ascontiguousarray(x[:, ::-1])[:, ::-1],
+        "unaligned": odd,
+        "rows unaligned": np.ndarray(x.shape, np.float32, gap, 2, (4 * k + 2, 4)),
+        "read-only": frozen,
+    }
+
+
+@every_target
+@each_op
+@pytest.mark.parametrize("k", [2, 16, 34])
+def test_every_layout_gives_the_same_bits(op: str, k: int) -> None:
+    x = normal(5, k)
+    want = ROWWISE[op](x)
+    for name, view in views(x).items():
+        np.testing.assert_array_equal(view, x, name)
+        assert_same(ROWWISE[op](view), want)
+        np.testing.assert_array_equal(view, x, f"{name}: input changed")
+    repeated = np.broadcast_to(x[:1], (5, k))
+    assert_same(ROWWISE[op](repeated), ROWWISE[op](repeated.copy()))
+
+
+@each_op
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_slice_equals_its_copy(op: str, data: st.DataObject) -> None:
+    base = normal(23, 150)
+    rows = data.draw(st.slices(23))
+    cols = data.draw(st.slices(150))
+    view = base[rows, cols]
+    if op == "rope":
+        view = view[:, : view.shape[1] // 2 * 2]
+    if view.shape[1] == 0:
+        return
+    assert_same(ROWWISE[op](view), ROWWISE[op](view.copy()))
+
+
+@pytest.mark.parametrize("op", IN_PLACE)
+def test_rows_with_unit_inner_stride_are_not_copied(op: str) -> None:
+    x = np.zeros((2000, 520), np.float32)[:, 3:515]
+    out = np.empty(x.shape, np.float32)
+    ROWWISE[op](x, out=out)
+    tracemalloc.start()
+    ROWWISE[op](x, out=out)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < x.nbytes / 10
+
+
+# ---- out
+
+
+@every_target
+@each_op
+def test_out_is_filled_and_returned_and_nothing_beside_it(op: str) -> None:
+    x = normal(5, 34)
+    want = ROWWISE[op](x)
+    for fill in (np.float32(7.0), np.float32(np.nan)):
+        frame = np.full((7, 34 + 11), fill, np.float32)
+        out = frame[1:6, 5:39]
+        assert ROWWISE[op](x, out=out) is out
+        assert_same(out.copy(), want)
+        frame[1:6, 5:39] = fill
+        np.testing.assert_array_equal(frame, np.full_like(frame, fill))
+
+
+@every_target
+@pytest.mark.parametrize("op", IN_PLACE)
+def test_out_may_be_the_input(op: str) -> None:
+    x = normal(5, 34)
+    want = ROWWISE[op](x)
+    assert ROWWISE[op](x, out=x) is x
+    assert_same(x, want)
+
+
+@every_target
+def test_gelu_mul_may_overwrite_either() -> None:
+    gate, up = normal(5, 34), normal(5, 34, seed=1)
+    want = halfbyte.gelu_mul(gate, up)
+    other = up.copy()
+    assert_same(halfbyte.gelu_mul(gate, other, out=other), want)
+    assert_same(halfbyte.gelu_mul(gate, up, out=gate), want)
+
+
+@every_target
+def test_linear_and_embedding_rows_write_out() -> None:
+    w = weight(random_bytes("q4_0", 6, 64), "q4_0", 6, 64)
+    x = normal(3, 64)
+    out = np.empty((3, 6), np.float32)
+    assert halfbyte.linear(x, w, out=out) is out
+    assert_same(out, halfbyte.linear(x, w))
+    rows = np.empty((2, 64), np.float32)
+    assert halfbyte.embedding_rows(w, [5, 1], out=rows) is rows
+    assert_same(rows, halfbyte.embedding_rows(w, [5, 1]))
+
+
+def bad_outs(x: F32Array) -> dict[str, Any]:
+    rows, k = x.shape
+    frozen = np.empty_like(x)
+    frozen.flags.writeable = False
+    raw = np.zeros(x.nbytes + 1, np.uint8)
+    return {
+        "one column short": np.empty((rows, k - 1), np.float32),
+        "one row more": np.empty((rows + 1, k), np.float32),
+        "one dimension": np.empty(rows * k, np.float32),
+        "read-only": frozen,
+        "rows on top of each other": np.lib.stride_tricks.as_strided(
+            np.empty(k, np.float32), (rows, k), (0, 4)
+        ),
+        "spread elements": np.empty((rows, 2 * k), np.float32)[:, ::2],
+        "unaligned": raw[1:].view(np.float32).reshape(rows, k),
+    }
+
+
+@each_op
+def test_an_out_that_does_not_fit_is_refused_and_left_alone(op: str) -> None:
+    x = normal(4, 34)
+    for out in bad_outs(x).values():
+        before = np.ascontiguousarray(out).tobytes()
+        with pytest.raises(ShapeError, match="out"):
+            ROWWISE[op](x, out=out)
+        assert np.ascontiguousarray(out).tobytes() == before
+
+
+@each_op
+@pytest.mark.parametrize("dtype", ["float64", "float16", "int32", ">f4"])
+def test_out_of_another_type_is_refused(op: str, dtype: str) -> None:
+    x = normal(4, 34)
+    with pytest.raises(DTypeError, match="out"):
+        ROWWISE[op](x, out=np.empty(x.shape, dtype))
+
+
+@each_op
+def test_out_may_not_lie_half_over_the_input(op: str) -> None:
+    memory = normal(6, 34)
+    with pytest.raises(ShapeError, match="out"):
+        ROWWISE[op](memory[:4], out=memory[1:5])
+    flat = normal(200)
+    with pytest.raises(ShapeError, match="out"):
+        ROWWISE[op](flat[:136].reshape(4, 34), out=flat[1:137].reshape(4, 34))
+
+
+# ---- element types
+
+
+@every_target
+@each_op
+def test_16_bit_floats_are_widened(op: str) -> None:
+    x = normal(5, 34)
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        narrow = x.astype(dtype)
+        got = ROWWISE[op](narrow)
+        assert_same(got, ROWWISE[op](narrow.astype(np.float32)))
+        assert_same(ROWWISE[op](narrow[:, :]), got)
+        spread = np.zeros((5, 68), dtype)
+        spread[:, ::2] = narrow
+        assert_same(ROWWISE[op](spread[:, ::2]), got)
+
+
+@every_target
+@each_op
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_torch_tensors_come_through_dlpack(op: str, dtype: torch.dtype) -> None:
+    tensor = torch.from_numpy(normal(5, 34)).to(dtype)
+    got = ROWWISE[op](tensor)
+    assert_same(np.asarray(got), ROWWISE[op](tensor.float().numpy()))
+    columns = torch.from_numpy(normal(34, 5)).to(dtype).T
+    want = ROWWISE[op](columns.float().numpy())
+    assert_same(np.asarray(ROWWISE[op](columns)), want)
+
+
+@every_target
+def test_torch_weights_and_positions() -> None:
+    x, w = normal(3, 2, 32), normal(32, seed=1)
+    got = halfbyte.rms_norm(x, torch.from_numpy(w).bfloat16())
+    assert_same(
+        got, halfbyte.rms_norm(x, torch.from_numpy(w).bfloat16().float().numpy())
+    )
+    positions = torch.tensor([4, 0, 9])
+    assert_same(halfbyte.rope(x, positions), halfbyte.rope(x, positions.numpy()))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(2, 4, requires_grad=True),
+        torch.zeros(2, 4, device="meta"),
+        torch.zeros(2, 4).to_sparse(),
+        torch.zeros(2, 4, dtype=torch.float64),
+        torch.zeros(2, 4, dtype=torch.complex64).conj(),
+    ],
+    ids=["requires grad", "meta", "sparse", "float64", "conjugate"],
+)
+def test_torch_tensors_that_cannot_be_read_are_refused(tensor: torch.Tensor) -> None:
+    with pytest.raises(DTypeError, match=r"^x: "):
+        halfbyte.softmax(tensor)
+
+
+WRONG_TYPES = [
+    np.zeros((2, 32), np.float64),
+    np.zeros((2, 32), np.int64),
+    np.zeros((2, 32), bool),
+    np.zeros((2, 32), np.complex64),
+    np.zeros((2, 32), object),
+    np.zeros((2, 32), "S4"),
+    np.zeros((2, 32), "datetime64[s]"),
+    np.zeros((2, 32), [("a", "f4")]),
+    np.zeros((2, 32), ">f4"),
+    np.ma.masked_array(np.zeros((2, 32), np.float32), mask=True),
+]
+
+
+@each_op
+@pytest.mark.parametrize(
+    "x", WRONG_TYPES, ids=lambda x: f"{type(x).__name__}-{x.dtype}"
+)
+def test_another_element_type_is_refused(op: str, x: NDArray[Any]) -> None:
+    with pytest.raises(DTypeError, match=r"^(x|gate): expected"):
+        ROWWISE[op](x)
+
+
+def q4(n: int, k: int) -> halfbyte.Weight:
+    return weight(random_bytes("q4_0", n, k), "q4_0", n, k)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "parts"),
+    [
+        (
+            lambda: halfbyte.softmax(np.zeros(4)),
+            DTypeError,
+            ["x", "float32", "float64"],
+        ),
+        (
+            lambda: halfbyte.linear(normal(2, 33), q4(1, 32)),
+            ShapeError,
+            ["x", "32", "33"],
+        ),
+        (
+            lambda: halfbyte.linear(normal(2, 32), q4(3, 32), bias=normal(4)),
+            ShapeError,
+            ["bias", "3", "4"],
+        ),
+        (
+            lambda: halfbyte.linear(normal(2, 32), q4(3, 32), bias=np.zeros(3)),
+            DTypeError,
+            ["bias", "float32", "float64"],
+        ),
+        (
+            lambda: halfbyte.linear(normal(2, 32), q4(3, 32), activations="f64"),
+            ArgumentError,
+            ["activations", "f64"],
+        ),
+        (
+            lambda: halfbyte.rms_norm(normal(2, 4), normal(5)),
+            ShapeError,
+            ["weight", "4", "5"],
+        ),
+        (
+            lambda: halfbyte.gelu_mul(normal(2, 4), normal(2, 5)),
+            ShapeError,
+            ["up", "4", "5"],
+        ),
+        (lambda: halfbyte.rope(normal(2, 4), [0, 1]), ShapeError, ["x", "(2, 4)"]),
+        (lambda: halfbyte.rope(normal(2, 1, 5), [0, 1]), ShapeError, ["x", "5"]),
+        (
+            lambda: halfbyte.rope(normal(2, 1, 4), [0]),
+            ShapeError,
+            ["positions", "2", "1"],
+        ),
+        (
+            lambda: halfbyte.rope(normal(1, 1, 4), [-1]),
+            ArgumentError,
+            ["positions", "-1"],
+        ),
+        (
+            lambda: halfbyte.rope(normal(1, 1, 4), [0.5]),
+            DTypeError,
+            ["positions", "float64"],
+        ),
+        (
+            lambda: halfbyte.rope(normal(1, 1, 4), [0], rotary_dims=6),
+            ArgumentError,
+            ["rotary_dims", "4", "6"],
+        ),
+        (
+            lambda: halfbyte.quantize(normal(2, 33), "q4_0"),
+            ShapeError,
+            ["x", "32", "33"],
+        ),
+        (lambda: halfbyte.quantize(normal(32), "q4_0"), ShapeError, ["x", "(32,)"]),
+        (lambda: halfbyte.quantize(normal(1, 32), "q5_0"), ArgumentError, ["q5_0"]),
+        (lambda: halfbyte.quantize(normal(1, 32), "q9"), ArgumentError, ["q9", "q4_0"]),
+        (
+            lambda: halfbyte.embedding_rows(q4(2, 32), [0.5]),
+            DTypeError,
+            ["ids", "float64"],
+        ),
+        (
+            lambda: weight(np.zeros(17, np.uint8), "q4_0", 1, 32),
+            ShapeError,
+            ["18", "17"],
+        ),
+        (
+            lambda: weight(np.zeros(18, np.uint8), "q4_0", 1, 33),
+            ShapeError,
+            ["32", "33"],
+        ),
+    ],
+)
+def test_errors_name_the_argument_what_came_and_what_was_wanted(
+    call: Callable[[], Any], error: type[Exception], parts: list[str]
+) -> None:
+    with pytest.raises(error) as caught:
+        call()
+    for part in parts:
+        assert part in str(caught.value)
