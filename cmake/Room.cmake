@@ -3,7 +3,7 @@
 
 # GCC 12 sees an overlap in every `"a" + std::string` (its bug 105651).
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  set(no_restrict -Wno-restrict)
+  set(halfbyte_no_restrict -Wno-restrict)
 endif()
 
 function(halfbyte_room name)
@@ -11,7 +11,7 @@ function(halfbyte_room name)
   if(arg_UNPARSED_ARGUMENTS)
     add_library(halfbyte_${name} STATIC ${arg_UNPARSED_ARGUMENTS})
     set(scope PUBLIC)
-    target_compile_options(halfbyte_${name} PRIVATE -Wall -Wextra ${no_restrict})
+    target_compile_options(halfbyte_${name} PRIVATE -Wall -Wextra ${halfbyte_no_restrict})
   else()
     add_library(halfbyte_${name} INTERFACE)
     set(scope INTERFACE)

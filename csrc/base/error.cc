@@ -67,7 +67,7 @@ const char* NameOf(ErrorClass cls) {
     case ErrorClass::kDType:
       return "DTypeError";
     case ErrorClass::kValue:
-      return "ValueError";
+      return "ArgumentError";
     case ErrorClass::kContextOverflow:
       return "ContextOverflowError";
     case ErrorClass::kNumerical:
@@ -111,8 +111,8 @@ std::string Escape(std::string_view text, size_t max_chars) {
     const size_t len = Utf8Length(text.substr(i));
     const auto byte = static_cast<unsigned char>(text[i]);
     // C1 controls (U+0080..U+009F) are escapes to some terminals.
-    const bool c1 = len == 2 && byte == 0xC2 &&
-                    static_cast<unsigned char>(text[i + 1]) < 0xA0;
+    const bool c1 =
+        len == 2 && byte == 0xC2 && static_cast<unsigned char>(text[i + 1]) < 0xA0;
     if (len == 0 || byte < 0x20 || byte == 0x7F || c1) {
       char hex[5];
       snprintf(hex, sizeof(hex), "\\x%02X", byte);

@@ -36,11 +36,11 @@ const char* NameOf(ErrorClass cls);
 
 // What an error knows. Empty strings and nullopt mean "does not apply".
 struct ErrorInfo {
-  std::string path;      // as the user gave it
-  std::string kind;      // "gguf", "safetensors", "index", "json", "tokenizer", "model"
-  std::string code;      // stable, upper case: GGUF_BAD_MAGIC
-  std::string subject;   // header | key 'k' (#3) | tensor 't' (#41)
-  std::string field;     // what of the subject: "length", "dimension 1"
+  std::string path;     // as the user gave it
+  std::string kind;     // "gguf", "safetensors", "index", "json", "tokenizer", "model"
+  std::string code;     // stable, upper case: GGUF_BAD_MAGIC
+  std::string subject;  // header | key 'k' (#3) | tensor 't' (#41)
+  std::string field;    // what of the subject: "length", "dimension 1"
   std::optional<uint64_t> offset;  // absolute byte of the first byte of that field
   std::string tensor, key;         // escaped names, if the subject is one
   std::optional<uint64_t> index;   // their position in the file
@@ -53,7 +53,8 @@ struct ErrorInfo {
 class Error : public std::exception {
  public:
   // The message is composed from the parts that are set:
-  // <file>: <kind>: <subject>: <field> at byte <n>: found <f>; expected <e> - <hint> [CODE]
+  // <file>: <kind>: <subject>: <field> at byte <n>: found <f>; expected <e> - <hint>
+  // [CODE]
   Error(ErrorClass cls, ErrorInfo info);
   // For errors that concern an argument, not a file: the message stands as it is.
   Error(ErrorClass cls, std::string message);

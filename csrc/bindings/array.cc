@@ -39,8 +39,11 @@ void CheckType(const py::array& a, const char* name, const char* expected) {
 // Rows whose elements lie side by side, and whose distance is a whole number of them.
 size_t LeadingDimension(const py::array& a, const char* name) {
   constexpr auto kItem = static_cast<py::ssize_t>(sizeof(float));
+  // The strides of an empty array mean nothing: NumPy makes them 0.
+  if (a.size() == 0) return static_cast<size_t>(a.shape(1));
   const bool inner = a.shape(1) <= 1 || a.strides(1) == kItem;
-  const bool outer = a.shape(0) <= 1 || (a.strides(0) >= 0 && a.strides(0) % kItem == 0);
+  const bool outer =
+      a.shape(0) <= 1 || (a.strides(0) >= 0 && a.strides(0) % kItem == 0);
   if (!inner || !outer) WrongShape(name, "rows of contiguous elements", a);
   if (a.shape(0) <= 1) return static_cast<size_t>(a.shape(1));
   return static_cast<size_t>(a.strides(0) / kItem);
@@ -48,7 +51,8 @@ size_t LeadingDimension(const py::array& a, const char* name) {
 
 template <class T>
 std::span<const T> AsContiguous(const py::array& a, const char* name) {
-  const bool contiguous = a.ndim() == 1 && (a.shape(0) <= 1 || a.strides(0) == sizeof(T));
+  const bool contiguous =
+      a.ndim() == 1 && (a.shape(0) <= 1 || a.strides(0) == sizeof(T));
   if (!contiguous) WrongShape(name, "a contiguous vector", a);
   return {static_cast<const T*>(a.data()), static_cast<size_t>(a.shape(0))};
 }
@@ -173,7 +177,8 @@ py::tuple ToArray(const DLTensor& t, const py::capsule& owner, bool read_only) {
   const py::dtype dtype(type);
   std::vector<py::ssize_t> shape(t.shape, t.shape + t.ndim), strides;
   if (t.strides != nullptr) {
-    for (int32_t i = 0; i < t.ndim; ++i) strides.push_back(t.strides[i] * dtype.itemsize());
+    for (int32_t i = 0; i < t.ndim; ++i)
+      strides.push_back(t.strides[i] * dtype.itemsize());
   }
   auto* data = static_cast<uint8_t*>(t.data) + t.byte_offset;
   py::array array(dtype, std::move(shape), std::move(strides), data, owner);

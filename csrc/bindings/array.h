@@ -1,7 +1,7 @@
 // csrc/bindings/array.h
 // NumPy arrays as views. Every message names the argument, what came and what was
-// wanted. Nothing is cast or copied behind the caller's back: the Python side does that.
-// SPDX-License-Identifier: Apache-2.0
+// wanted. Nothing is cast or copied behind the caller's back: the Python side does
+// that. SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_BINDINGS_ARRAY_H_
 #define HALFBYTE_BINDINGS_ARRAY_H_
@@ -22,7 +22,8 @@ Mat<const float> AsMatrix(const pybind11::array& a, const char* name);
 // The same to be written: writable, rows not overlapping one another.
 Mat<float> AsOutMatrix(pybind11::array& a, const char* name, size_t rows, size_t cols);
 // A contiguous float32 vector of `want` elements.
-std::span<const float> AsVector(const pybind11::array& a, const char* name, size_t want);
+std::span<const float> AsVector(const pybind11::array& a, const char* name,
+                                size_t want);
 // A contiguous array of bytes.
 std::span<const uint8_t> AsBytes(const pybind11::array& a, const char* name);
 // A contiguous int64 vector, copied: callers may change theirs meanwhile.
@@ -31,8 +32,8 @@ std::vector<int32_t> AsIds(const pybind11::array& a, const char* name, size_t be
 // True if the bytes of the two share memory.
 bool Overlaps(Mat<const float> a, Mat<const float> b);
 
-// Reads a DLPack capsule of CPU memory: an array that keeps the producer alive. bfloat16
-// comes as uint16; the second item says so.
+// Reads a DLPack capsule of CPU memory: an array that keeps the producer alive.
+// bfloat16 comes as uint16; the second item says so.
 pybind11::tuple FromDLPack(const pybind11::capsule& capsule);
 
 }  // namespace halfbyte

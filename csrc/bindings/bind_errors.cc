@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <exception>
+#include <new>
 #include <optional>
 #include <string>
 
@@ -32,7 +33,6 @@ py::object OrNone(const std::optional<T>& value) {
 
 void SetError(const Error& e) {
   const ErrorInfo& i = e.info();
-  const std::string name = NameOf(e.cls());
   if (e.cls() == ErrorClass::kOs) {
     // OSError picks FileNotFoundError, PermissionError, … by errno.
     const py::object error = py::reinterpret_borrow<py::object>(PyExc_OSError)(
@@ -40,13 +40,8 @@ void SetError(const Error& e) {
     PyErr_SetObject(py::type::handle_of(error).ptr(), error.ptr());
     return;
   }
-  if (e.cls() == ErrorClass::kValue && i.code.empty()) {
-    PyErr_SetObject(PyExc_ValueError, Text(e.what()).ptr());
-    return;
-  }
   const py::module_ errors = py::module_::import("halfbyte.errors");
-  const char* cls = e.cls() == ErrorClass::kValue ? "ArgumentError" : name.c_str();
-  const py::object type = errors.attr(cls);
+  const py::object type = errors.attr(NameOf(e.cls()));
   py::dict fields;
   fields["path"] = TextOrNone(i.path);
   fields["kind"] = TextOrNone(i.kind);
@@ -70,6 +65,8 @@ void RegisterErrors() {
       if (p) std::rethrow_exception(p);
     } catch (const Error& e) {
       SetError(e);
+    } catch (const std::bad_alloc&) {
+      SetError(Error(ErrorClass::kOutOfMemory, "memory: an allocation failed"));
     }
   });
 }

@@ -96,8 +96,8 @@ py::array TensorBytes(const std::shared_ptr<File>& file, size_t index) {
   file->CheckUnchanged();
   const TensorView& t = file->tensors.at(index);
   auto* owner = new std::shared_ptr<File>(file);
-  const py::capsule keep(owner,
-                         [](void* p) { delete static_cast<std::shared_ptr<File>*>(p); });
+  const py::capsule keep(
+      owner, [](void* p) { delete static_cast<std::shared_ptr<File>*>(p); });
   py::array bytes(py::dtype::of<uint8_t>(), {static_cast<py::ssize_t>(t.bytes)}, {},
                   t.data, keep);
   bytes.attr("setflags")(py::arg("write") = false);

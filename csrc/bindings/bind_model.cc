@@ -90,7 +90,8 @@ py::array_t<double> Score(GuardedSession& guarded, const py::array& ids, int64_t
     std::vector<int32_t> tokens = AsIds(ids, "ids", vocab);
     const size_t count = tokens.size();
     if (next >= 0) tokens.push_back(static_cast<int32_t>(next));
-    py::array_t<double> scores(static_cast<py::ssize_t>(tokens.empty() ? 0 : tokens.size() - 1));
+    py::array_t<double> scores(
+        static_cast<py::ssize_t>(tokens.empty() ? 0 : tokens.size() - 1));
     double* out = scores.mutable_data();
     const Context context = MakeContext(threads);
     const py::gil_scoped_release nogil;
@@ -115,18 +116,19 @@ struct ModelHandle {
   std::shared_ptr<const Model> model;
 };
 
-ModelHandle LoadModel(const std::string& path, size_t context,
-                                       const std::string& kv,
-                                       const std::string& activations) {
+ModelHandle LoadModel(const std::string& path, size_t context, const std::string& kv,
+                      const std::string& activations) {
   ModelOptions options;
   options.context = context;
   if (kv != "f32" && kv != "f16") {
-    throw Error(ErrorClass::kValue, "kv: found '" + Escape(kv) + "'; expected f32 or f16");
+    throw Error(ErrorClass::kValue,
+                "kv: found '" + Escape(kv) + "'; expected f32 or f16");
   }
   options.kv = kv == "f16" ? KvType::kF16 : KvType::kF32;
   if (activations != "auto" && activations != "f32") {
     throw Error(ErrorClass::kValue, "HALFBYTE_ACTIVATIONS: found '" +
-                                        Escape(activations) + "'; expected auto or f32");
+                                        Escape(activations) +
+                                        "'; expected auto or f32");
   }
   options.activations =
       activations == "f32" ? ActivationMode::kF32 : ActivationMode::kAuto;
@@ -193,9 +195,9 @@ void BindModel(py::module_& m) {
                              Property([](const Model& x) { return x.sampling(); }))
       .def_property_readonly("file_bytes",
                              Property([](const Model& x) { return x.file_bytes(); }))
-      .def_property_readonly(
-          "bytes_per_token",
-          Property([](const Model& x) { return x.bytes_per_token(); }))
+      .def_property_readonly("bytes_per_token", Property([](const Model& x) {
+                               return x.bytes_per_token();
+                             }))
       .def_property_readonly("chat_template",
                              Property([](const Model& x) { return x.chat_template(); }))
       .def(
@@ -226,7 +228,8 @@ void BindSession(py::module_& m) {
            py::arg("repetition_penalty"), py::arg("seed"))
       .def(
           "sample",
-          [](Sampler& sampler, const py::array& logits, const std::vector<int32_t>& seen) {
+          [](Sampler& sampler, const py::array& logits,
+             const std::vector<int32_t>& seen) {
             const auto size = static_cast<size_t>(logits.size());
             const std::span<const float> in = AsVector(logits, "logits", size);
             if (size == 0) throw Error(ErrorClass::kShape, "logits: expected some");
@@ -249,9 +252,10 @@ void BindSession(py::module_& m) {
             return g.Use([=](Session& s) { return s.Truncate(length); });
           },
           py::arg("length"))
-      .def_property_readonly(
-          "tokens",
-          [](GuardedSession& g) { return g.Use([](Session& s) { return s.tokens(); }); })
+      .def_property_readonly("tokens",
+                             [](GuardedSession& g) {
+                               return g.Use([](Session& s) { return s.tokens(); });
+                             })
       .def_property_readonly("kv_bytes", [](GuardedSession& g) {
         return g.Use([](Session& s) { return s.kv_bytes(); });
       });

@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <string.h>
 
 #include <string>
 #include <string_view>
@@ -20,14 +21,17 @@ namespace py = pybind11;
 namespace halfbyte {
 namespace {
 
+// Up to here the angle of a position keeps its precision.
+constexpr size_t kMaxPosition = size_t{1} << 24;
+
 const FormatInfo& FormatNamed(std::string_view name) {
   std::string known;
   for (const FormatInfo& info : kFormats) {
     if (name == info.stem) return info;
     known += (known.empty() ? "" : ", ") + std::string(info.stem);
   }
-  throw Error(ErrorClass::kValue, "format: found '" + Escape(name) +
-                                      "'; expected one of " + known);
+  throw Error(ErrorClass::kValue,
+              "format: found '" + Escape(name) + "'; expected one of " + known);
 }
 
 ActivationMode ModeNamed(std::string_view name) {
@@ -64,10 +68,19 @@ void CheckApart(Mat<const float> out, Mat<const float> in, const char* name) {
   }
 }
 
+Mat<const float> AsRow(std::span<const float> v) { return {v.data(), 1, v.size()}; }
+
 // In place is fine, half in place is not.
 void CheckApartOrSame(Mat<const float> out, Mat<const float> in, const char* name) {
   if (out.data != in.data || (out.ld != in.ld && out.rows > 1)) {
     CheckApart(out, in, name);
+  }
+}
+
+void CopyRows(Mat<const float> from, Mat<float> to) {
+  if (from.data == to.data || from.cols == 0) return;
+  for (size_t row = 0; row < from.rows; ++row) {
+    memcpy(to.Row(row), from.Row(row), from.cols * sizeof(float));
   }
 }
 
@@ -84,6 +97,7 @@ void BindLinear(py::module_& m) {
         const ActivationMode mode = ModeNamed(activations);
         std::span<const float> b;
         if (!bias.is_none()) b = AsVector(bias.cast<py::array>(), "bias", N);
+        CheckApart(y, AsRow(b), "bias");
         const Context context = MakeContext(threads);
         const py::gil_scoped_release nogil;
         LinearInput in(context, xm, mode);
@@ -129,11 +143,11 @@ void BindFormats(py::module_& m) {
           throw Error(ErrorClass::kValue, "format: " + format + " can only be read");
         }
         if (xm.cols % info.block_len != 0) {
-          throw Error(ErrorClass::kShape, "x: expected a last dimension that is a "
-                                          "multiple of " +
-                                              std::to_string(info.block_len) + " for " +
-                                              format + ", got " +
-                                              std::to_string(xm.cols));
+          throw Error(ErrorClass::kShape,
+                      "x: expected a last dimension that is a "
+                      "multiple of " +
+                          std::to_string(info.block_len) + " for " + format + ", got " +
+                          std::to_string(xm.cols));
         }
         const size_t row_bytes = RowBytes(info.format, xm.cols);
         py::array_t<uint8_t> w(static_cast<py::ssize_t>(xm.rows * row_bytes));
@@ -162,6 +176,7 @@ void BindRowwise(py::module_& m) {
         if (!weight.is_none()) {
           w = AsVector(weight.cast<py::array>(), "weight", xm.cols);
         }
+        CheckApart(y, AsRow(w), "weight");
         const Context context = MakeContext(threads);
         const py::gil_scoped_release nogil;
         RmsNorm(context, xm, w, eps, y);
@@ -170,21 +185,23 @@ void BindRowwise(py::module_& m) {
       py::arg("threads"));
   m.def(
       "rope",
-      [](py::array& x, size_t heads, const py::array& positions, size_t pairs,
-         double base, double factor, size_t threads) {
+      [](const py::array& x, size_t heads, const py::array& positions, size_t pairs,
+         double base, double factor, py::array& out, size_t threads) {
         const Mat<const float> xm = AsMatrix(x, "x");
-        const Mat<float> y = AsOutMatrix(x, "x", xm.rows, xm.cols);
+        const Mat<float> y = AsOutMatrix(out, "out", xm.rows, xm.cols);
+        CheckApartOrSame(y, xm, "x");
         std::vector<uint64_t> at;
-        for (const int32_t p : AsIds(positions, "positions", size_t{1} << 24)) {
+        for (const int32_t p : AsIds(positions, "positions", kMaxPosition + 1)) {
           at.push_back(static_cast<uint64_t>(p));
         }
         const RopeTable table = RopeTable::Make(xm.cols / heads, pairs, base, factor);
         const Context context = MakeContext(threads);
         const py::gil_scoped_release nogil;
+        CopyRows(xm, y);
         Rope(context, y, heads, RopeTurns::Make(context, table, at));
       },
       py::arg("x"), py::arg("heads"), py::arg("positions"), py::arg("pairs"),
-      py::arg("base"), py::arg("factor"), py::arg("threads"));
+      py::arg("base"), py::arg("factor"), py::arg("out"), py::arg("threads"));
   m.def(
       "softmax",
       [](const py::array& x, py::array& out, size_t threads) {

@@ -40,10 +40,8 @@ void RegisterSystem(py::module_& m) {
     const ThreadBudget budget = DefaultThreads();
     return py::make_tuple(budget.num_threads, budget.reason);
   });
-  m.def("total_memory", [] {
-    const MemoryBudget budget = TotalMemory();
-    return py::make_tuple(budget.bytes, budget.reason);
-  });
+  m.def("cpu_quota", &CpuQuota, py::arg("root"));
+  m.def("memory_limit", &MemoryLimit, py::arg("root"));
   m.def("peak_rss", &PeakRss);
 }
 

@@ -10,7 +10,6 @@
 
 #include "base/half.h"
 
-
 namespace halfbyte {
 
 struct BF16 {
@@ -52,7 +51,8 @@ HWY_INLINE hn::Vec<DF> LoadWeights(BF16, DF df, const uint8_t* row, size_t i) {
   return F32FromBF16(df, hn::LoadU(HalfBytes<DF>(), row + i * sizeof(uint16_t)));
 }
 template <class DF>
-HWY_INLINE hn::Vec<DF> LoadWeightsN(BF16, DF df, const uint8_t* row, size_t i, size_t n) {
+HWY_INLINE hn::Vec<DF> LoadWeightsN(BF16, DF df, const uint8_t* row, size_t i,
+                                    size_t n) {
   return F32FromBF16(
       df, hn::LoadN(HalfBytes<DF>(), row + i * sizeof(uint16_t), n * sizeof(uint16_t)));
 }

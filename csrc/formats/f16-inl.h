@@ -10,7 +10,6 @@
 
 #include "base/half.h"
 
-
 namespace halfbyte {
 
 struct F16 {
@@ -52,7 +51,8 @@ HWY_INLINE hn::Vec<DF> LoadWeights(F16, DF df, const uint8_t* row, size_t i) {
   return F32FromF16(df, hn::LoadU(HalfBytes<DF>(), row + i * sizeof(uint16_t)));
 }
 template <class DF>
-HWY_INLINE hn::Vec<DF> LoadWeightsN(F16, DF df, const uint8_t* row, size_t i, size_t n) {
+HWY_INLINE hn::Vec<DF> LoadWeightsN(F16, DF df, const uint8_t* row, size_t i,
+                                    size_t n) {
   return F32FromF16(
       df, hn::LoadN(HalfBytes<DF>(), row + i * sizeof(uint16_t), n * sizeof(uint16_t)));
 }

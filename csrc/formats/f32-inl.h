@@ -10,7 +10,6 @@
 
 #include "base/half.h"
 
-
 namespace halfbyte {
 
 struct F32 {
@@ -54,7 +53,8 @@ HWY_INLINE hn::Vec<DF> LoadWeights(F32, DF df, const uint8_t* row, size_t i) {
   return hn::BitCast(df, hn::LoadU(du8, row + i * sizeof(float)));
 }
 template <class DF>
-HWY_INLINE hn::Vec<DF> LoadWeightsN(F32, DF df, const uint8_t* row, size_t i, size_t n) {
+HWY_INLINE hn::Vec<DF> LoadWeightsN(F32, DF df, const uint8_t* row, size_t i,
+                                    size_t n) {
   const hn::Repartition<uint8_t, DF> du8;
   return hn::BitCast(df, hn::LoadN(du8, row + i * sizeof(float), n * sizeof(float)));
 }

@@ -1,7 +1,7 @@
 // csrc/formats/q3_k-inl.h
-// Q3_K: 256 weights in 16 groups. Weight = (d * s) * (c - 4) with the group's 6-bit s - 32
-// and a 3-bit code c: two bits in qs as in Q2_K, the third in hmask.
-// scales: 12 bytes: [t0..t7 low | t8..t15 low << 4][high 2 bits: byte t%4, bits 2(t/4)]
+// Q3_K: 256 weights in 16 groups. Weight = (d * s) * (c - 4) with the group's 6-bit s -
+// 32 and a 3-bit code c: two bits in qs as in Q2_K, the third in hmask. scales: 12
+// bytes: [t0..t7 low | t8..t15 low << 4][high 2 bits: byte t%4, bits 2(t/4)]
 // SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_FORMATS_Q3_K_INL_H_
@@ -12,7 +12,6 @@
 #include <string.h>
 
 #include "base/half.h"
-
 
 namespace halfbyte {
 
@@ -65,7 +64,8 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 template <class DF>
-HWY_INLINE void Scales(Q3_K, DF df, const Q3_K::Block& b, float* scale, float* /*min*/) {
+HWY_INLINE void Scales(Q3_K, DF df, const Q3_K::Block& b, float* scale,
+                       float* /*min*/) {
   // Four 6-bit scales a 32-bit word, the way the bytes lie.
   uint32_t s[3];
   memcpy(s, b.scales, sizeof(s));

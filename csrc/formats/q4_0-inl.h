@@ -12,7 +12,6 @@
 
 #include "base/half.h"
 
-
 namespace halfbyte {
 
 struct Q4_0 {
@@ -48,7 +47,8 @@ struct Q4_0 {
       const float d = extreme / -8.0f;
       const float inv_d = d == 0.0f ? 0.0f : 1.0f / d;
       const auto code = [inv_d](float x) {
-        return static_cast<uint8_t>(fminf(15.0f, fmaxf(0.0f, truncf(x * inv_d + 8.5f))));
+        return static_cast<uint8_t>(
+            fminf(15.0f, fmaxf(0.0f, truncf(x * inv_d + 8.5f))));
       };
       StoreF16(d, row[b].d);
       for (size_t i = 0; i < 16; ++i) {
@@ -78,7 +78,8 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 template <class DF>
-HWY_INLINE void Scales(Q4_0, DF /*df*/, const Q4_0::Block& b, float* scale, float* /*min*/) {
+HWY_INLINE void Scales(Q4_0, DF /*df*/, const Q4_0::Block& b, float* scale,
+                       float* /*min*/) {
   scale[0] = LoadF16Fast(b.d);
 }
 

@@ -1,8 +1,7 @@
 // csrc/formats/q4_k-inl.h
-// Q4_K: 256 weights in 8 groups. Weight = (d * s) * n - (dmin * m) with the group's 6-bit s
-// and m and a 4-bit code n.
-// qs[32 (k/2) + l] holds weight 32k + l: the low nibble for even k, the high one for odd.
-// SPDX-License-Identifier: Apache-2.0
+// Q4_K: 256 weights in 8 groups. Weight = (d * s) * n - (dmin * m) with the group's
+// 6-bit s and m and a 4-bit code n. qs[32 (k/2) + l] holds weight 32k + l: the low
+// nibble for even k, the high one for odd. SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_FORMATS_Q4_K_INL_H_
 #define HALFBYTE_FORMATS_Q4_K_INL_H_
@@ -12,7 +11,6 @@
 
 #include "base/half.h"
 #include "formats/k_scales.h"
-
 
 namespace halfbyte {
 
@@ -38,8 +36,8 @@ struct Q4_K {
       const uint8_t byte = b.qs[32 * (k / 2) + l];
       const int n = k % 2 ? byte >> 4 : byte & 15;
       const float scale = d * static_cast<float>(KScale(b.scales, k));
-      out[i] = scale * static_cast<float>(n) -
-               dmin * static_cast<float>(KMin(b.scales, k));
+      out[i] =
+          scale * static_cast<float>(n) - dmin * static_cast<float>(KMin(b.scales, k));
     }
   }
 };

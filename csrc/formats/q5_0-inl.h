@@ -11,7 +11,6 @@
 
 #include "base/half.h"
 
-
 namespace halfbyte {
 
 struct Q5_0 {
@@ -58,7 +57,8 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 template <class DF>
-HWY_INLINE void Scales(Q5_0, DF /*df*/, const Q5_0::Block& b, float* scale, float* /*min*/) {
+HWY_INLINE void Scales(Q5_0, DF /*df*/, const Q5_0::Block& b, float* scale,
+                       float* /*min*/) {
   scale[0] = LoadF16Fast(b.d);
 }
 

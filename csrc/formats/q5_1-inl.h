@@ -1,7 +1,6 @@
 // csrc/formats/q5_1-inl.h
-// Q5_1: 32 weights share an f16 scale and an f16 minimum. Weight i is d * n + m; the five
-// bits of n as in Q5_0.
-// SPDX-License-Identifier: Apache-2.0
+// Q5_1: 32 weights share an f16 scale and an f16 minimum. Weight i is d * n + m; the
+// five bits of n as in Q5_0. SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_FORMATS_Q5_1_INL_H_
 #define HALFBYTE_FORMATS_Q5_1_INL_H_
@@ -10,7 +9,6 @@
 #include <stdint.h>
 
 #include "base/half.h"
-
 
 namespace halfbyte {
 
@@ -59,7 +57,8 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 template <class DF>
-HWY_INLINE void Scales(Q5_1, DF /*df*/, const Q5_1::Block& b, float* scale, float* min) {
+HWY_INLINE void Scales(Q5_1, DF /*df*/, const Q5_1::Block& b, float* scale,
+                       float* min) {
   scale[0] = LoadF16Fast(b.d);
   min[0] = -LoadF16Fast(b.m);
 }

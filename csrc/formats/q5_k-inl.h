@@ -1,8 +1,7 @@
 // csrc/formats/q5_k-inl.h
-// Q5_K: 256 weights in 8 groups. Weight = (d * s) * n - (dmin * m) with the group's 6-bit s
-// and m and a 5-bit code n.
-// qs[32 (k/2) + l] holds weight 32k + l: the low nibble for even k, the high one for odd.
-// The fifth bit is bit k of qh[l].
+// Q5_K: 256 weights in 8 groups. Weight = (d * s) * n - (dmin * m) with the group's
+// 6-bit s and m and a 5-bit code n. qs[32 (k/2) + l] holds weight 32k + l: the low
+// nibble for even k, the high one for odd. The fifth bit is bit k of qh[l].
 // SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_FORMATS_Q5_K_INL_H_
@@ -13,7 +12,6 @@
 
 #include "base/half.h"
 #include "formats/k_scales.h"
-
 
 namespace halfbyte {
 
@@ -41,8 +39,8 @@ struct Q5_K {
       const int bit = (b.qh[l] >> k) & 1;
       const int n = (k % 2 ? byte >> 4 : byte & 15) + 16 * bit;
       const float scale = d * static_cast<float>(KScale(b.scales, k));
-      out[i] = scale * static_cast<float>(n) -
-               dmin * static_cast<float>(KMin(b.scales, k));
+      out[i] =
+          scale * static_cast<float>(n) - dmin * static_cast<float>(KMin(b.scales, k));
     }
   }
 };

@@ -1,8 +1,8 @@
 // csrc/formats/q6_k-inl.h
-// Q6_K: 256 weights in 16 groups. Weight = (d * s) * (c - 32) with the group's i8 s and a
-// 6-bit code c. With h = i/128, j = (i%128)/32, l = i%32: the low four bits are a nibble of
-// ql[64h + 32 (j&1) + l] (high for j >= 2), the high two are bits 2j of qh[32h + l].
-// SPDX-License-Identifier: Apache-2.0
+// Q6_K: 256 weights in 16 groups. Weight = (d * s) * (c - 32) with the group's i8 s and
+// a 6-bit code c. With h = i/128, j = (i%128)/32, l = i%32: the low four bits are a
+// nibble of ql[64h + 32 (j&1) + l] (high for j >= 2), the high two are bits 2j of
+// qh[32h + l]. SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_FORMATS_Q6_K_INL_H_
 #define HALFBYTE_FORMATS_Q6_K_INL_H_
@@ -12,7 +12,6 @@
 #include <stdint.h>
 
 #include "base/half.h"
-
 
 namespace halfbyte {
 
@@ -53,7 +52,8 @@ struct Q6_K {
   static float Level(float x) noexcept { return fmaxf(-32.0f, fminf(31.0f, rintf(x))); }
 
   // The step that fits 16 weights best with levels -32 to 31: of 19 trial steps around
-  // extreme / -32, the one whose least-squares fit, weighted by x^2, leaves least error.
+  // extreme / -32, the one whose least-squares fit, weighted by x^2, leaves least
+  // error.
   static float GroupStep(const float* x) noexcept {
     float extreme = 0.0f;
     for (size_t i = 0; i < kGroupLen; ++i) {
@@ -138,7 +138,8 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 template <class DF>
-HWY_INLINE void Scales(Q6_K, DF df, const Q6_K::Block& b, float* scale, float* /*min*/) {
+HWY_INLINE void Scales(Q6_K, DF df, const Q6_K::Block& b, float* scale,
+                       float* /*min*/) {
   ScaleBytes(df, b.scales, 16, LoadF16Fast(b.d), scale);
 }
 

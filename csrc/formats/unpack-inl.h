@@ -13,6 +13,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "base/half.h"
+#include "formats/half-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -26,21 +28,20 @@ using HalfBytes = hn::Repartition<uint8_t, hn::Half<DF>>;
 
 template <class DF>
 HWY_INLINE hn::Vec<DF> F32FromF16(DF df, hn::Vec<HalfBytes<DF>> bytes) {
-  return hn::PromoteTo(df, hn::BitCast(hn::Rebind<hwy::float16_t, DF>(), bytes));
+  return PromoteF16(df, hn::BitCast(HalfBits<DF>(), bytes));
 }
 template <class DF>
 HWY_INLINE hn::Vec<DF> F32FromBF16(DF df, hn::Vec<HalfBytes<DF>> bytes) {
-  return hn::PromoteTo(df, hn::BitCast(hn::Rebind<hwy::bfloat16_t, DF>(), bytes));
+  return PromoteBF16(df, hn::BitCast(HalfBits<DF>(), bytes));
 }
 
-// One f16 through the conversion instruction where there is one. Equals LoadF16.
+// One f16 through the conversion instruction where there is one.
 HWY_INLINE float LoadF16Fast(const uint8_t* p) {
+  if constexpr (!kConvertsF16) return LoadF16(p);
   const hn::CappedTag<float, 1> df;
-  const hn::Rebind<hwy::float16_t, decltype(df)> df16;
-  const hn::Rebind<uint16_t, decltype(df)> du16;
   uint16_t bits;
   memcpy(&bits, p, sizeof(bits));
-  return hn::GetLane(hn::PromoteTo(df, hn::BitCast(df16, hn::Set(du16, bits))));
+  return hn::GetLane(PromoteF16(df, hn::Set(HalfBits<decltype(df)>(), bits)));
 }
 
 // out[i] = d * levels[i], in f32, for the n (8 or 16) sub-scales of a block.
@@ -50,7 +51,8 @@ HWY_INLINE void ScaleBytes(DF df, const T* levels, size_t n, float d, float* out
   const hn::Rebind<T, DF> dt;
   const auto dv = hn::Set(df, d);
   for (size_t i = 0; i < n; i += hn::Lanes(df)) {
-    const auto level = hn::ConvertTo(df, hn::PromoteTo(di32, hn::LoadU(dt, levels + i)));
+    const auto level =
+        hn::ConvertTo(df, hn::PromoteTo(di32, hn::LoadU(dt, levels + i)));
     hn::StoreU(hn::Mul(dv, level), df, out + i);
   }
 }
@@ -72,7 +74,8 @@ HWY_INLINE hn::Vec<DU8> ShiftBytesLeft(DU8 du8, hn::Vec<DU8> bytes) {
   return hn::BitCast(du8, hn::ShiftLeft<kBits>(hn::BitCast(du16, bytes)));
 }
 
-// 4-bit codes [i, i + Lanes(du8)) of 32 in 16 bytes: first the low nibbles, then the high.
+// 4-bit codes [i, i + Lanes(du8)) of 32 in 16 bytes: first the low nibbles, then the
+// high.
 template <class DU8>
 HWY_INLINE hn::Vec<DU8> Nibbles(DU8 du8, const uint8_t* qs, size_t i) {
   const hn::Full128<uint8_t> d16;

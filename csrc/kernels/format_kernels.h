@@ -16,7 +16,7 @@ namespace halfbyte {
 // y[m, n] = dot(row n of W, row m of X) for n in [row_begin, row_end), m in [0, M).
 // W is N x K: N output features, K input features.
 struct LinearArgs {
-  const uint8_t* w;    // row 0; rows are row_bytes apart
+  const uint8_t* w;  // row 0; rows are row_bytes apart
   size_t w_row_bytes;
   // M rows of K activations: f32, x_ld elements apart, or K / 32 blocks, x_ld blocks
   // apart. The table says which of the two a format multiplies with.

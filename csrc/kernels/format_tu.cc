@@ -1,7 +1,6 @@
 // csrc/kernels/format_tu.cc
-// Built once per line of formats/list.inc; the build defines HALFBYTE_FMT (the type) and
-// HALFBYTE_FMT_HEADER.
-// SPDX-License-Identifier: Apache-2.0
+// Built once per line of formats/list.inc; the build defines HALFBYTE_FMT (the type)
+// and HALFBYTE_FMT_HEADER. SPDX-License-Identifier: Apache-2.0
 
 #include "base/targets.h"  // before any Highway header
 #include "kernels/format_kernels.h"
@@ -33,7 +32,9 @@ void DecodeRowRef(const uint8_t* w, size_t K, float* out) noexcept {
 
 template <class Fmt>
 constexpr auto EncodeRowRef() -> void (*)(const float*, size_t, uint8_t*) noexcept {
-  if constexpr (requires(const float* in, Block* row) { Fmt::EncodeRowRef(in, 1, row); }) {
+  if constexpr (requires(const float* in, Block* row) {
+                  Fmt::EncodeRowRef(in, 1, row);
+                }) {
     return [](const float* in, size_t K, uint8_t* w) noexcept {
       Fmt::EncodeRowRef(in, K / Fmt::kBlockLen, reinterpret_cast<Block*>(w));
     };

@@ -1,9 +1,8 @@
 // csrc/kernels/linear-inl.h
-// Y = X W^T for one slice of W's rows. One token reads every weight once and is bound by
-// memory (gemv); more tokens share each unpacked weight, four at a time (gemm). The sum
-// of one output runs over K in the same order in every shape, so results do not depend
-// on how tokens are batched.
-// SPDX-License-Identifier: Apache-2.0
+// Y = X W^T for one slice of W's rows. One token reads every weight once and is bound
+// by memory (gemv); more tokens share each unpacked weight, four at a time (gemm). The
+// sum of one output runs over K in the same order in every shape, so results do not
+// depend on how tokens are batched. SPDX-License-Identifier: Apache-2.0
 
 #if defined(HALFBYTE_KERNELS_LINEAR_INL_TOGGLE) == defined(HWY_TARGET_TOGGLE)
 #ifdef HALFBYTE_KERNELS_LINEAR_INL_TOGGLE
@@ -33,7 +32,8 @@ template <class Fmt, class Row, class X>
 HWY_INLINE void DotFloats4(const Row& row, const X& x, size_t K, float* out) {
   const hn::CappedTag<float, 16> df;
   const size_t lanes = hn::Lanes(df);
-  auto sum0 = hn::Zero(df), sum1 = hn::Zero(df), sum2 = hn::Zero(df), sum3 = hn::Zero(df);
+  auto sum0 = hn::Zero(df), sum1 = hn::Zero(df), sum2 = hn::Zero(df),
+       sum3 = hn::Zero(df);
   size_t k = 0;
   for (; k + lanes <= K; k += lanes) {
     sum0 = hn::MulAdd(LoadWeights(Fmt(), df, row(0), k), hn::LoadU(df, x(0) + k), sum0);
@@ -43,8 +43,8 @@ HWY_INLINE void DotFloats4(const Row& row, const X& x, size_t K, float* out) {
   }
   if (const size_t n = K - k; n != 0) {
     const auto tail = [&](size_t i, hn::Vec<decltype(df)> sum) HWY_ATTR {
-      return hn::MulAdd(LoadWeightsN(Fmt(), df, row(i), k, n), hn::LoadN(df, x(i) + k, n),
-                        sum);
+      return hn::MulAdd(LoadWeightsN(Fmt(), df, row(i), k, n),
+                        hn::LoadN(df, x(i) + k, n), sum);
     };
     sum0 = tail(0, sum0);
     sum1 = tail(1, sum1);
@@ -110,7 +110,8 @@ template <class Fmt, class Row, class X>
 HWY_INLINE void DotRows4(const Row& row, const X& x, size_t num_blocks, float* out) {
   const DQ df;
   const hn::Repartition<uint8_t, DQ> du8;
-  auto sum0 = hn::Zero(df), sum1 = hn::Zero(df), sum2 = hn::Zero(df), sum3 = hn::Zero(df);
+  auto sum0 = hn::Zero(df), sum1 = hn::Zero(df), sum2 = hn::Zero(df),
+       sum3 = hn::Zero(df);
   Step4<Fmt, true> s;
   const Q8Block* xb = x(0);
   for (size_t b = 0; b < num_blocks; ++b, xb += Fmt::kBlockLen / Q8Block::kLen) {
@@ -138,7 +139,8 @@ template <class Fmt, class Row, class X>
 HWY_INLINE void DotTokens4(const Row& row, const X& x, size_t num_blocks, float* out) {
   const DQ df;
   const hn::Repartition<uint8_t, DQ> du8;
-  auto sum0 = hn::Zero(df), sum1 = hn::Zero(df), sum2 = hn::Zero(df), sum3 = hn::Zero(df);
+  auto sum0 = hn::Zero(df), sum1 = hn::Zero(df), sum2 = hn::Zero(df),
+       sum3 = hn::Zero(df);
   Step4<Fmt, false> s;
   for (size_t b = 0; b < num_blocks; ++b) {
     s.LoadScales(0, row(0)[b]);
@@ -164,9 +166,8 @@ HWY_INLINE void DotTokens4(const Row& row, const X& x, size_t num_blocks, float*
 // Four outputs: kRows: rows n .. n + 3 of token m; else tokens m .. m + 3 of row n.
 template <class Fmt, bool kRows>
 HWY_INLINE void Dot4Outputs(const LinearArgs& a, size_t n, size_t m, float* out) {
-  const auto row = [&](size_t i) HWY_ATTR {
-    return a.w + (kRows ? n + i : n) * a.w_row_bytes;
-  };
+  const auto row = [&](size_t i)
+                       HWY_ATTR { return a.w + (kRows ? n + i : n) * a.w_row_bytes; };
   const auto token = [&](size_t i) HWY_ATTR { return kRows ? m : m + i; };
   if constexpr (kIsFloat<Fmt>) {
     const auto x = [&](size_t i) HWY_ATTR {
@@ -188,8 +189,8 @@ HWY_INLINE void Dot4Outputs(const LinearArgs& a, size_t n, size_t m, float* out)
   }
 }
 
-// Rows [begin, end) of one token. A row that is left over is computed four times: a tail
-// shorter than the code it would take.
+// Rows [begin, end) of one token. A row that is left over is computed four times: a
+// tail shorter than the code it would take.
 template <class Fmt>
 HWY_INLINE void OneToken(const LinearArgs& a, size_t begin, size_t end, size_t m) {
   float out[4];

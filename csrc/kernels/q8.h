@@ -14,7 +14,7 @@ namespace halfbyte {
 struct Q8Block {
   static constexpr size_t kLen = 32;
 
-  float d;    // max |x| / 127
+  float d;         // max |x| / 127
   int8_t q[kLen];  // -127 .. 127: -128 would break the sign trick of simd-inl.h
   // Minus the sum of four neighbouring codes: times a format's zero point, the start
   // value of the dot product that multiplies the same four codes.

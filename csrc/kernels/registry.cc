@@ -4,7 +4,8 @@
 
 namespace halfbyte {
 
-#define HALFBYTE_FORMAT(type, stem, id, len, bytes) const FormatKernels& Kernels_##type();
+#define HALFBYTE_FORMAT(type, stem, id, len, bytes) \
+  const FormatKernels& Kernels_##type();
 #include "formats/list.inc"
 #undef HALFBYTE_FORMAT
 

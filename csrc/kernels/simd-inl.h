@@ -24,9 +24,9 @@ namespace hn = hwy::HWY_NAMESPACE;
 #define HALFBYTE_HAVE_DOT4 0
 #endif
 
-// Per 32-bit lane: the sum of (code - 2^kZeroLog2) * q over the lane's four bytes, or of
-// code * q if the format has a minimum instead of a zero point. Exact.
-// neg_sum: minus the sum of the lane's four q.
+// Per 32-bit lane: the sum of (code - 2^kZeroLog2) * q over the lane's four bytes, or
+// of code * q if the format has a minimum instead of a zero point. Exact. neg_sum:
+// minus the sum of the lane's four q.
 template <class Fmt, class DI32, class VU8, class VI8>
 HWY_INLINE hn::Vec<DI32> Dot4(DI32 di32, VU8 codes, VI8 q, hn::Vec<DI32> neg_sum) {
   constexpr bool kZeroPoint = !Fmt::kHasMin;

@@ -6,9 +6,9 @@
 
 #include "base/error.h"
 #include "base/targets.h"  // before any Highway header
-#include "kernels/format_kernels.h"
 #include "hwy/highway.h"
 #include "hwy/targets.h"
+#include "kernels/format_kernels.h"
 
 namespace halfbyte {
 std::vector<std::string> CpuTargets() {
@@ -33,9 +33,10 @@ void SetCpuTarget(std::string_view name) {
     }
     if (found == 0) {
       std::string known;
-      for (const std::string& n : CpuTargets()) known += (known.empty() ? "" : ", ") + n;
-      throw Error(ErrorClass::kValue, "target: found '" + Escape(name) +
-                                          "'; expected one of " + known);
+      for (const std::string& n : CpuTargets())
+        known += (known.empty() ? "" : ", ") + n;
+      throw Error(ErrorClass::kValue,
+                  "target: found '" + Escape(name) + "'; expected one of " + known);
     }
     hwy::SetSupportedTargetsForTest(found);
   }

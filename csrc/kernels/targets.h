@@ -16,7 +16,8 @@ std::vector<std::string> CpuTargets();
 // The one in use.
 std::string CpuTarget();
 // All kernels use this one from now on; an empty name means the best again. Not while
-// other threads are inside the library. Throws Error(kValue) if it is not in CpuTargets.
+// other threads are inside the library. Throws Error(kValue) if it is not in
+// CpuTargets.
 void SetCpuTarget(std::string_view name);
 
 }  // namespace halfbyte

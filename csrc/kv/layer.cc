@@ -88,8 +88,7 @@ uint64_t KvLayer::allocated_bytes() const {
 }
 
 uint64_t KvLayer::BytesFor(const KvLayerShape& shape, size_t positions) {
-  const size_t pages =
-      std::min(NumPages(shape), (positions + kPageLen - 1) / kPageLen);
+  const size_t pages = std::min(NumPages(shape), (positions + kPageLen - 1) / kPageLen);
   const size_t element = shape.type == KvType::kF16 ? 2 : 4;
   return uint64_t{pages} * 2 * shape.num_heads * kPageLen * shape.head_dim * element;
 }

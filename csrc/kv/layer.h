@@ -22,8 +22,8 @@ enum class KvType { kF32, kF16 };
 
 struct KvLayerShape {
   size_t num_heads, head_dim;
-  size_t capacity;  // positions a sequence may have
-  size_t window;    // positions a query sees, itself included; 0: all
+  size_t capacity;    // positions a sequence may have
+  size_t window;      // positions a query sees, itself included; 0: all
   size_t max_append;  // positions one Append may bring
   KvType type;
 };

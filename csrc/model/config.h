@@ -45,8 +45,8 @@ struct ModelConfig {
   double rope_base_sliding, rope_base_full;
   double rope_factor_full;  // divides the frequencies of full layers
   float attention_scale;
-  size_t ple_len;           // per-layer embedding; 0: none
-  bool full_value_is_key;   // full layers have no value matrix
+  size_t ple_len;          // per-layer embedding; 0: none
+  bool full_value_is_key;  // full layers have no value matrix
   size_t num_experts, num_experts_used, expert_ffn_len;  // 0: dense
   std::vector<LayerConfig> layers;
 

@@ -30,7 +30,8 @@ std::optional<JsonDocument> ReadIfThere(const fs::path& path) {
   return ReadJsonFile(path.string());
 }
 
-uint64_t LayerBytes(const LayerWeights& w, const ModelConfig& c) {
+// Bytes of a layer's matrices, `experts_used` of its experts among them.
+uint64_t LayerBytes(const LayerWeights& w, const ModelConfig& c, size_t experts_used) {
   uint64_t bytes = 0;
   for (const WeightView* view : {&w.q, &w.k, &w.v, &w.o, &w.gate, &w.up, &w.down,
                                  &w.ple_gate, &w.ple_proj, &w.moe.router}) {
@@ -41,7 +42,7 @@ uint64_t LayerBytes(const LayerWeights& w, const ModelConfig& c) {
     for (const WeightView* view : {&w.moe.gate_up, &w.moe.gate, &w.moe.up}) {
       if (view->data != nullptr) experts += view->bytes();
     }
-    bytes += experts / c.num_experts * c.num_experts_used;
+    bytes += experts / c.num_experts * experts_used;
   }
   return bytes;
 }
@@ -180,10 +181,8 @@ void Model::CheckMemory() const {
   const MemoryBudget memory = TotalMemory();
   uint64_t need = weights_.head.bytes() + KvBytes(kChunk);
   for (const LayerWeights& layer : weights_.layers) {
-    ModelConfig all =
-        config_;  // every expert: which ones are used changes all the time
-    all.num_experts_used = all.num_experts;
-    need += LayerBytes(layer, all);
+    // Every expert: which ones are used changes from token to token.
+    need += LayerBytes(layer, config_, config_.num_experts);
   }
   if (memory.bytes == 0 || need <= memory.bytes) return;
   ErrorInfo info;
@@ -220,7 +219,9 @@ uint64_t Model::file_bytes() const {
 uint64_t Model::bytes_per_token() const {
   uint64_t bytes = weights_.head.bytes();
   if (config_.ple_len != 0) bytes += weights_.ple_model_proj.bytes();
-  for (const LayerWeights& layer : weights_.layers) bytes += LayerBytes(layer, config_);
+  for (const LayerWeights& layer : weights_.layers) {
+    bytes += LayerBytes(layer, config_, config_.num_experts_used);
+  }
   return bytes;
 }
 

@@ -68,7 +68,9 @@ class Model {
   uint64_t KvBytes(size_t positions) const;
 
   KvLayerShape KvShape(size_t layer) const;
-  const RopeTable& rope(bool sliding) const { return sliding ? rope_sliding_ : rope_full_; }
+  const RopeTable& rope(bool sliding) const {
+    return sliding ? rope_sliding_ : rope_full_;
+  }
   // Ids that are never sampled: media tokens mean nothing to a model of text.
   const std::vector<int32_t>& suppressed() const { return suppressed_; }
 

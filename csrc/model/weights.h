@@ -20,12 +20,12 @@ namespace halfbyte {
 using Vector = std::vector<float>;  // a norm's weights, decoded at load
 
 struct MoeWeights {
-  WeightView router;         // [experts, hidden]
-  Vector router_scale;       // [hidden]
-  Vector expert_scale;       // [experts]
-  WeightView gate_up;        // [experts x 2 ffn, hidden], gate first; or the next two
-  WeightView gate, up;       // [experts x ffn, hidden] each
-  WeightView down;           // [experts x hidden, ffn]
+  WeightView router;    // [experts, hidden]
+  Vector router_scale;  // [hidden]
+  Vector expert_scale;  // [experts]
+  WeightView gate_up;   // [experts x 2 ffn, hidden], gate first; or the next two
+  WeightView gate, up;  // [experts x ffn, hidden] each
+  WeightView down;      // [experts x hidden, ffn]
   Vector pre_norm, dense_post_norm, post_norm;  // [hidden]
 
   WeightView Gate(size_t expert, size_t ffn_len) const;
@@ -45,10 +45,10 @@ struct LayerWeights {
 };
 
 struct ModelWeights {
-  WeightView embedding;  // [vocab, hidden]
-  WeightView head;       // the same unless the file has its own
-  Vector norm;           // [hidden]
-  WeightView ple_table;  // [vocab, layers x ple]
+  WeightView embedding;       // [vocab, hidden]
+  WeightView head;            // the same unless the file has its own
+  Vector norm;                // [hidden]
+  WeightView ple_table;       // [vocab, layers x ple]
   WeightView ple_model_proj;  // [layers x ple, hidden]
   Vector ple_proj_norm;       // [ple]
   // Divisors of the full layers' RoPE frequencies; empty: by the family's rule.

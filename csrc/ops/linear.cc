@@ -21,7 +21,8 @@ size_t RowsPerTask(const WeightView& w, size_t num_threads) {
   return (rows + kTileRows - 1) / kTileRows * kTileRows;
 }
 
-// One slice with f32 activations whatever the format: rows are decoded, a few at a time.
+// One slice with f32 activations whatever the format: rows are decoded, a few at a
+// time.
 void LinearDecoded(const WeightView& w, Mat<const float> x, Mat<float> y, size_t begin,
                    size_t end) {
   constexpr size_t kRows = 16;
@@ -52,9 +53,8 @@ const Q8Block* LinearInput::Q8() {
   const size_t blocks = x_.cols / Q8Block::kLen;
   if (q8_.empty()) {
     q8_.resize(x_.rows * blocks);
-    ForEachRow(context_, x_.rows, x_.cols, [&](size_t m) {
-      QuantizeQ8(x_.Row(m), x_.cols, &q8_[m * blocks]);
-    });
+    ForEachRow(context_, x_.rows, x_.cols,
+               [&](size_t m) { QuantizeQ8(x_.Row(m), x_.cols, &q8_[m * blocks]); });
   }
   return q8_.data();
 }

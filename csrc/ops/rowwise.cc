@@ -47,7 +47,8 @@ RopeTable RopeTable::Make(size_t head_dim, size_t pairs, double base, double fac
   RopeTable table;
   table.inv_freq.resize(pairs);
   for (size_t i = 0; i < pairs; ++i) {
-    const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(head_dim);
+    const double exponent =
+        -2.0 * static_cast<double>(i) / static_cast<double>(head_dim);
     table.inv_freq[i] = pow(base, exponent) / factor;
   }
   return table;
@@ -75,7 +76,8 @@ void Rope(const Context& context, Mat<float> x, size_t heads, const RopeTurns& t
   ForEachRow(context, x.rows, x.cols, [&](size_t m) {
     const size_t turn = (first_row + m) * pairs;
     for (size_t h = 0; h < heads; ++h) {
-      Rope(x.Row(m) + h * head_dim, head_dim, &turns.cos[turn], &turns.sin[turn], pairs);
+      Rope(x.Row(m) + h * head_dim, head_dim, &turns.cos[turn], &turns.sin[turn],
+           pairs);
     }
   });
 }
@@ -85,9 +87,8 @@ void GeluMul(const Context& context, Mat<const float> gate, Mat<const float> up,
   Require(gate.rows == up.rows && gate.cols == up.cols && y.rows == up.rows &&
               y.cols == up.cols,
           "gelu_mul: gate, up and out differ in shape");
-  ForEachRow(context, gate.rows, gate.cols, [&](size_t m) {
-    GeluMul(gate.Row(m), up.Row(m), gate.cols, y.Row(m));
-  });
+  ForEachRow(context, gate.rows, gate.cols,
+             [&](size_t m) { GeluMul(gate.Row(m), up.Row(m), gate.cols, y.Row(m)); });
 }
 
 void AddRows(const Context& context, Mat<const float> x, Mat<float> y) {

@@ -10,8 +10,8 @@
 namespace halfbyte {
 namespace {
 
-// About 50 us: longer than the pause between two loops of a decode step, short enough to
-// be no burden on a machine that has other work.
+// About 50 us: longer than the pause between two loops of a decode step, short enough
+// to be no burden on a machine that has other work.
 constexpr int kSpins = 2000;
 
 void Pause() {
@@ -133,7 +133,8 @@ void ThreadPool::Run(size_t num_tasks, size_t max_threads, Task task, void* data
   generation_.notify_all();
 
   job.Work(&poll);
-  uint32_t gate = gate_.fetch_and(~uint32_t{1}, std::memory_order_acq_rel) & ~uint32_t{1};
+  uint32_t gate =
+      gate_.fetch_and(~uint32_t{1}, std::memory_order_acq_rel) & ~uint32_t{1};
   while (gate != 0) gate = AwaitChange(gate_, gate);
   busy_.store(false, std::memory_order_release);
   if (job.error) std::rethrow_exception(job.error);

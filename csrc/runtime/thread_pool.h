@@ -26,12 +26,14 @@ class ThreadPool {
   using Task = void (*)(void* data, size_t index);
   using Poll = std::function<void()>;
 
-  // Runs task(data, i) for every i in [0, num_tasks) on at most max_threads threads, the
-  // caller among them, in any order; returns when all are done. `poll`, if set, is called
-  // on the caller's thread between its tasks; if it throws, no new task starts and the
-  // exception leaves from here. So does the exception of the first task that threw.
-  // While the pool is busy, and inside a task, the loop runs on the caller alone.
-  void Run(size_t num_tasks, size_t max_threads, Task task, void* data, const Poll& poll);
+  // Runs task(data, i) for every i in [0, num_tasks) on at most max_threads threads,
+  // the caller among them, in any order; returns when all are done. `poll`, if set, is
+  // called on the caller's thread between its tasks; if it throws, no new task starts
+  // and the exception leaves from here. So does the exception of the first task that
+  // threw. While the pool is busy, and inside a task, the loop runs on the caller
+  // alone.
+  void Run(size_t num_tasks, size_t max_threads, Task task, void* data,
+           const Poll& poll);
 
  private:
   struct Job {

@@ -42,7 +42,8 @@ std::vector<int> AllowedCpus() {
   return cpus;
 }
 
-// Cores among `cpus`: hardware threads of one core name the same siblings. 0 if unknown.
+// Cores among `cpus`: hardware threads of one core name the same siblings. 0 if
+// unknown.
 size_t PhysicalCores(const std::vector<int>& cpus) {
   std::set<std::string> cores;
   for (const int cpu : cpus) {
@@ -55,72 +56,67 @@ size_t PhysicalCores(const std::vector<int>& cpus) {
   return cores.size();
 }
 
-// The directories of our control group and its parents, in the hierarchy of
-// `controller` ("" is the unified one), innermost first.
-std::vector<std::string> CgroupDirs(const std::string& controller) {
-  std::ifstream in("/proc/self/cgroup");
+// The directories of this process's control groups that `controller` governs, and of
+// their parents, whose limits bind as well. Inside a container the path may be the
+// host's and not exist; the mount's root is then our own group.
+std::vector<std::string> CgroupDirs(const std::string& root,
+                                    const std::string& controller) {
+  const std::string mount = root + "/sys/fs/cgroup";
+  std::vector<std::string> dirs;
+  std::ifstream in(root + "/proc/self/cgroup");
   for (std::string line; std::getline(in, line);) {
-    // hierarchy-id:controllers:path
+    // hierarchy-id:controllers:path; the unified hierarchy names no controllers.
     const size_t first = line.find(':'), second = line.find(':', first + 1);
     if (second == std::string::npos) continue;
-    const std::string names = "," + line.substr(first + 1, second - first - 1) + ",";
-    if (names.find("," + controller + ",") == std::string::npos) continue;
-    const std::string root =
-        controller.empty() ? "/sys/fs/cgroup" : "/sys/fs/cgroup/" + controller;
-    std::vector<std::string> dirs;
+    const std::string names = line.substr(first + 1, second - first - 1);
+    const bool governs =
+        ("," + names + ",").find("," + controller + ",") != std::string::npos;
+    if (!names.empty() && !governs) continue;
+    const std::string base = names.empty() ? mount : mount + "/" + names;
     std::filesystem::path path = line.substr(second + 1);
-    while (path.has_relative_path()) {
-      dirs.push_back(root + path.string());
-      path = path.parent_path();
+    for (; path.has_relative_path(); path = path.parent_path()) {
+      dirs.push_back(base + path.string());
     }
-    dirs.push_back(root);  // in a container this is our own group
-    return dirs;
+    dirs.push_back(base);
   }
-  return {};
+  return dirs;
 }
 
 // CPUs' worth of time per period, from "quota period"; nothing if unlimited.
-std::optional<double> Quota(const std::string& quota, const std::string& period) {
-  std::istringstream q(quota), p(period);
-  double a = 0, b = 0;
-  if (!(q >> a) || !(p >> b) || a <= 0 || b <= 0) return std::nullopt;
-  return a / b;
-}
-
-std::optional<double> CpuQuota() {
-  std::optional<double> least;
-  const auto take = [&least](std::optional<double> quota) {
-    if (quota && (!least || *quota < *least)) least = quota;
-  };
-  for (const std::string& dir : CgroupDirs("")) {
-    const std::string line = FirstLine(dir + "/cpu.max");
-    const size_t space = line.find(' ');
-    if (space != std::string::npos) {
-      take(Quota(line.substr(0, space), line.substr(space + 1)));
-    }
-  }
-  for (const std::string& dir : CgroupDirs("cpu")) {
-    take(Quota(FirstLine(dir + "/cpu.cfs_quota_us"),
-               FirstLine(dir + "/cpu.cfs_period_us")));
-  }
-  return least;
-}
-
-uint64_t CgroupMemoryLimit() {
-  uint64_t least = UINT64_MAX;
-  const auto take = [&least](const std::string& line) {
-    std::istringstream in(line);
-    uint64_t bytes = 0;
-    if (in >> bytes) least = std::min(least, bytes);  // "max" is no number
-  };
-  for (const std::string& dir : CgroupDirs("")) take(FirstLine(dir + "/memory.max"));
-  for (const std::string& dir : CgroupDirs("memory")) {
-    take(FirstLine(dir + "/memory.limit_in_bytes"));
-  }
-  return least;
+std::optional<double> Quota(const std::string& text) {
+  std::istringstream in(text);
+  double quota = 0, period = 0;
+  if (!(in >> quota >> period) || quota <= 0 || period <= 0) return std::nullopt;
+  return quota / period;
 }
 
 }  // namespace
+
+std::optional<double> CpuQuota(const std::string& root) {
+  std::optional<double> least;
+  for (const std::string& dir : CgroupDirs(root, "cpu")) {
+    for (const std::string& text :
+         {FirstLine(dir + "/cpu.max"), FirstLine(dir + "/cpu.cfs_quota_us") + " " +
+                                           FirstLine(dir + "/cpu.cfs_period_us")}) {
+      const std::optional<double> quota = Quota(text);
+      if (quota && (!least || *quota < *least)) least = quota;
+    }
+  }
+  return least;
+}
+
+std::optional<uint64_t> MemoryLimit(const std::string& root) {
+  constexpr uint64_t kNone = uint64_t{1} << 60;  // version 1 writes a huge number
+  uint64_t least = kNone;
+  for (const std::string& dir : CgroupDirs(root, "memory")) {
+    for (const char* name : {"/memory.max", "/memory.limit_in_bytes"}) {
+      std::istringstream in(FirstLine(dir + name));
+      uint64_t bytes = 0;
+      if (in >> bytes) least = std::min(least, bytes);  // "max" is no number
+    }
+  }
+  return least == kNone ? std::nullopt : std::optional(least);
+}
 
 ThreadBudget DefaultThreads() {
   const std::vector<int> cpus = AllowedCpus();
@@ -132,7 +128,7 @@ ThreadBudget DefaultThreads() {
               (cores == 1 ? " physical core" : " physical cores");
     n = std::min(n, cores);
   }
-  if (const std::optional<double> quota = CpuQuota()) {
+  if (const std::optional<double> quota = CpuQuota("")) {
     std::ostringstream text;
     text << ", CPU quota " << *quota;
     reason += text.str();
@@ -148,9 +144,9 @@ MemoryBudget TotalMemory() {
   const uint64_t machine =
       pages > 0 && page > 0 ? static_cast<uint64_t>(pages) * static_cast<uint64_t>(page)
                             : 0;
-  const uint64_t group = CgroupMemoryLimit();
-  if (machine == 0 || group < machine) {
-    return {group == UINT64_MAX ? 0 : group, "control group limit"};
+  const std::optional<uint64_t> group = MemoryLimit("");
+  if (group && (machine == 0 || *group < machine)) {
+    return {*group, "control group limit"};
   }
   return {machine, "machine"};
 }

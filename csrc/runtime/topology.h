@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <optional>
 #include <string>
 
 namespace halfbyte {
@@ -28,6 +29,11 @@ struct MemoryBudget {
 
 // The memory this process can ever have: the machine's, or its control group's limit.
 MemoryBudget TotalMemory();
+
+// CPUs' worth of time, and bytes, that the control groups allow this process; nothing
+// without a limit. `root` goes before /proc and /sys: "" but in tests.
+std::optional<double> CpuQuota(const std::string& root);
+std::optional<uint64_t> MemoryLimit(const std::string& root);
 
 // Peak resident set of this process in bytes; 0 if unknown.
 uint64_t PeakRss();

@@ -1,0 +1,163 @@
+// tests/cpp/kv/layer_test.cc
+// SPDX-License-Identifier: Apache-2.0
+#include "kv/layer.h"
+
+#include <gtest/gtest.h>
+#include <math.h>
+#include <stddef.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "base/error.h"
+#include "base/half.h"
+#include "test_floats.h"
+
+namespace halfbyte {
+namespace {
+
+constexpr size_t kHeads = 2, kQueryHeads = 4, kDim = 16, kWidth = kHeads * kDim;
+
+// Keys and values of a whole sequence, and queries for every position.
+struct Sequence {
+  explicit Sequence(size_t len)
+      : k(Normal(len * kWidth, 31)),
+        v(Normal(len * kWidth, 32)),
+        q(Normal(len * kQueryHeads * kDim, 33)) {}
+
+  void AppendTo(KvLayer& layer, size_t begin, size_t end) const {
+    layer.Append({.num_threads = 2, .poll = {}}, begin,
+                 Mat<const float>(&k[begin * kWidth], end - begin, kWidth),
+                 Mat<const float>(&v[begin * kWidth], end - begin, kWidth));
+  }
+
+  std::vector<float> Attend(const KvLayer& layer, size_t begin, size_t end) const {
+    const size_t width = kQueryHeads * kDim;
+    std::vector<float> out((end - begin) * width);
+    Attention({.num_threads = 2, .poll = {}}, layer,
+              Mat<const float>(&q[begin * width], end - begin, width), kQueryHeads,
+              begin, 0.25f, Mat<float>(out.data(), end - begin, width));
+    return out;
+  }
+
+  std::vector<float> k, v, q;
+};
+
+// The definition, in double, over positions [first, position].
+std::vector<double> Want(const Sequence& s, size_t position, size_t first, size_t h,
+                         bool f16) {
+  const auto stored = [f16](float x) {
+    if (!f16) return double{x};
+    uint8_t bytes[2];
+    StoreF16(x, bytes);
+    return double{LoadF16(bytes)};
+  };
+  const size_t kv = h / (kQueryHeads / kHeads) * kDim;
+  const float* q = &s.q[(position * kQueryHeads + h) * kDim];
+  double total = 0.0;
+  std::vector<double> out(kDim);
+  for (size_t p = first; p <= position; ++p) {
+    double score = 0.0;
+    for (size_t i = 0; i < kDim; ++i) score += q[i] * stored(s.k[p * kWidth + kv + i]);
+    const double weight = exp(0.25 * score);
+    total += weight;
+    for (size_t i = 0; i < kDim; ++i)
+      out[i] += weight * stored(s.v[p * kWidth + kv + i]);
+  }
+  for (double& o : out) o /= total;
+  return out;
+}
+
+// Scores are below 8 in magnitude here: a rounding of u (kDim + 4) relative to |q||k|
+// (at most 32) changes a weight by 2^-24 * 20 * 32 < 4e-5 relative; the two sums over
+// at most 700 positions add 700 u each. |v| is below 5.
+constexpr double kBound = 5.0 * (2 * 4e-5 + 2 * 700 * kU);
+
+void ExpectAttention(const Sequence& s, const KvLayer& layer, size_t begin,
+                     size_t end) {
+  const auto got = s.Attend(layer, begin, end);
+  for (size_t p = begin; p < end; ++p) {
+    for (size_t h = 0; h < kQueryHeads; ++h) {
+      const auto want =
+          Want(s, p, layer.FirstVisible(p), h, layer.shape().type == KvType::kF16);
+      for (size_t i = 0; i < kDim; ++i) {
+        const size_t at = ((p - begin) * kQueryHeads + h) * kDim + i;
+        ASSERT_NEAR(want[i], got[at], kBound) << p;
+      }
+    }
+  }
+}
+
+TEST(KvLayerTest, AttentionOverPagesAndRingsEqualsTheDefinition) {
+  constexpr size_t kLen = 1400;
+  const Sequence s(kLen);
+  for (KvType type : {KvType::kF32, KvType::kF16}) {
+    for (size_t window : {0, 1, 8, 256, 300, 600}) {
+      for (size_t chunk : {1, 7, 64, 256}) {
+        KvLayer layer({kHeads, kDim, kLen, window, chunk, type});
+        for (size_t begin = 0; begin < kLen; begin += chunk) {
+          const size_t end = std::min(begin + chunk, kLen);
+          s.AppendTo(layer, begin, end);
+          // Where rings wrap, and everywhere once in a while.
+          if (begin % 256 < chunk || end == kLen) {
+            ExpectAttention(s, layer, begin, std::min(begin + 2, end));
+            ExpectAttention(s, layer, end - 1, end);
+          }
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+TEST(KvLayerTest, SlidingLayersStaySmall) {
+  constexpr size_t kLen = 4096;
+  const Sequence s(kLen);
+  KvLayer sliding({kHeads, kDim, kLen, 512, 64, KvType::kF32});
+  KvLayer full({kHeads, kDim, kLen, 0, 64, KvType::kF32});
+  for (size_t begin = 0; begin < kLen; begin += 64) {
+    s.AppendTo(sliding, begin, begin + 64);
+    s.AppendTo(full, begin, begin + 64);
+  }
+  const size_t page = 2 * KvLayer::kPageLen * kWidth * sizeof(float);
+  // 512 - 1 + 64 positions touch four pages at the worst alignment.
+  EXPECT_EQ(4 * page, sliding.allocated_bytes());
+  EXPECT_EQ(16 * page, full.allocated_bytes());
+  EXPECT_EQ(sliding.allocated_bytes(), KvLayer::BytesFor(sliding.shape(), kLen));
+  EXPECT_EQ(full.allocated_bytes(), KvLayer::BytesFor(full.shape(), kLen));
+  EXPECT_EQ(2 * page, KvLayer::BytesFor(full.shape(), 300));
+}
+
+// What a cut sequence needs is either all there, or the layer says that it is not.
+TEST(KvLayerTest, ACutSequenceResumesOnlyWhereItsWindowSurvives) {
+  constexpr size_t kLen = 2048;
+  const Sequence s(kLen);
+  for (size_t window : {0, 5, 300}) {
+    KvLayer layer({kHeads, kDim, kLen, window, 64, KvType::kF32});
+    for (size_t begin = 0; begin < 1920; begin += 64)
+      s.AppendTo(layer, begin, begin + 64);
+    EXPECT_TRUE(layer.CanResumeAt(1920));
+    EXPECT_FALSE(layer.CanResumeAt(1921)) << "never written";
+    EXPECT_EQ(window == 0, layer.CanResumeAt(100)) << "written over";
+    for (size_t length = 1920; length > 1000 && layer.CanResumeAt(length);
+         length -= 13) {
+      ExpectAttention(s, layer, length - 1, length);
+    }
+    layer.Reset();
+    EXPECT_TRUE(layer.CanResumeAt(0));
+    EXPECT_FALSE(layer.CanResumeAt(1));
+  }
+}
+
+TEST(KvLayerTest, GapsAndOverflowsAreRefused) {
+  const Sequence s(64);
+  KvLayer layer({kHeads, kDim, 32, 8, 16, KvType::kF32});
+  EXPECT_THROW(s.AppendTo(layer, 1, 2), Error) << "a gap";
+  EXPECT_THROW(s.AppendTo(layer, 0, 17), Error) << "more than one append may bring";
+  s.AppendTo(layer, 0, 16);
+  s.AppendTo(layer, 16, 32);
+  EXPECT_THROW(s.AppendTo(layer, 32, 33), Error) << "beyond the capacity";
+}
+
+}  // namespace
+}  // namespace halfbyte

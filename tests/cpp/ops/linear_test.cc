@@ -1,0 +1,103 @@
+// tests/cpp/ops/linear_test.cc
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/linear.h"
+
+#include <gtest/gtest.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <vector>
+
+#include "base/error.h"
+#include "kernels/format_kernels.h"
+#include "test_floats.h"
+
+namespace halfbyte {
+namespace {
+
+constexpr size_t kN = 301, kK = 512, kM = 3;
+
+struct Weights {
+  explicit Weights(Format format) : bytes(kN * RowBytes(format, kK)) {
+    const std::vector<float> values = Normal(kN * kK, 21);
+    for (size_t n = 0; n < kN; ++n) {
+      KernelsFor(format).encode_row_ref(&values[n * kK], kK,
+                                        &bytes[n * RowBytes(format, kK)]);
+    }
+    view = {format, kN, kK, bytes.data()};
+  }
+
+  std::vector<uint8_t> bytes;
+  WeightView view;
+};
+
+std::vector<float> Product(const WeightView& w, const std::vector<float>& x,
+                           size_t threads, ActivationMode mode) {
+  const Context context = {.num_threads = threads, .poll = {}};
+  std::vector<float> y(kM * w.N);
+  LinearInput input(context, Mat<const float>(x.data(), kM, w.K), mode);
+  Linear(input, w, Mat<float>(y.data(), kM, w.N));
+  return y;
+}
+
+TEST(LinearTest, AnyNumberOfThreadsGivesTheSameBits) {
+  const std::vector<float> x = Normal(kM * kK, 22);
+  for (Format format : {Format::kQ4_0, Format::kQ6_K}) {
+    const Weights w(format);
+    for (ActivationMode mode : {ActivationMode::kAuto, ActivationMode::kF32}) {
+      const auto want = Product(w.view, x, 1, mode);
+      for (size_t threads : {2, 3, 7}) {
+        EXPECT_EQ(want, Product(w.view, x, threads, mode)) << threads;
+      }
+    }
+  }
+}
+
+// f32 activations: only the sums round, at most K times.
+TEST(LinearTest, FloatActivationsAreExactUpToRounding) {
+  const std::vector<float> x = Normal(kM * kK, 23);
+  const Weights w(Format::kQ4_0);
+  const auto y = Product(w.view, x, 2, ActivationMode::kF32);
+  std::vector<float> row(kK);
+  for (size_t n = 0; n < kN; ++n) {
+    KernelsFor(Format::kQ4_0).decode_row_ref(w.view.Rows(n, 1).data, kK, row.data());
+    for (size_t m = 0; m < kM; ++m) {
+      double sum = 0.0, magnitude = 0.0;
+      for (size_t k = 0; k < kK; ++k) {
+        sum += double{row[k]} * x[m * kK + k];
+        magnitude += fabs(double{row[k]} * x[m * kK + k]);
+      }
+      ASSERT_NEAR(sum, y[m * kN + n], kK * kU * magnitude);
+    }
+  }
+}
+
+TEST(LinearTest, RowsAreWhatTheFormatDecodesTo) {
+  const Weights w(Format::kQ8_0);
+  const std::vector<int32_t> ids = {300, 0, 7, 7};
+  std::vector<float> y(ids.size() * kK), want(kK);
+  EmbeddingRows({.num_threads = 2, .poll = {}}, w.view, ids,
+                Mat<float>(y.data(), ids.size(), kK));
+  for (size_t i = 0; i < ids.size(); ++i) {
+    KernelsFor(Format::kQ8_0)
+        .decode_row_ref(w.view.Rows(static_cast<size_t>(ids[i]), 1).data, kK,
+                        want.data());
+    EXPECT_EQ(want, std::vector<float>(&y[i * kK], &y[i * kK] + kK)) << i;
+  }
+}
+
+TEST(LinearTest, ShapesThatDoNotFitAreRefused) {
+  const Weights w(Format::kQ4_0);
+  const Context context;
+  std::vector<float> x(kM * kK), y(kM * kN);
+  LinearInput wide(context, Mat<const float>(x.data(), kM, kK - 32),
+                   ActivationMode::kAuto);
+  EXPECT_THROW(Linear(wide, w.view, Mat<float>(y.data(), kM, kN)), Error);
+  LinearInput right(context, Mat<const float>(x.data(), kM, kK), ActivationMode::kAuto);
+  EXPECT_THROW(Linear(right, w.view, Mat<float>(y.data(), kM, kN - 1)), Error);
+  EXPECT_THROW(Linear(right, w.view, Mat<float>(y.data(), kM - 1, kN)), Error);
+}
+
+}  // namespace
+}  // namespace halfbyte

@@ -1,0 +1,123 @@
+// tests/cpp/runtime/thread_pool_test.cc
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/thread_pool.h"
+
+#include <gtest/gtest.h>
+#include <stddef.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace halfbyte {
+namespace {
+
+TEST(ThreadPoolTest, EveryTaskRunsOnce) {
+  for (size_t threads : {1, 2, 3, 16}) {
+    for (size_t n : {0, 1, 2, 3, 100, 10000}) {
+      const Context context = {.num_threads = threads, .poll = {}};
+      std::vector<std::atomic<int>> runs(n);
+      context.ParallelFor(n, [&](size_t i) { ++runs[i]; });
+      for (size_t i = 0; i < n; ++i) ASSERT_EQ(1, runs[i]) << i;
+    }
+  }
+}
+
+TEST(ThreadPoolTest, NeverMoreThreadsThanAskedFor) {
+  Context{.num_threads = 8, .poll = {}}.ParallelFor(64, [](size_t) {});  // 8 exist now
+  std::mutex mutex;
+  std::set<std::thread::id> seen;
+  for (int repeat = 0; repeat < 200; ++repeat) {
+    seen.clear();
+    Context{.num_threads = 2, .poll = {}}.ParallelFor(50, [&](size_t) {
+      const std::lock_guard lock(mutex);
+      seen.insert(std::this_thread::get_id());
+    });
+    ASSERT_LE(seen.size(), 2u);
+  }
+}
+
+TEST(ThreadPoolTest, ALoopInsideATaskRunsInline) {
+  const Context context = {.num_threads = 3, .poll = {}};
+  std::atomic<int> total{0};
+  context.ParallelFor(8, [&](size_t) {
+    const auto outer = std::this_thread::get_id();
+    context.ParallelFor(5, [&](size_t) {
+      if (std::this_thread::get_id() == outer) ++total;
+    });
+  });
+  EXPECT_EQ(40, total);
+}
+
+TEST(ThreadPoolTest, LoopsOfSeveralCallersDoNotMix) {
+  std::vector<std::thread> callers;
+  std::atomic<int> wrong{0};
+  for (size_t c = 0; c < 4; ++c) {
+    callers.emplace_back([&wrong, c] {
+      const Context context = {.num_threads = 3, .poll = {}};
+      for (int repeat = 0; repeat < 300; ++repeat) {
+        std::vector<size_t> out(40);
+        context.ParallelFor(40, [&](size_t i) { out[i] = i * (c + 1); });
+        for (size_t i = 0; i < 40; ++i) wrong += out[i] != i * (c + 1);
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(0, wrong);
+}
+
+TEST(ThreadPoolTest, AnExceptionReachesTheCallerAndStopsTheLoop) {
+  for (size_t threads : {1, 2, 3}) {
+    const Context context = {.num_threads = threads, .poll = {}};
+    std::atomic<int> runs{0};
+    try {
+      context.ParallelFor(100000, [&](size_t i) {
+        ++runs;
+        if (i >= 5) throw std::runtime_error("task " + std::to_string(i));
+      });
+      FAIL() << "nothing was thrown";
+    } catch (const std::runtime_error& e) {
+      EXPECT_EQ(std::string("task 5"), e.what());  // the first, whoever was faster
+    }
+    EXPECT_LT(runs, 1000);
+    context.ParallelFor(3, [&](size_t) { runs = 0; });  // usable afterwards
+    EXPECT_EQ(0, runs);
+  }
+}
+
+TEST(ThreadPoolTest, PollMayCancel) {
+  for (size_t threads : {1, 2}) {
+    std::atomic<int> runs{0};
+    const auto caller = std::this_thread::get_id();
+    const Context context = {.num_threads = threads, .poll = [&] {
+                               EXPECT_EQ(caller, std::this_thread::get_id());
+                               if (runs > 10) throw std::runtime_error("cancelled");
+                             }};
+    const auto loop = [&] { context.ParallelFor(1000000, [&](size_t) { ++runs; }); };
+    EXPECT_THROW(loop(), std::runtime_error);
+    EXPECT_LT(runs, 1000000);
+  }
+}
+
+TEST(ThreadPoolTest, AForkedChildStartsItsOwnThreads) {
+  const Context context = {.num_threads = 3, .poll = {}};
+  context.ParallelFor(10, [](size_t) {});
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(10);  // a loop that waits for threads of the parent would never end
+    std::atomic<size_t> sum{0};
+    context.ParallelFor(100, [&](size_t i) { sum += i; });
+    _exit(sum == 4950 ? 0 : 1);
+  }
+  int status = 0;
+  ASSERT_EQ(child, waitpid(child, &status, 0));
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+}
+
+}  // namespace
+}  // namespace halfbyte
