@@ -4,14 +4,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BUILD = ROOT / "build" / "tests"
 
 
 def run(*command: str) -> str:
@@ -26,14 +24,9 @@ def run(*command: str) -> str:
 
 @pytest.mark.timeout(3000)  # two cores compile for some ten minutes
 def test_every_room_and_corpus() -> None:
-    run(
-        "cmake", "-S", ".", "-B", str(BUILD), "-G", "Ninja",
-        "-DHALFBYTE_TESTS=ON", "-DHALFBYTE_ALL_TARGETS=ON",
-    )  # fmt: skip
-    run("cmake", "--build", str(BUILD), "-j", str(len(os.sched_getaffinity(0))))
-    output = run(
-        "ctest", "--test-dir", str(BUILD), "--output-on-failure", "--no-tests=error"
-    )
+    run("cmake", "--preset", "tests")
+    run("cmake", "--build", "--preset", "tests")
+    output = run("ctest", "--preset", "tests")
     rooms = {path.name for path in (ROOT / "tests/cpp").iterdir() if path.is_dir()}
     corpora = {f"fuzz_{p.name}_replay" for p in (ROOT / "tests/fuzz/corpus").iterdir()}
     missing = {name for name in rooms | corpora if f": {name} " not in output}

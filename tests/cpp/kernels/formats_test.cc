@@ -195,7 +195,8 @@ TEST_P(FormatsTest, ASliceWritesItsRowsOnlyAndTheSameBits) {
     const Input x(kernels, M, K);
     std::vector<float> whole(M * N);
     kernels.linear(ArgsFor(info, w.data(), x, whole.data(), M, N, K));
-    for (const auto [begin, end] : {std::pair<size_t, size_t>{0, 1}, {3, 3}, {5, 30}}) {
+    for (const auto& [begin, end] :
+         {std::pair<size_t, size_t>{0, 1}, {3, 3}, {5, 30}}) {
       std::vector<float> part(M * N, 123.0f);
       LinearArgs args = ArgsFor(info, w.data(), x, part.data(), M, N, K);
       args.row_begin = begin;
