@@ -71,6 +71,19 @@ TEST_P(Q8Test, TiesGoToTheEvenCode) {
             std::vector<int8_t>(b.q, b.q + 5));
 }
 
+// 1070 / 127 = 8.4 units of the smallest float: the step is 8, and 1070 / 8 is above
+// 127.
+TEST_P(Q8Test, AStepThatIsSubnormalDoesNotOverflowTheCodes) {
+  std::vector<float> x(Q8Block::kLen, 0.0f);
+  x[0] = -1070.0f * 0x1p-149f;
+  x[1] = 1070.0f * 0x1p-149f;
+  Q8Block b;
+  QuantizeQ8(x.data(), x.size(), &b);
+  EXPECT_EQ(8.0f * 0x1p-149f, b.d);
+  EXPECT_EQ(-127, b.q[0]);
+  EXPECT_EQ(127, b.q[1]);
+}
+
 TEST_P(Q8Test, TheErrorIsAtMostHalfAStep) {
   const std::vector<float> x = Normal(64 * Q8Block::kLen, 12);
   std::vector<Q8Block> got(64);

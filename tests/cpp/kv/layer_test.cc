@@ -43,9 +43,12 @@ struct Sequence {
   std::vector<float> k, v, q;
 };
 
-// The definition, in double, over positions [first, position].
-std::vector<double> Want(const Sequence& s, size_t position, size_t first, size_t h,
-                         bool f16) {
+// The definition, in double.
+std::vector<double> Want(const Sequence& s, const KvLayerShape& shape, size_t position,
+                         size_t h) {
+  const bool f16 = shape.type == KvType::kF16;
+  const bool cut = shape.window != 0 && position + 1 > shape.window;
+  const size_t first = cut ? position + 1 - shape.window : 0;
   const auto stored = [f16](float x) {
     if (!f16) return double{x};
     uint8_t bytes[2];
@@ -78,8 +81,7 @@ void ExpectAttention(const Sequence& s, const KvLayer& layer, size_t begin,
   const auto got = s.Attend(layer, begin, end);
   for (size_t p = begin; p < end; ++p) {
     for (size_t h = 0; h < kQueryHeads; ++h) {
-      const auto want =
-          Want(s, p, layer.FirstVisible(p), h, layer.shape().type == KvType::kF16);
+      const auto want = Want(s, layer.shape(), p, h);
       for (size_t i = 0; i < kDim; ++i) {
         const size_t at = ((p - begin) * kQueryHeads + h) * kDim + i;
         ASSERT_NEAR(want[i], got[at], kBound) << p;

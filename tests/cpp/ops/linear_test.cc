@@ -54,6 +54,26 @@ TEST(LinearTest, AnyNumberOfThreadsGivesTheSameBits) {
   }
 }
 
+TEST(LinearTest, SlicesAddUpToTheWholeProduct) {
+  const std::vector<float> x = Normal(kM * kK, 24);
+  std::vector<Q8Block> codes(x.size() / Q8Block::kLen);
+  QuantizeQ8(x.data(), x.size(), codes.data());
+  const Weights w(Format::kQ4_0);
+  std::vector<float> want(kM * kN);
+  KernelsFor(Format::kQ4_0)
+      .linear({.w = w.view.data,
+               .w_row_bytes = w.view.row_bytes(),
+               .x = codes.data(),
+               .x_ld = kK / Q8Block::kLen,
+               .y = want.data(),
+               .y_ld = kN,
+               .row_begin = 0,
+               .row_end = kN,
+               .M = kM,
+               .K = kK});
+  EXPECT_EQ(want, Product(w.view, x, 3, ActivationMode::kAuto));
+}
+
 // f32 activations: only the sums round, at most K times.
 TEST(LinearTest, FloatActivationsAreExactUpToRounding) {
   const std::vector<float> x = Normal(kM * kK, 23);

@@ -8,6 +8,8 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
+#include <mutex>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -16,6 +18,20 @@
 
 namespace halfbyte {
 namespace {
+
+// Long enough for every sleeping thread to come.
+void Nap() { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }
+
+size_t ThreadsThatWork(size_t num_threads) {
+  std::mutex mutex;
+  std::set<std::thread::id> seen;
+  Context{.num_threads = num_threads, .poll = {}}.ParallelFor(20, [&](size_t) {
+    Nap();
+    const std::lock_guard lock(mutex);
+    seen.insert(std::this_thread::get_id());
+  });
+  return seen.size();
+}
 
 TEST(ThreadPoolTest, EveryTaskRunsOnce) {
   for (size_t threads : {1, 2, 3, 16}) {
@@ -30,16 +46,7 @@ TEST(ThreadPoolTest, EveryTaskRunsOnce) {
 
 TEST(ThreadPoolTest, NeverMoreThreadsThanAskedFor) {
   Context{.num_threads = 8, .poll = {}}.ParallelFor(64, [](size_t) {});  // 8 exist now
-  std::mutex mutex;
-  std::set<std::thread::id> seen;
-  for (int repeat = 0; repeat < 200; ++repeat) {
-    seen.clear();
-    Context{.num_threads = 2, .poll = {}}.ParallelFor(50, [&](size_t) {
-      const std::lock_guard lock(mutex);
-      seen.insert(std::this_thread::get_id());
-    });
-    ASSERT_LE(seen.size(), 2u);
-  }
+  for (int repeat = 0; repeat < 20; ++repeat) ASSERT_LE(ThreadsThatWork(2), 2u);
 }
 
 TEST(ThreadPoolTest, ALoopInsideATaskRunsInline) {
@@ -75,18 +82,36 @@ TEST(ThreadPoolTest, AnExceptionReachesTheCallerAndStopsTheLoop) {
   for (size_t threads : {1, 2, 3}) {
     const Context context = {.num_threads = threads, .poll = {}};
     std::atomic<int> runs{0};
-    try {
-      context.ParallelFor(100000, [&](size_t i) {
-        ++runs;
-        if (i >= 5) throw std::runtime_error("task " + std::to_string(i));
+    const auto loop = [&] {
+      context.ParallelFor(100000, [&](size_t) {
+        if (++runs > 5) throw std::runtime_error("task");
       });
-      FAIL() << "nothing was thrown";
-    } catch (const std::runtime_error& e) {
-      EXPECT_EQ(std::string("task 5"), e.what());  // the first, whoever was faster
-    }
+    };
+    EXPECT_THROW(loop(), std::runtime_error);
     EXPECT_LT(runs, 1000);
     context.ParallelFor(3, [&](size_t) { runs = 0; });  // usable afterwards
     EXPECT_EQ(0, runs);
+  }
+}
+
+TEST(ThreadPoolTest, OfSeveralExceptionsTheLowestTasksIsThrown) {
+  // Task 0 throws once task 1 runs, task 1 some time after task 0 threw.
+  std::atomic<bool> one_runs{false}, zero_threw{false};
+  try {
+    Context{.num_threads = 2, .poll = {}}.ParallelFor(2, [&](size_t i) {
+      if (i == 1) {
+        one_runs = true;
+        while (!zero_threw) Nap();
+        Nap();
+        throw std::runtime_error("task 1");
+      }
+      while (!one_runs) Nap();
+      zero_threw = true;
+      throw std::runtime_error("task 0");
+    });
+    FAIL() << "nothing was thrown";
+  } catch (const std::runtime_error& e) {
+    EXPECT_EQ(std::string("task 0"), e.what());
   }
 }
 
@@ -105,14 +130,11 @@ TEST(ThreadPoolTest, PollMayCancel) {
 }
 
 TEST(ThreadPoolTest, AForkedChildStartsItsOwnThreads) {
-  const Context context = {.num_threads = 3, .poll = {}};
-  context.ParallelFor(10, [](size_t) {});
+  EXPECT_EQ(3u, ThreadsThatWork(3));
   const pid_t child = fork();
   if (child == 0) {
     alarm(10);  // a loop that waits for threads of the parent would never end
-    std::atomic<size_t> sum{0};
-    context.ParallelFor(100, [&](size_t i) { sum += i; });
-    _exit(sum == 4950 ? 0 : 1);
+    _exit(ThreadsThatWork(3) == 3 ? 0 : 1);
   }
   int status = 0;
   ASSERT_EQ(child, waitpid(child, &status, 0));
