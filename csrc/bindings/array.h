@@ -1,7 +1,7 @@
 // csrc/bindings/array.h
 // NumPy arrays as views. Every message names the argument, what came and what was
-// wanted. Nothing is cast or copied behind the caller's back: the Python side does
-// that. SPDX-License-Identifier: Apache-2.0
+// wanted. Nothing is cast or copied unasked: that is for the Python side to do.
+// SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_BINDINGS_ARRAY_H_
 #define HALFBYTE_BINDINGS_ARRAY_H_

@@ -16,14 +16,8 @@ namespace py = pybind11;
 namespace halfbyte {
 namespace {
 
-// Text from a path need not be UTF-8.
-py::str Text(const std::string& s) {
-  return py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(
-      s.data(), static_cast<Py_ssize_t>(s.size()), "surrogateescape"));
-}
-
 py::object TextOrNone(const std::string& s) {
-  return s.empty() ? py::object(py::none()) : py::object(Text(s));
+  return s.empty() ? py::object(py::none()) : py::object(FsText(s));
 }
 
 template <class T>
@@ -36,7 +30,7 @@ void SetError(const Error& e) {
   if (e.cls() == ErrorClass::kOs) {
     // OSError picks FileNotFoundError, PermissionError, … by errno.
     const py::object error = py::reinterpret_borrow<py::object>(PyExc_OSError)(
-        i.os_errno, Text(i.subject), Text(i.path));
+        i.os_errno, FsText(i.subject), FsText(i.path));
     PyErr_SetObject(py::type::handle_of(error).ptr(), error.ptr());
     return;
   }
@@ -53,11 +47,16 @@ void SetError(const Error& e) {
   fields["found"] = TextOrNone(i.found);
   fields["expected"] = TextOrNone(i.expected);
   fields["requested_bytes"] = i.requested_bytes;
-  const py::object error = type(Text(e.what()), **fields);
+  const py::object error = type(FsText(e.what()), **fields);
   PyErr_SetObject(type.ptr(), error.ptr());
 }
 
 }  // namespace
+
+py::str FsText(const std::string& bytes) {
+  return py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(
+      bytes.data(), static_cast<Py_ssize_t>(bytes.size()), "surrogateescape"));
+}
 
 void RegisterErrors() {
   py::register_exception_translator([](std::exception_ptr p) {

@@ -119,9 +119,9 @@ void BindFile(py::module_& m) {
       .def_property_readonly("warnings", [](const File& f) { return f.warnings; })
       .def_property_readonly("paths",
                              [](const File& f) {
-                               std::vector<std::string> paths;
+                               py::list paths;
                                for (const auto& file : f.files) {
-                                 paths.push_back(file->path());
+                                 paths.append(FsText(file->path()));
                                }
                                return paths;
                              })

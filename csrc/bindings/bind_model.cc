@@ -198,8 +198,13 @@ void BindModel(py::module_& m) {
       .def_property_readonly("bytes_per_token", Property([](const Model& x) {
                                return x.bytes_per_token();
                              }))
-      .def_property_readonly("chat_template",
-                             Property([](const Model& x) { return x.chat_template(); }))
+      // Searched, never rendered: bytes that are not UTF-8 may be lost.
+      .def_property_readonly(
+          "chat_template", Property([](const Model& x) {
+            const std::string& t = x.chat_template();
+            return py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(
+                t.data(), static_cast<Py_ssize_t>(t.size()), "replace"));
+          }))
       .def(
           "kv_bytes",
           [](const ModelHandle& h, size_t positions) {

@@ -7,6 +7,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 #include "runtime/thread_pool.h"
 
 namespace halfbyte {
@@ -15,6 +17,10 @@ void RegisterErrors();
 void RegisterOps(pybind11::module_& m);
 void RegisterFiles(pybind11::module_& m);
 void RegisterModel(pybind11::module_& m);
+
+// Text from the operating system, as Python's own file functions give it: bytes that
+// are not UTF-8 become surrogates.
+pybind11::str FsText(const std::string& bytes);
 
 // A context whose poll asks Python for pending signals, at most every 50 ms, so that
 // Ctrl-C ends a long call. Make it with the GIL held; use it without.

@@ -50,6 +50,8 @@ inline constexpr uint32_t kJsonMaxHeaderDepth = 8;
 inline constexpr uint32_t kJsonMaxSidecarDepth = 32;
 // config.json, tokenizer.json (30 MB), model.safetensors.index.json.
 inline constexpr uint64_t kMaxSidecarBytes = 256 * kMiB;
+// chat_template.jinja; the longest in use have some 20 KB.
+inline constexpr uint64_t kMaxTemplateBytes = kMiB;
 // The largest public checkpoints have a few hundred.
 inline constexpr uint64_t kMaxShards = 4096;
 // What a file system takes as one name.

@@ -22,6 +22,15 @@ namespace halfbyte {
 namespace {
 
 int OpenReadOnly(const std::string& path) {
+  if (path.find('\0') != std::string::npos) {
+    ErrorInfo info;
+    info.path = path;
+    info.kind = "file";
+    info.code = "FILE_NAME";
+    info.found = "a zero byte in the name";
+    info.expected = "none";
+    throw Error(ErrorClass::kValue, std::move(info));
+  }
   int fd;
   do {
     // Non-blocking: opening a pipe that nobody writes to would wait forever.

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "io/json.h"
+#include "io/limits.h"
 #include "io/safetensors.h"
 #include "runtime/topology.h"
 
@@ -28,6 +29,24 @@ std::optional<JsonDocument> ReadIfThere(const fs::path& path) {
   std::error_code error;
   if (!fs::exists(path, error)) return std::nullopt;
   return ReadJsonFile(path.string());
+}
+
+// The text of a file; "" if there is none.
+std::string TextIfThere(const fs::path& path) {
+  std::error_code error;
+  if (!fs::exists(path, error)) return {};
+  const auto file = MappedFile::Open(path.string());
+  const auto bytes = file->bytes();
+  if (bytes.size() > kMaxTemplateBytes) {
+    ErrorInfo info;
+    info.path = path.string();
+    info.kind = "model";
+    info.code = "MODEL_TEMPLATE";
+    info.found = std::to_string(bytes.size()) + " bytes";
+    info.expected = "at most " + std::to_string(kMaxTemplateBytes);
+    throw Error(ErrorClass::kLimit, std::move(info));
+  }
+  return {bytes.begin(), bytes.end()};
 }
 
 // Bytes of a layer's matrices, `experts_used` of its experts among them.
@@ -112,6 +131,10 @@ void Model::LoadDirectory(const std::string& dir) {
     const auto a = value(tokenizer_config), b = value(generation);
     tokenizer_ =
         Tokenizer::FromJson(tokenizer->root(), a ? &*a : nullptr, b ? &*b : nullptr);
+    chat_template_ = tokenizer_->chat_template();
+    if (chat_template_.empty()) {
+      chat_template_ = TextIfThere(root / "chat_template.jinja");
+    }
   }
   constexpr std::pair<const char*, const char*> kSampling[] = {
       {"temperature", "temp"}, {"top_k", "top_k"}, {"top_p", "top_p"}};

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/topology.h"
 
+#include <stdlib.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -152,6 +153,12 @@ MemoryBudget TotalMemory() {
 }
 
 uint64_t PeakRss() {
+  // Not getrusage first: its peak outlives exec, so it may be that of our parent.
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (!line.starts_with("VmHWM:")) continue;
+    return 1024 * strtoull(line.c_str() + sizeof("VmHWM:") - 1, nullptr, 10);
+  }
   struct rusage usage;
   if (getrusage(RUSAGE_SELF, &usage) != 0) return 0;
 #ifdef __APPLE__

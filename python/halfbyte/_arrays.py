@@ -31,7 +31,10 @@ def _exchange(x: Any, name: str, from_dlpack: FromDLPack) -> tuple[NDArray[Any],
             capsule = x.__dlpack__()
     except (RuntimeError, ValueError, BufferError) as error:
         raise DTypeError(f"{name}: {_WANTED} in CPU memory: {error}") from error
-    return from_dlpack(capsule)
+    try:
+        return from_dlpack(capsule)
+    except DTypeError as error:
+        raise DTypeError(f"{name}: {error}") from error
 
 
 def as_f32(x: object, name: str, from_dlpack: FromDLPack) -> F32Array:
@@ -49,15 +52,15 @@ def as_f32(x: object, name: str, from_dlpack: FromDLPack) -> F32Array:
         return _bf16_to_f32(np.asarray(x).view(np.uint16))
     if x.dtype not in (np.float32, np.float16):
         raise DTypeError(f"{name}: {_WANTED}, got {x.dtype}")
-    if not x.dtype.isnative:
-        raise DTypeError(f"{name}: expected native byte order, got {x.dtype.str}")
     return np.asarray(x).astype(np.float32, copy=False)
 
 
 def rows_of(x: F32Array) -> F32Array:
     """`x` with its leading dimensions as one, copied only if rows do not lie so."""
     item = x.itemsize
-    rows = x.reshape(-1, x.shape[-1]) if x.size else x.reshape(_num_rows(x), x.shape[-1])
+    rows = (
+        x.reshape(-1, x.shape[-1]) if x.size else x.reshape(_num_rows(x), x.shape[-1])
+    )
     taken = (
         rows.flags.aligned
         and (rows.shape[1] <= 1 or rows.strides[1] == item)
@@ -75,8 +78,8 @@ def _num_rows(x: NDArray[Any]) -> int:
 
 
 def as_vector(x: object, name: str, from_dlpack: FromDLPack) -> F32Array:
-    """`x` as a contiguous float32 vector."""
-    return np.ascontiguousarray(as_f32(x, name, from_dlpack))
+    """`x` as a contiguous and aligned float32 vector."""
+    return np.require(as_f32(x, name, from_dlpack), requirements=["C", "A"])
 
 
 def output(out: F32Array | None, shape: tuple[int, ...]) -> tuple[F32Array, F32Array]:
@@ -86,16 +89,19 @@ def output(out: F32Array | None, shape: tuple[int, ...]) -> tuple[F32Array, F32A
     elif not isinstance(out, np.ndarray) or out.dtype != np.float32:
         got = getattr(out, "dtype", type(out).__name__)
         raise DTypeError(f"out: expected a float32 array, got {got}")
-    elif not out.dtype.isnative:
-        raise DTypeError(f"out: expected native byte order, got {out.dtype.str}")
     elif out.shape != shape:
         raise ShapeError(f"out: expected shape {shape}, got {out.shape}")
     elif not out.flags.writeable or not out.flags.aligned:
         raise ShapeError("out: expected a writable and aligned array")
-    rows = out.reshape(_num_rows(out), shape[-1])
-    if out.size and not np.shares_memory(rows, out):
+    return out, as_out_rows(out, shape[-1])
+
+
+def as_out_rows(out: F32Array, cols: int) -> F32Array:
+    """A view of `out` as rows of `cols` elements."""
+    rows = out.reshape(out.size // cols if cols else _num_rows(out), cols)
+    if out.size and not np.may_share_memory(rows, out):
         raise ShapeError(f"out: expected contiguous rows, got strides {out.strides}")
-    return out, rows
+    return rows
 
 
 def as_indices(x: ArrayLike, name: str, below: int) -> NDArray[np.int64]:
@@ -108,7 +114,8 @@ def as_indices(x: ArrayLike, name: str, below: int) -> NDArray[np.int64]:
     wrong = (array < 0) | (array >= below)
     if wrong.any():
         where = tuple(int(i) for i in np.argwhere(wrong)[0])
+        place = f" at {where}" if where else ""
         raise ArgumentError(
-            f"{name}: expected 0 to {below - 1}, got {array[where]} at {where}"
+            f"{name}: expected 0 to {below - 1}, got {array[where]}{place}"
         )
     return array.astype(np.int64)

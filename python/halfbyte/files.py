@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte import _core
+from halfbyte._arrays import as_indices
 from halfbyte.errors import UnsupportedError
 from halfbyte.formats import Weight
 
@@ -173,7 +174,7 @@ def open_gguf(path: PathLike) -> File:
     OSError
         If it cannot be opened.
     """
-    return File(_core.open_gguf(os.fspath(path)))
+    return File(_core.open_gguf(os.fsencode(path)))
 
 
 def open_safetensors(path: PathLike) -> File:
@@ -194,7 +195,7 @@ def open_safetensors(path: PathLike) -> File:
     OSError
         If it cannot be opened.
     """
-    return File(_core.open_safetensors(os.fspath(path)))
+    return File(_core.open_safetensors(os.fsencode(path)))
 
 
 class StreamDecoder:
@@ -253,7 +254,7 @@ class Tokenizer:
         FormatError, ModelError, OSError
             If the file or its vocabulary is not sound.
         """
-        return cls(_core.Tokenizer.from_gguf(os.fspath(path)))
+        return cls(_core.Tokenizer.from_gguf(os.fsencode(path)))
 
     @classmethod
     def from_json(cls, path: PathLike) -> Tokenizer:
@@ -272,7 +273,7 @@ class Tokenizer:
         FormatError, ModelError, OSError
             If the file or its vocabulary is not sound.
         """
-        return cls(_core.Tokenizer.from_json(os.fspath(path)))
+        return cls(_core.Tokenizer.from_json(os.fsencode(path)))
 
     @property
     def num_tokens(self) -> int:
@@ -303,7 +304,7 @@ class Tokenizer:
         Parameters
         ----------
         text : str or bytes
-            Bytes need not be UTF-8.
+            Bytes need not be UTF-8, and neither do the lone surrogates of a str.
         bos : bool
             Begin with the begin-of-text token, if the vocabulary has one.
         special : bool
@@ -314,7 +315,6 @@ class Tokenizer:
         -------
         list of int
         """
-        # Lone surrogates have no UTF-8; their bytes go the way of all odd bytes.
         raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
         ids = self._core.encode(raw, special)
         return [self._core.bos, *ids] if bos and self._core.bos >= 0 else ids
@@ -338,7 +338,8 @@ class Tokenizer:
         ArgumentError
             If an id is not in the vocabulary.
         """
-        return self._core.decode(list(ids), special).decode("utf-8", "replace")
+        known = as_indices(ids, "ids", self._core.num_tokens).tolist()
+        return self._core.decode(known, special).decode("utf-8", "replace")
 
     def stream_decoder(self, *, special: bool = False) -> StreamDecoder:
         """Return a decoder for tokens as they come.
@@ -370,7 +371,8 @@ class Tokenizer:
         ArgumentError
             If the id is not in the vocabulary.
         """
-        return self._core.piece(id).decode("utf-8", "replace")
+        known = int(as_indices(id, "id", self._core.num_tokens))
+        return self._core.piece(known).decode("utf-8", "replace")
 
     def is_control(self, id: int) -> bool:
         """Whether a token is a marker rather than text."""

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 
 from halfbyte import _core, targets, template
 from halfbyte._arrays import F32Array, as_indices
-from halfbyte.errors import ArgumentError, ModelError
-from halfbyte.files import PathLike, Tokenizer
+from halfbyte.errors import ArgumentError, ContextOverflowError, ModelError
+from halfbyte.files import PathLike, StreamDecoder, Tokenizer
 
 __all__ = [
     "LayerConfig",
@@ -96,16 +97,22 @@ class Report:
     def __str__(self) -> str:
         """Render the table."""
         gib = 1 << 30
+        file, read, kv = (
+            f"{size / gib:.2f} GiB"
+            for size in (
+                self.file_bytes,
+                self.bytes_per_token,
+                self.kv_bytes_at_context,
+            )
+        )
         lines = [
             f"{self.path} ({self.architecture})",
-            f"  file        {self.file_bytes / gib:.2f} GiB, "
-            f"{self.bytes_per_token / gib:.2f} GiB read per token",
+            f"  file        {file}, {read} read per token",
             *(
                 f"  {name:<11} {count} tensors, {size / gib:.2f} GiB"
                 for name, (count, size) in self.types.items()
             ),
-            f"  context     {self.context} positions, keys and values in {self.kv}, "
-            f"at most {self.kv_bytes_at_context / gib:.2f} GiB",
+            f"  context     {self.context} positions, {self.kv} cache of at most {kv}",
             f"  arithmetic  {self.target}, activations {self.activations}",
             f"  threads     {self.threads} ({self.threads_reason})",
         ]
@@ -263,6 +270,7 @@ class Session:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._core = _core.Session(model._core)
+        self._turn = 0  # counts what changes the tokens: an older stream cannot go on
 
     @property
     def model(self) -> Model:
@@ -286,7 +294,7 @@ class Session:
 
     def reset(self) -> None:
         """Forget all tokens."""
-        self._core.truncate(0)
+        self.truncate(0)
 
     def truncate(self, length: int) -> int:
         """Keep at most the first `length` tokens.
@@ -303,9 +311,12 @@ class Session:
         """
         if length < 0:
             raise ArgumentError(f"length: expected 0 or more, got {length}")
+        self._turn += 1
         return self._core.truncate(length)
 
-    def logits(self, ids: Sequence[int] | NDArray[Any], *, last: bool = False) -> F32Array:
+    def logits(
+        self, ids: Sequence[int] | NDArray[Any], *, last: bool = False
+    ) -> F32Array:
         """Append tokens and return the logits that follow each of them.
 
         Parameters
@@ -327,6 +338,7 @@ class Session:
         """
         tokens = self._model._ids(ids)
         rows = min(1, len(tokens)) if last else len(tokens)
+        self._turn += 1
         return self._core.run(tokens, rows, self._model.threads)
 
     def perplexity(
@@ -394,10 +406,24 @@ class Session:
             temperature, top_k, top_p, min_p, repetition_penalty, seed
         )
         ids = self._model._prompt_ids(prompt)
+        if len(ids) > self._model.context:
+            raise ContextOverflowError(
+                f"prompt: found {len(ids)} tokens; expected at most "
+                f"{self._model.context} - shorten it or load with a larger context "
+                "[CONTEXT_OVERFLOW]",
+                code="CONTEXT_OVERFLOW",
+                found=f"{len(ids)} tokens",
+                expected=f"at most {self._model.context}",
+            )
         stops = [stop] if isinstance(stop, str) else list(stop)
         if not all(stops):
             raise ArgumentError("stop: expected strings that are not empty")
-        return Stream(lambda stream: self._generate(stream, ids, sampler, max_tokens, stops))
+        decoder = self._model.tokenizer.stream_decoder()
+        return Stream(
+            lambda stream: self._generate(
+                stream, ids, sampler, max_tokens, decoder, _StopStrings(stops)
+            )
+        )
 
     def _generate(
         self,
@@ -405,20 +431,23 @@ class Session:
         ids: list[int],
         sampler: _core.Sampler,
         max_tokens: int,
-        stops: list[str],
+        decoder: StreamDecoder,
+        cut: _StopStrings,
     ) -> Iterator[Piece]:
         cached = self._keep_prefix(ids)
-        clock = _Clock(len(ids), cached)
-        tokenizer = self._model.tokenizer
-        decoder, cut = tokenizer.stream_decoder(), _StopStrings(stops)
+        clock, turn = _Clock(len(ids), cached), self._turn
         limit = min(max_tokens, self._model.context - len(ids) + 1)
         pending = np.asarray(ids[cached:], np.int64)
         try:
-            for left in range(max(limit, 0), 0, -1):
+            for left in range(limit, 0, -1):
+                if turn != self._turn:
+                    raise RuntimeError(
+                        "the session went on to something else; make one session a stream"
+                    )
                 token = self._core.step(pending, sampler, self._model.threads)
                 clock.token()
                 pending = np.asarray([token], np.int64)
-                ended = tokenizer.is_end(token)
+                ended = self._model.tokenizer.is_end(token)
                 last = left == 1
                 text, stopped = cut.push("" if ended else decoder.push(token))
                 if not stopped and (ended or last):
@@ -437,7 +466,7 @@ class Session:
         shared = 0
         while shared < min(len(held), len(ids) - 1) and held[shared] == ids[shared]:
             shared += 1
-        return self._core.truncate(shared)
+        return self.truncate(shared)
 
 
 class Model:
@@ -448,7 +477,12 @@ class Model:
     """
 
     def __init__(
-        self, core: _core.Model, path: str, kv: str, activations: str, threads: int | None
+        self,
+        core: _core.Model,
+        path: str,
+        kv: str,
+        activations: str,
+        threads: int | None,
     ) -> None:
         self._core = core
         self._path, self._kv, self._activations = path, kv, activations
@@ -502,11 +536,8 @@ class Model:
             If the files have none.
         """
         if self._tokenizer is None:
-            raise ModelError(
-                f"{os.path.basename(self._path)}: model: tokenizer: found none; "
-                "give token ids instead of text [MODEL_TOKENIZER]",
-                code="MODEL_TOKENIZER",
-                path=self._path,
+            raise self._lacks(
+                "tokenizer", "logits and perplexity go without", "MODEL_TOKENIZER"
             )
         return self._tokenizer
 
@@ -553,7 +584,9 @@ class Model:
         """
         return Session(self)
 
-    def tokenize(self, text: str, *, bos: bool = True, special: bool = False) -> list[int]:
+    def tokenize(
+        self, text: str, *, bos: bool = True, special: bool = False
+    ) -> list[int]:
         """Split text into tokens; see `Tokenizer.encode`."""
         return self.tokenizer.encode(text, bos=bos, special=special)
 
@@ -561,7 +594,9 @@ class Model:
         """Join tokens to text; see `Tokenizer.decode`."""
         return self.tokenizer.decode(ids)
 
-    def logits(self, ids: Sequence[int] | NDArray[Any], *, last: bool = False) -> F32Array:
+    def logits(
+        self, ids: Sequence[int] | NDArray[Any], *, last: bool = False
+    ) -> F32Array:
         """Run a sequence from its start and return the logits that follow each token.
 
         Parameters
@@ -691,8 +726,10 @@ class Model:
         ContextOverflowError
             If the prompt alone is longer than the context.
         ModelError
-            If messages are given and the files have no chat template, or text and they
-            have no tokenizer.
+            If messages are given and the files have no chat template, or if they have no
+            tokenizer.
+        RuntimeError
+            From the iterator, if the session was used for something else meanwhile.
         """
         return self._session.stream(prompt, **options)
 
@@ -703,6 +740,15 @@ class Model:
         if array.ndim != 1:
             raise ArgumentError(f"ids: expected one dimension, got shape {array.shape}")
         return array
+
+    def _lacks(self, what: str, advice: str, code: str) -> ModelError:
+        name = repr(Path(self._path).name)[1:-1]  # on one line, whatever it is
+        return ModelError(
+            f"{name}: model: {what}: found none - {advice} [{code}]",
+            path=self._path,
+            kind="model",
+            code=code,
+        )
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -717,11 +763,8 @@ class Model:
 
     def _chat_ids(self, messages: Sequence[Message]) -> list[int]:
         if self._format is None:
-            raise ModelError(
-                f"{os.path.basename(self._path)}: model: chat template: found none; "
-                "give a text to go on with instead of messages [MODEL_TEMPLATE]",
-                code="MODEL_TEMPLATE",
-                path=self._path,
+            raise self._lacks(
+                "chat template", "give a text instead of messages", "MODEL_TEMPLATE"
             )
         return template.encode_parts(self._format.render(messages), self.tokenizer)
 
@@ -773,7 +816,7 @@ def load(
         raise ArgumentError(f"context: expected 1 or more, got {context}")
     if threads is not None:
         threads = targets._valid(threads, "threads")
-    name = os.fspath(path)
+    name = os.fsdecode(path)
     activations = os.environ.get("HALFBYTE_ACTIVATIONS", "auto")
-    core = _core.Model.load(name, context or 0, kv, activations)
+    core = _core.Model.load(os.fsencode(name), context or 0, kv, activations)
     return Model(core, name, kv, activations, threads)

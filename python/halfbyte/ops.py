@@ -21,6 +21,7 @@ from halfbyte._arrays import (
     F32Array,
     as_f32,
     as_indices,
+    as_out_rows,
     as_vector,
     output,
     rows_of,
@@ -240,16 +241,20 @@ def rope(
         if not (math.isfinite(number) and number > 0):
             raise ArgumentError(f"{name}: expected a number above 0, got {number}")
     result, _ = output(out, values.shape)
-    if result is not values:
-        np.copyto(result, values)
     if result.size == 0:
         return result
-    flat, target = output(result, result.shape)
-    rows = target.reshape(len(flat), -1)
-    if not np.shares_memory(rows, result):
-        raise ShapeError(f"out: expected contiguous rows, got strides {result.strides}")
     heads = values.shape[1]
-    _core.rope(rows, heads, at, dims // 2, freq_base, 1.0 / freq_scale, num_threads())
+    width = heads * head_dim
+    _core.rope(
+        rows_of(values.reshape(-1, width)),
+        heads,
+        at,
+        dims // 2,
+        freq_base,
+        1.0 / freq_scale,
+        as_out_rows(result, width),
+        num_threads(),
+    )
     return result
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from halfbyte.errors import ArgumentError, DTypeError, ShapeError
 from numpy.typing import ArrayLike, NDArray
+
+from halfbyte.errors import ArgumentError, DTypeError, ShapeError
 
 __all__ = [
     "PackedWeight",
@@ -255,9 +256,12 @@ def _encode_q8_0(x: F32Array) -> Bytes:
 
 
 def _extremes(x: F32Array) -> F32Array:
-    """The element of largest magnitude with its sign, the first of equals: (B, 1)."""
+    """The element of largest magnitude with its sign, the first of equals: (B, 1).
+
+    That of a block of zeros is +0, whatever their signs.
+    """
     at = np.abs(x).argmax(axis=1)
-    return np.take_along_axis(x, at[:, None], axis=1)
+    return np.take_along_axis(x, at[:, None], axis=1) + np.float32(0)
 
 
 _NEGLIGIBLE = np.float32(1e-15)

@@ -15,8 +15,10 @@ from halfbyte.errors import ArgumentError
 
 __all__ = [
     "__version__",
+    "cpu_quota",
     "cpu_target",
     "cpu_targets",
+    "memory_limit",
     "num_threads",
     "set_num_threads",
     "thread_reason",
@@ -64,7 +66,7 @@ def use_target(name: str) -> Iterator[None]:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If this CPU or this build does not have it.
     """
     before = _core.cpu_target()
@@ -126,6 +128,27 @@ def thread_reason() -> str:
     str
     """
     return _threads_and_reason()[1]
+
+
+def cpu_quota(root: str | os.PathLike[str] = "") -> float | None:
+    """CPUs' worth of time that the control groups of this process allow.
+
+    Parameters
+    ----------
+    root : str or path-like
+        Goes before ``/proc`` and ``/sys``: another tree to read.
+
+    Returns
+    -------
+    float or None
+        None without a limit.
+    """
+    return _core.cpu_quota(os.fspath(root))
+
+
+def memory_limit(root: str | os.PathLike[str] = "") -> int | None:
+    """Bytes that the control groups of this process allow; see `cpu_quota`."""
+    return _core.memory_limit(os.fspath(root))
 
 
 def set_num_threads(n: int | None) -> None:

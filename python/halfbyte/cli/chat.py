@@ -22,7 +22,7 @@ from halfbyte.cli import models, options, terminal
 from halfbyte.cli.errors import UsageError, one_line
 
 if TYPE_CHECKING:
-    from halfbyte.model import Message, Model
+    from halfbyte.model import Message, Model, Stream
 
 __all__ = ["EXAMPLES", "chat"]
 
@@ -145,16 +145,18 @@ class _Conversation:
 
     def _answer(self, text: str) -> None:
         self.messages.append({"role": "user", "content": text})
-        stream = self.model.stream(
-            self._request(), max_tokens=self.max_tokens, **self.sampling._asdict()
-        )
+        stream: Stream | None = None
         pieces: list[str] = []
         try:
+            stream = self.model.stream(
+                self._request(), max_tokens=self.max_tokens, **self.sampling._asdict()
+            )
             for piece in stream:
                 pieces.append(piece.text)
                 terminal.answer(piece.text, raw=self.raw_output)
         except KeyboardInterrupt:
-            stream.close()
+            if stream is not None:
+                stream.close()
             terminal.answer("\n")
             terminal.note("(stopped)")
         except ValueError as error:  # too long for the context, above all
@@ -164,7 +166,7 @@ class _Conversation:
         else:
             terminal.answer("\n")
         self.messages.append({"role": "assistant", "content": "".join(pieces)})
-        if self.stats and stream.stats is not None:
+        if self.stats and stream is not None and stream.stats is not None:
             terminal.note(models.stats_line(stream.stats))
 
     def _request(self) -> str | list[Message]:

@@ -1,0 +1,288 @@
+# python/halfbyte/_core.pyi
+# Types of the compiled module, csrc/bindings. Checked against it by test_stubs.py.
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled core of halfbyte. Use the functions of `halfbyte` instead."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+_F32: TypeAlias = NDArray[np.float32]
+_I64: TypeAlias = NDArray[np.int64]
+_U8: TypeAlias = NDArray[np.uint8]
+
+__version__: str
+
+# ---- the machine
+
+def cpu_target() -> str:
+    """Name of the instruction set in use."""
+
+def cpu_targets() -> list[str]:
+    """Instruction sets of this build and this CPU, best first."""
+
+def set_cpu_target(name: str) -> None:
+    """Use one of `cpu_targets` from now on."""
+
+def default_threads() -> tuple[int, str]:
+    """Threads that make sense here, and why."""
+
+def cpu_quota(root: str | bytes) -> float | None:
+    """CPUs' worth of time that the control groups under `root` allow."""
+
+def memory_limit(root: str | bytes) -> int | None:
+    """Bytes that the control groups under `root` allow."""
+
+def peak_rss() -> int:
+    """Peak resident set of this process in bytes; 0 if unknown."""
+
+# ---- operations on rows: float32 matrices whose rows are contiguous
+
+def formats() -> list[tuple[str, int, int, int, bool]]:
+    """Name, type id, weights a block, bytes a block, writable: of each format."""
+
+def quantize(x: _F32, format: str, threads: int) -> _U8:
+    """Pack the rows of `x`."""
+
+def linear(
+    x: _F32,
+    w: _U8,
+    format: str,
+    n: int,
+    bias: _F32 | None,
+    out: _F32,
+    activations: str,
+    threads: int,
+) -> None:
+    """Write ``x @ w.T + bias`` to `out`."""
+
+def embedding_rows(
+    w: _U8, format: str, n: int, k: int, ids: _I64, out: _F32, threads: int
+) -> None:
+    """Write the rows `ids` of the n x k weight `w` to `out`."""
+
+def rms_norm(x: _F32, weight: _F32 | None, eps: float, out: _F32, threads: int) -> None:
+    """Write the normalised rows to `out`, which may be `x`."""
+
+def rope(
+    x: _F32,
+    heads: int,
+    positions: _I64,
+    pairs: int,
+    base: float,
+    factor: float,
+    out: _F32,
+    threads: int,
+) -> None:
+    """Turn the first `pairs` pairs of each head; `out` may be `x`."""
+
+def softmax(x: _F32, out: _F32, threads: int) -> None:
+    """Write the softmax of each row to `out`, which may be `x`."""
+
+def gelu_mul(gate: _F32, up: _F32, out: _F32, threads: int) -> None:
+    """Write ``gelu(gate) * up`` to `out`, which may be either."""
+
+def from_dlpack(capsule: object) -> tuple[NDArray[Any], bool]:
+    """Array over the capsule's memory, and whether it holds bfloat16 bits."""
+
+# ---- files
+
+@final
+class File:
+    """An opened file, or all shards of one."""
+
+    @property
+    def tensors(
+        self,
+    ) -> list[tuple[str, str, tuple[int, ...], int, int, int, str | None]]:
+        """Name, type, shape, bytes, offset, shard and format of each tensor."""
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Keys and values, in file order."""
+
+    @property
+    def rendered_metadata(self) -> list[tuple[str, str, str]]:
+        """Key, type and value as one line."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is odd, but harmless."""
+
+    @property
+    def paths(self) -> list[str]:
+        """The files."""
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of all files together."""
+
+    def tensor_bytes(self, index: int) -> _U8:
+        """Bytes of a tensor, read-only, where the file maps them."""
+
+def open_gguf(path: str | bytes) -> File:
+    """Open a GGUF file."""
+
+def open_safetensors(path: str | bytes) -> File:
+    """Open a safetensors file, an index or a directory."""
+
+@final
+class Tokenizer:
+    """A vocabulary. Ids are -1 where there is no such token."""
+
+    @staticmethod
+    def from_gguf(path: str | bytes) -> Tokenizer:
+        """Read the tokenizer of a GGUF file."""
+
+    @staticmethod
+    def from_json(path: str | bytes) -> Tokenizer:
+        """Read a tokenizer.json."""
+
+    def encode(self, text: bytes, special: bool) -> list[int]:
+        """Split bytes into tokens; no bos is added."""
+
+    def decode(self, ids: Sequence[int], special: bool) -> bytes:
+        """Join tokens."""
+
+    def piece(self, id: int) -> bytes:
+        """Spelling of a token."""
+
+    def find(self, text: str) -> int:
+        """Token of that spelling, or -1."""
+
+    def is_control(self, id: int) -> bool:
+        """Whether it is a marker rather than text."""
+
+    def is_eog(self, id: int) -> bool:
+        """Whether generation ends with it."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Size of the vocabulary."""
+
+    @property
+    def bos(self) -> int:
+        """Begins a text."""
+
+    @property
+    def eos(self) -> int:
+        """Ends a text."""
+
+    @property
+    def unk(self) -> int:
+        """Stands for the unknown."""
+
+    @property
+    def pad(self) -> int:
+        """Fills rows of a batch."""
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether the file wants texts to begin with `bos`."""
+
+    @property
+    def eog(self) -> list[int]:
+        """Every token that ends generation, ascending."""
+
+    @property
+    def chat_template(self) -> str | bytes:
+        """As the file has it."""
+
+@final
+class StreamDecoder:
+    """Tokens to whole characters."""
+
+    def __init__(self, tokenizer: Tokenizer, special: bool) -> None: ...
+    def push(self, id: int) -> str:
+        """Text that a token completes."""
+
+    def finish(self) -> str:
+        """What was held back."""
+
+# ---- models
+
+@final
+class Model:
+    """A loaded checkpoint."""
+
+    @staticmethod
+    def load(path: str | bytes, context: int, kv: str, activations: str) -> Model:
+        """Load a GGUF file or a directory; context 0: what it was made for."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Hyperparameters; ``layers`` is a list of dictionaries."""
+
+    @property
+    def types(self) -> list[tuple[str, int, int]]:
+        """Type, number of tensors and bytes."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that a session holds at most."""
+
+    @property
+    def sampling(self) -> list[tuple[str, float]]:
+        """Recommended settings."""
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the weight files."""
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Weights that one token reads."""
+
+    @property
+    def chat_template(self) -> str:
+        """As the files have it; empty if they have none."""
+
+    def kv_bytes(self, positions: int) -> int:
+        """Keys and values of a session of so many tokens."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, if the files have one."""
+
+@final
+class Sampler:
+    """Chooses tokens; draw i is a function of the seed and i."""
+
+    def __init__(
+        self,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        repetition_penalty: float,
+        seed: int,
+    ) -> None: ...
+    def sample(self, logits: _F32, history: Sequence[int]) -> int:
+        """Choose from a vector of logits."""
+
+@final
+class Session:
+    """One sequence of tokens. One thread at a time."""
+
+    def __init__(self, model: Model) -> None: ...
+    def run(self, ids: _I64, rows: int, threads: int) -> _F32:
+        """Append tokens; logits after the last `rows` of them."""
+
+    def step(self, ids: _I64, sampler: Sampler, threads: int) -> int:
+        """Append tokens and choose the next."""
+
+    def score(self, ids: _I64, next: int, threads: int) -> NDArray[np.float64]:
+        """Append tokens; log p of each one's successor, the last one's being `next`."""
+
+    def truncate(self, length: int) -> int:
+        """Keep at most `length` tokens; how many are left."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens held."""
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values allocated."""
