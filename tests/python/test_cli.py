@@ -104,20 +104,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cli")
 
 
-def talkative(name: str) -> Any:
-    """Build a model that never ends an answer: those tokens' logits are 0."""
-    model = tiny.build(name)
-    tokens = tiny.vocabulary()[0]
-    for token in ("<eos>", "<turn|>", "<|tool_response>"):
-        model.model.embed_tokens.weight.data[tokens.index(token)] = 0
-    return model
-
-
 @pytest.fixture(scope="session")
 def plain(folder: Path) -> Path:
     """A model without a chat template and with room for an endless answer."""
     extra = {"context_length": ENDLESS}
-    return tiny.save_gguf(talkative("gemma3"), folder / "plain.gguf", extra=extra)
+    return tiny.save_gguf(tiny.talkative("gemma3"), folder / "plain.gguf", extra=extra)
 
 
 @pytest.fixture(scope="session")
@@ -136,48 +127,15 @@ def talking(folder: Path) -> Path:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny, "_add_tokenizer", with_template)
-        return tiny.save_gguf(talkative("e2b"), path, extra={"context_length": ENDLESS})
-
-
-class _Vast(gguf.GGUFWriter):
-    """Writes a model of 900 wide layers, 2.6 TiB, whose data are a hole."""
-
-    LAYERS = 900
-    WIDTH = 1 << 20
-
-    def add_tensor(self, name: str, tensor: Any, **_: Any) -> None:
-        first, _, rest = name.partition(".1.")
-        if rest and first == "blk":
-            for i in range(1, self.LAYERS):
-                self._add(f"blk.{i}.{rest}", tensor)
-        elif not name.startswith("blk.") or name.startswith("blk.0."):
-            self._add(name, tensor)
-
-    def _add(self, name: str, tensor: Any) -> None:
-        wide = "ffn_" in name
-        shape = [self.WIDTH if wide and n == 512 else n for n in tensor.shape]
-        size = 4 * tiny.np.prod(shape, dtype=int)
-        self.add_tensor_info(name, shape, tensor.dtype, size)
-
-    def write_tensors_to_file(self, **_: Any) -> None:
-        self.write_ti_data_to_file()
-        assert self.fout is not None
-        for file, tensors in zip(self.fout, self.tensors, strict=True):
-            self.write_padding(file, file.tell())
-            sizes = (self.ggml_pad(t.nbytes, 32) for t in tensors.values())
-            file.truncate(file.tell() + sum(sizes))
+        return tiny.save_gguf(
+            tiny.talkative("e2b"), path, extra={"context_length": ENDLESS}
+        )
 
 
 @pytest.fixture(scope="session")
 def vast(folder: Path) -> Path:
     """A model larger than any memory that takes no room on the disk."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gguf, "GGUFWriter", _Vast)
-        return tiny.save_gguf(
-            tiny.build("gemma3", wide=True),
-            folder / "vast.gguf",
-            extra={"feed_forward_length": _Vast.WIDTH, "block_count": _Vast.LAYERS},
-        )
+    return tiny.save_vast_gguf(folder / "vast.gguf")
 
 
 @pytest.fixture(scope="session")
@@ -549,9 +507,18 @@ class Terminal:
             assert left > 0, self.seen
             if not select.select([self.fd], [], [], left)[0]:
                 continue
-            self.seen += self._read()
+            piece = self._read()
+            assert piece, f"it ended: {self.seen!r}"
+            self.seen += piece
         head, _, self.seen = self.seen.partition(words)
         return head + words
+
+    def some(self, count: int) -> None:
+        """Wait until so many more bytes have come."""
+        while len(self.seen) < count:
+            piece = self._read()
+            assert piece, f"it ended: {self.seen!r}"
+            self.seen += piece
 
     def rest(self) -> bytes:
         """Read to the end."""
@@ -626,25 +593,27 @@ def test_chat_remembers_and_survives_ctrl_c(
         0,
         "--stats",
     )
-    terminals.append(Terminal(halfbyte, *args))
+    # Not a raw terminal: readline shows what is typed only where echo was on.
+    terminals.append(Terminal(halfbyte, *args, raw=False))
     talk = terminals[0]
     talk.until(b"> ")
     talk.type(b"hello\n")
     talk.until(b"\n")
-    time.sleep(0.5)  # into the answer
+    talk.some(20)  # not much: sliding layers forget what is far back
     talk.ctrl_c()
     talk.until(b"(stopped)")
     first = talk.until(b"tok/s | peak memory")
     talk.until(b"> ")
     talk.type(b"again\n")
     talk.until(b"\n")
-    time.sleep(0.5)
+    talk.some(20)
     talk.ctrl_c()
     talk.until(b"(stopped)")
     second = talk.until(b"tok/s | peak memory")
     assert b"kept)" not in first
     assert b"kept)" in second  # the first turn was not computed again
     talk.until(b"> ")
+    time.sleep(0.5)  # the prompt is shown just before keys are read
     talk.type(b"half a line")
     talk.until(b"half a line")
     talk.ctrl_c()
@@ -921,7 +890,6 @@ def test_doctor_reports_what_python_knows(halfbyte: Command) -> None:
     found = halfbyte.json("doctor")
     assert found["schema"] == 1
     assert found["halfbyte"]["version"] == __version__
-    assert found["halfbyte"]["error"] is None
     assert found["halfbyte"]["target"] in found["halfbyte"]["targets"]
     assert found["python"]["version"] == sys.version.split()[0]
     assert found["packages"]["numpy"] == metadata.version("numpy")

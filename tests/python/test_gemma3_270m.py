@@ -7,7 +7,7 @@ What is expected was recorded by `tests/golden/make_llama_golden.py`. llama.cpp 
 activations to eight bits too, in larger blocks, and has a half-precision table for the
 activation function. The recording therefore holds, beside llama.cpp's answers, the
 exact logits of the decoded weights and how far both llama.cpp and an emulation of our
-own rounding are from them.
+own rounding are from them. The model file is the one of the extra ``demo``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any
 import halfbyte
 import numpy as np
 import pytest
-from halfbyte import demo
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 RECORDED: dict[str, Any] = json.loads((GOLDEN / "gemma3_270m.json").read_text())
@@ -33,26 +32,17 @@ NOISE = RECORDED["noise"]["llama_int8_top_two"]["max"]
 
 
 @pytest.fixture(scope="module")
-def path() -> Path:
-    try:
-        found = demo.model_path()
-    except demo.DemoNotInstalledError as error:
-        pytest.skip(f"the demo packages are absent: {error}")
-    return Path(found)
-
-
-@pytest.fixture(scope="module")
-def model(path: Path) -> Iterator[Any]:
+def model(demo_model: Path) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("HALFBYTE_ACTIVATIONS", raising=False)
-        yield halfbyte.load(path, context=1024)
+        yield halfbyte.load(demo_model, context=1024)
 
 
 @pytest.fixture(scope="module")
-def float_model(path: Path) -> Iterator[Any]:
+def float_model(demo_model: Path) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HALFBYTE_ACTIVATIONS", "f32")
-        yield halfbyte.load(path, context=1024)
+        yield halfbyte.load(demo_model, context=1024)
 
 
 def choices(model: Any, run: dict[str, Any], *, stepwise: bool) -> list[int]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,6 @@ import gguf
 import halfbyte
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "hostile"))
-
 from gguf_cases import Case, valid_cases
 
 TYPES = [

@@ -9,20 +9,16 @@ import copy
 import pickle
 import re
 import sys
-import time
 from pathlib import Path
 
 import halfbyte
 import pytest
-
-safetensors = pytest.importorskip("safetensors")
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "hostile"))
-
+import safetensors
 import safetensors_cases
+from refusal import refused
 from safetensors_cases import Case
 
+ROOT = Path(__file__).parents[2]
 ALL = safetensors_cases.cases()
 HOSTILE = [c for c in ALL if c.code]
 VALID = [c for c in ALL if not c.code]
@@ -46,17 +42,13 @@ def reference_opens(path: Path) -> bool:
     return True
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("case", HOSTILE, ids=case_id)
 def test_a_hostile_file_is_refused_with_its_code_and_offset(
     case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = case.write(tmp_path)
-    start = time.perf_counter()
-    with pytest.raises(halfbyte.Error) as caught:
-        halfbyte.open_safetensors(path)
-    elapsed = time.perf_counter() - start
-
-    error = caught.value
+    error = refused(halfbyte.open_safetensors, path)
     assert type(error).__name__ == case.error
     assert (error.code, error.offset) == (case.code, case.offset)
     assert issubclass(type(error), halfbyte.FormatError)
@@ -68,7 +60,6 @@ def test_a_hostile_file_is_refused_with_its_code_and_offset(
     assert named.parent == tmp_path or named == tmp_path
     assert message.isprintable()
     assert len(message) < 1000
-    assert elapsed < 0.1
     assert capfd.readouterr() == ("", "")
 
 
@@ -123,19 +114,6 @@ def test_an_error_survives_pickle_and_copy(tmp_path: Path) -> None:
         assert type(twin) is type(error)
         assert str(twin) == str(error)
         assert (twin.code, twin.offset) == (error.code, error.offset)
-
-
-def test_a_refused_file_leaves_no_descriptor(tmp_path: Path) -> None:
-    descriptors = Path("/proc/self/fd")
-    if not descriptors.exists():
-        pytest.skip("needs /proc")
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(safetensors_cases.VALID[:-1])
-    before = len(list(descriptors.iterdir()))
-    for _ in range(20):
-        with pytest.raises(halfbyte.TruncatedFileError):
-            halfbyte.open_safetensors(path)
-    assert len(list(descriptors.iterdir())) == before
 
 
 def test_a_missing_file_is_a_missing_file(tmp_path: Path) -> None:

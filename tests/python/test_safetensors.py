@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import halfbyte
+import ml_dtypes
 import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
 from numpy.typing import NDArray
-
-safetensors = pytest.importorskip("safetensors")
-ml_dtypes = pytest.importorskip("ml_dtypes")
-safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
 DTYPES = {
     "F64": np.float64,
@@ -70,7 +69,7 @@ def test_every_dtype_and_shape(tmp_path: Path) -> None:
     arrays = some_arrays(0)
     path = tmp_path / "model.safetensors"
     metadata = {"format": "np", "é": 'a "quoted"\tvalue\n😀'}
-    safetensors_numpy.save_file(arrays, path, metadata)
+    safetensors.numpy.save_file(arrays, path, metadata)
     for opened in (
         halfbyte.open_safetensors(path),
         halfbyte.open_safetensors(tmp_path),
@@ -81,7 +80,7 @@ def test_every_dtype_and_shape(tmp_path: Path) -> None:
 
 def test_the_reference_reads_the_same_shapes(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    safetensors_numpy.save_file(some_arrays(1), path)
+    safetensors.numpy.save_file(some_arrays(1), path)
     opened = halfbyte.open_safetensors(path)
     with safetensors.safe_open(path, framework="np") as f:
         assert {t.name for t in opened.tensors} == set(f.keys())
@@ -98,7 +97,7 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
     for i in range(3):
         file = tmp_path / f"model-{i + 1:05}-of-00003.safetensors"
         part = {name: arrays[name] for name in names[i::3]}
-        safetensors_numpy.save_file(part, file, {"format": "np", f"part{i}": "here"})
+        safetensors.numpy.save_file(part, file, {"format": "np", f"part{i}": "here"})
         weight_map.update(dict.fromkeys(part, file.name))
         files.append(file)
     index = tmp_path / "model.safetensors.index.json"
@@ -115,7 +114,7 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
 
 def test_no_tensors_at_all(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    safetensors_numpy.save_file({}, path, {"format": "np"})
+    safetensors.numpy.save_file({}, path, {"format": "np"})
     opened = halfbyte.open_safetensors(path)
     assert list(opened.tensors) == []
     assert dict(opened.metadata) == {"format": "np"}
@@ -123,7 +122,7 @@ def test_no_tensors_at_all(tmp_path: Path) -> None:
 
 def test_a_path_may_be_text_or_a_path(tmp_path: Path) -> None:
     path = tmp_path / "weights é.safetensors"
-    safetensors_numpy.save_file({"a": np.zeros(2, np.float32)}, path)
+    safetensors.numpy.save_file({"a": np.zeros(2, np.float32)}, path)
     assert halfbyte.open_safetensors(str(path)).tensors[0].name == "a"
     assert halfbyte.open_safetensors(path).tensors[0].name == "a"
 
@@ -132,7 +131,7 @@ def test_a_path_may_be_text_or_a_path(tmp_path: Path) -> None:
 def test_many_tensors_keep_their_bytes_apart(tmp_path: Path, count: int) -> None:
     arrays = {f"t{i}": np.full(i % 3, i, np.int32) for i in range(count)}
     path = tmp_path / "model.safetensors"
-    safetensors_numpy.save_file(arrays, path)
+    safetensors.numpy.save_file(arrays, path)
     opened = halfbyte.open_safetensors(path)
     content = path.read_bytes()
     for t in opened.tensors:

@@ -225,6 +225,24 @@ def build(
     return model
 
 
+def talkative(name: str, *, wide: bool = False) -> Any:
+    """Build a model whose answers only a limit ends: the logits of the ends are 0.
+
+    Parameters
+    ----------
+    name, wide
+        See `build`.
+
+    Returns
+    -------
+    PreTrainedModel
+    """
+    model, tokens = build(name, wide=wide), vocabulary()[0]
+    for token in ("<eos>", "<turn|>", "<|tool_response>"):
+        model.model.embed_tokens.weight.data[tokens.index(token)] = 0
+    return model
+
+
 def prompt(length: int = 40, seed: int = 0) -> list[int]:
     """Return token ids that avoid the special ones.
 
@@ -989,6 +1007,7 @@ def save_gguf(
     without_keys: Collection[str] = (),
     without_tensors: Collection[str] = (),
     extra: Mapping[str, Any] | None = None,
+    writer_class: type[gguf.GGUFWriter] = gguf.GGUFWriter,
 ) -> Path:
     """Write a GGUF file in one of the spellings that occur.
 
@@ -1018,6 +1037,8 @@ def save_gguf(
         Metadata keys (no prefix) and tensor names left out.
     extra : mapping, optional
         Further metadata, no prefix.
+    writer_class : type
+        What writes it.
 
     Returns
     -------
@@ -1036,7 +1057,7 @@ def save_gguf(
     if separate_output:
         shape = tensors["token_embd.weight"].shape
         tensors["output.weight"] = _draw("output.weight", shape, 99, False).numpy()
-    writer = gguf.GGUFWriter(path, arch)
+    writer = writer_class(path, arch)
     meta = {k: v for k, v in _metadata(model, arch).items() if k not in without_keys}
     _write_metadata(writer, arch, meta | dict(extra or {}), arrays, signed)
     if tokenizer:
@@ -1051,6 +1072,52 @@ def save_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+class _Vast(gguf.GGUFWriter):
+    """Writes a model of 900 wide layers, 2.6 TiB, whose data are a hole."""
+
+    LAYERS = 900
+    WIDTH = 1 << 20
+
+    def add_tensor(self, name: str, tensor: Any, **_: Any) -> None:
+        first, _, rest = name.partition(".1.")
+        if rest and first == "blk":
+            for i in range(1, self.LAYERS):
+                self._add(f"blk.{i}.{rest}", tensor)
+        elif not name.startswith("blk.") or name.startswith("blk.0."):
+            self._add(name, tensor)
+
+    def _add(self, name: str, tensor: Any) -> None:
+        wide = "ffn_" in name
+        shape = [self.WIDTH if wide and n == 512 else n for n in tensor.shape]
+        size = 4 * np.prod(shape, dtype=int)
+        self.add_tensor_info(name, shape, tensor.dtype, size)
+
+    def write_tensors_to_file(self, **_: Any) -> None:
+        self.write_ti_data_to_file()
+        assert self.fout is not None
+        for file, tensors in zip(self.fout, self.tensors, strict=True):
+            self.write_padding(file, file.tell())
+            sizes = (self.ggml_pad(t.nbytes, 32) for t in tensors.values())
+            file.truncate(file.tell() + sum(sizes))
+
+
+def save_vast_gguf(path: Path) -> Path:
+    """Write a model larger than any memory, in a file that takes no room on the disk.
+
+    Parameters
+    ----------
+    path : Path
+        File name.
+
+    Returns
+    -------
+    Path
+        `path`.
+    """
+    extra = {"feed_forward_length": _Vast.WIDTH, "block_count": _Vast.LAYERS}
+    return save_gguf(build("gemma3", wide=True), path, extra=extra, writer_class=_Vast)
 
 
 def decoded_tensors(path: Path) -> tuple[dict[str, F32], dict[str, Type]]:

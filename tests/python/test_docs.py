@@ -1,0 +1,249 @@
+# tests/python/test_docs.py
+# The documentation against the tree: links, code, options, tables.
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation against the tree: links, code, options, tables.
+
+Each check is a function of a text that returns what is wrong in it, and is also given a
+text with one mistake that it has to find.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import halfbyte
+import pytest
+import typer
+from halfbyte import reference
+from halfbyte.cli.app import app
+from halfbyte.formats import format_info
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith((".", "build")) for part in path.relative_to(ROOT).parts)
+)
+FORMATS = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+each_page = pytest.mark.parametrize(
+    "page", PAGES, ids=lambda p: str(p.relative_to(ROOT))
+)
+
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+_COMMAND = re.compile(r"`(halfbyte [^`]+)`")
+
+
+def prose(text: str) -> str:
+    return _FENCE.sub("", text)
+
+
+def blocks(text: str, *languages: str) -> Iterator[str]:
+    for match in _FENCE.finditer(text):
+        if match[1] in languages:
+            yield match[2]
+
+
+# ---- links
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub makes of the headings."""
+    titles = re.findall(r"^#+ (.+)$", prose(text), re.MULTILINE)
+    kept = (re.sub(r"[^\w\- ]", "", title.lower()) for title in titles)
+    return {title.replace(" ", "-") for title in kept}
+
+
+def leads_somewhere(page: Path, link: str) -> bool:
+    target, _, anchor = link.partition("#")
+    path = (page.parent / target).resolve() if target else page
+    if not path.exists() or ROOT not in (path, *path.parents):
+        return False
+    return not anchor or anchor in anchors(path.read_text(encoding="utf-8"))
+
+
+def broken_links(page: Path, text: str) -> list[str]:
+    links = re.findall(r"\]\(([^)\s]+)\)", prose(text))
+    inside = [link for link in links if not link.startswith(("https://", "mailto:"))]
+    return [link for link in inside if not leads_somewhere(page, link)]
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page, page.read_text(encoding="utf-8")) == []
+
+
+def test_a_broken_link_is_found() -> None:
+    good = "[a](../csrc/base) [b](formats.md#weight-formats) [c](https://a.b)"
+    bad = "[d](gone.md) [e](formats.md#gone) [f](../../outside) [g](#weight-format)"
+    page = ROOT / "docs" / "formats.md"
+    found = broken_links(page, good + bad)
+    assert found == ["gone.md", "formats.md#gone", "../../outside", "#weight-format"]
+
+
+# ---- code
+
+
+def runs_alone(code: str) -> bool:
+    """Whether a block needs neither a model file nor a download."""
+    return "import halfbyte" in code and ".gguf" not in code and "load(" not in code
+
+
+@each_page
+def test_python_runs_or_compiles(page: Path) -> None:
+    for code in blocks(page.read_text(encoding="utf-8"), "python"):
+        compile(code, str(page), "exec")
+        missing = [name for name in public_names(code) if not exists(name)]
+        assert missing == []
+        if runs_alone(code):
+            subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def public_names(code: str) -> Iterator[str]:
+    """Everything that a block takes from the package, such as ``reference.linear``."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Attribute):
+            dotted = ast.unparse(node)
+            if dotted.startswith("halfbyte."):
+                yield dotted.removeprefix("halfbyte.")
+
+
+def exists(dotted: str) -> bool:
+    found: object = halfbyte
+    for name in dotted.split("."):
+        if not hasattr(found, name):
+            return False
+        found = getattr(found, name)
+    return True
+
+
+@each_page
+def test_names_in_the_text_exist(page: Path) -> None:
+    text = prose(page.read_text(encoding="utf-8"))
+    names = re.findall(r"`halfbyte\.([A-Za-z_][\w.]*\w)[^`]*`", text)
+    assert [name for name in names if not exists(name)] == []
+
+
+def test_a_wrong_name_is_found() -> None:
+    code = "import halfbyte\nhalfbyte.reference.linear\nhalfbyte.liner(1)"
+    names = sorted(set(public_names(code)), key=len)
+    assert [name for name in names if not exists(name)] == ["liner"]
+
+
+# ---- the command
+
+
+COMMANDS = typer.main.get_command(app)
+
+
+def unknown_options(line: str) -> list[str]:
+    """Subcommands and options of a `halfbyte` command line that there are not."""
+    words = shlex.split(line, comments=True)[1:]
+    commands = getattr(COMMANDS, "commands", {})
+    command, wrong = COMMANDS, []
+    if words and not words[0].startswith("-"):
+        if words[0] not in commands:
+            return [words[0]]
+        command = commands[words.pop(0)]
+    known = {"-h", "--help"}.union(*(p.opts + p.secondary_opts for p in command.params))
+    for word in words:
+        if re.match(r"--?[a-zA-Z]", word) and word.split("=")[0] not in known:
+            wrong.append(word)
+    return wrong
+
+
+def command_lines(text: str) -> Iterator[str]:
+    for code in blocks(text, "sh", "console"):
+        for line in code.replace("\\\n", " ").splitlines():
+            if match := re.search(r"(?:^|&& |\| |\$ )(halfbyte [^|&>]+)", line):
+                yield match[1]
+    yield from _COMMAND.findall(prose(text))
+
+
+@each_page
+def test_commands_have_their_options(page: Path) -> None:
+    lines = list(command_lines(page.read_text(encoding="utf-8")))
+    wrong = {line: found for line in lines if (found := unknown_options(line))}
+    assert wrong == {}
+
+
+def test_a_wrong_option_is_found() -> None:
+    text = "```sh\nhalfbyte run m.gguf --tmep 1 x # --not-read\n```\n`halfbyte walk -x`"
+    found = [unknown_options(line) for line in command_lines(text)]
+    assert found == [["--tmep"], ["walk"]]
+    assert unknown_options("halfbyte run m.gguf 'Why?' -n 256 --temp 0.8") == []
+
+
+@each_page
+def test_scripts_have_their_options(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for line in re.findall(r"python ((?:benchmarks|examples|tests)/[^\n`]*)", text):
+        script, *words = shlex.split(line, comments=True)
+        source = (ROOT / script).read_text(encoding="utf-8")
+        options = [word for word in words if word.startswith("--")]
+        assert [option for option in options if f'"{option}"' not in source] == []
+
+
+@each_page
+def test_presets_exist(page: Path) -> None:
+    presets = json.loads((ROOT / "CMakePresets.json").read_text(encoding="utf-8"))
+    text = page.read_text(encoding="utf-8")
+    for kind, command in (
+        ("configure", "cmake"),
+        ("build", "--build"),
+        ("test", "ctest"),
+    ):
+        known = {preset["name"] for preset in presets[f"{kind}Presets"]}
+        assert set(re.findall(rf"{command} --preset (\w+)", text)) <= known
+
+
+@each_page
+def test_environment_variables_are_read(page: Path) -> None:
+    named = set(re.findall(r"HALFBYTE_[A-Z_]+", page.read_text(encoding="utf-8")))
+    sources = [*(ROOT / "python").rglob("*.py"), *ROOT.rglob("CMakeLists.txt")]
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    assert {name for name in named if name not in text} == set()
+
+
+# ---- the table of formats
+
+
+def format_rows(text: str) -> dict[str, tuple[str, ...]]:
+    """Name to id, weights and bytes a block, bits a weight, and the mark of quantize."""
+    rows: dict[str, tuple[str, ...]] = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 7 and cells[0].startswith("`"):
+            rows[cells[0].strip("`")] = (*cells[1:5], cells[6])
+    return rows
+
+
+def actual_rows() -> dict[str, tuple[str, ...]]:
+    rows: dict[str, tuple[str, ...]] = {}
+    for name in halfbyte.formats():
+        _, type_id, length, size, writable = format_info(name)
+        numbers = (str(type_id), str(length), str(size), f"{8 * size / length:g}")
+        rows[name] = (*numbers, "yes" if writable else "")
+    return rows
+
+
+def test_the_table_of_formats_is_the_list() -> None:
+    assert format_rows(FORMATS) == actual_rows()
+
+
+def test_a_wrong_table_is_found() -> None:
+    for old, new in (("2.625", "2.5"), ("| 210 |", "| 212 |"), ("| `q4_1` |", "| |")):
+        assert old in FORMATS
+        assert format_rows(FORMATS.replace(old, new, 1)) != actual_rows()
+
+
+def test_every_format_is_described() -> None:
+    for name in set(halfbyte.formats()) - {"f32", "f16", "bf16"}:
+        assert FORMATS.count(f"`{name}`") >= 2
+    assert sorted(halfbyte.formats()) == sorted(reference.formats())

@@ -1,0 +1,329 @@
+# tests/python/test_threads.py
+# The same bits for any number of threads, callers and processes.
+# SPDX-License-Identifier: Apache-2.0
+"""The same bits for any number of threads, callers and processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import halfbyte
+import numpy as np
+import pytest
+import tiny
+from halfbyte import targets
+
+COUNTS = (1, 2, 3, 7)
+IDS = tiny.prompt(60)
+PROMPT = "the end of the line and the other one"
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("HALFBYTE_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    halfbyte.set_num_threads(None)
+
+
+@pytest.fixture(scope="module")
+def path(tiny_gguf: Callable[..., Path]) -> Path:
+    return tiny_gguf("e2b", types=tiny.official_type)
+
+
+# --- Number of threads -----------------------------------------------------------------
+
+
+def bits(array: Any) -> bytes:
+    assert array.dtype == np.float32
+    return np.ascontiguousarray(array).tobytes()
+
+
+def test_logits_and_text_do_not_depend_on_threads(path: Path) -> None:
+    def answers(threads: int) -> tuple[bytes, str, str]:
+        model = halfbyte.load(path, threads=threads)
+        drawn = model(PROMPT, max_tokens=40, temperature=1.5, seed=11)
+        return bits(model.logits(IDS)), model(PROMPT, max_tokens=40), drawn
+
+    alone = answers(1)
+    assert len(alone[2]) > 20
+    for threads in COUNTS[1:]:
+        assert answers(threads) == alone
+
+
+def inputs(rows: int, k: int) -> Any:
+    rng = np.random.Generator(np.random.PCG64([rows, k]))
+    return rng.standard_normal((rows, k), np.float32)
+
+
+OPS: dict[str, Callable[[Any], Any]] = {
+    "quantize": lambda x: halfbyte.quantize(x, "q6_k").dequantize(),
+    "embedding_rows": lambda x: halfbyte.embedding_rows(
+        halfbyte.quantize(x, "q8_0"), [len(x) - 1, 0]
+    ),
+    "rms_norm": lambda x: halfbyte.rms_norm(x, x[0]),
+    "rope": lambda x: halfbyte.rope(x.reshape(len(x), 4, -1), np.arange(len(x))),
+    "softmax": halfbyte.softmax,
+    "gelu_mul": lambda x: halfbyte.gelu_mul(x, x[::-1]),
+}
+for _format in ("f32", "bf16", "q4_0", "q6_k"):
+    OPS[f"linear {_format}"] = lambda x, fmt=_format: halfbyte.linear(
+        x, halfbyte.quantize(inputs(33, x.shape[1]), fmt)
+    )
+    OPS[f"linear {_format} float"] = lambda x, fmt=_format: halfbyte.linear(
+        x, halfbyte.quantize(inputs(33, x.shape[1]), fmt), activations="f32"
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 2, 37])
+@pytest.mark.parametrize("op", OPS)
+def test_ops_do_not_depend_on_threads(op: str, rows: int) -> None:
+    x = inputs(rows, 512)
+    results = set()
+    for threads in COUNTS:
+        with halfbyte.threads(threads):
+            results.add(bits(OPS[op](x)))
+    assert len(results) == 1
+
+
+# --- Several callers -------------------------------------------------------------------
+
+
+def test_callers_at_once_get_what_they_get_alone(path: Path) -> None:
+    model = halfbyte.load(path, threads=2)
+    prompts = [tiny.prompt(20 + 7 * i, seed=i) for i in range(6)]
+
+    def work(prompt: list[int]) -> tuple[bytes, str]:
+        session = model.session()
+        logits = session.logits(prompt)
+        session.reset()
+        return bits(logits), session(prompt, max_tokens=20, temperature=1, seed=5)
+
+    alone = [work(prompt) for prompt in prompts]
+    assert len(set(alone)) == len(alone)
+    together = threading.Barrier(len(prompts))
+
+    def at_once(prompt: list[int]) -> tuple[bytes, str]:
+        together.wait(timeout=30)
+        return work(prompt)
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        for _ in range(3):
+            assert list(pool.map(at_once, prompts, timeout=100)) == alone
+
+
+def test_tokenizers_are_shared(path: Path) -> None:
+    model = halfbyte.load(path)
+    texts = [f"the end {i} of the line 中 {'x' * i}" for i in range(64)]
+    alone = [model.tokenize(text) for text in texts]
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(model.tokenize, texts, timeout=100)) == alone
+        assert list(pool.map(model.detokenize, alone, timeout=100)) == texts
+
+
+def test_a_second_thread_in_a_session_is_told(path: Path) -> None:
+    session = halfbyte.load(path, threads=1).session()
+    done = threading.Event()
+
+    def occupy() -> None:
+        while not done.is_set():
+            with contextlib.suppress(RuntimeError):  # the other one was inside
+                session.reset()
+                session.logits(IDS)
+
+    def intrude() -> None:
+        while True:
+            len(session.tokens)
+
+    occupant = threading.Thread(target=occupy)
+    occupant.start()
+    try:
+        with pytest.raises(RuntimeError, match="in use by another thread"):
+            intrude()
+    finally:
+        done.set()
+        occupant.join()
+    session.reset()
+    assert session.position == 0
+
+
+# --- Fork ------------------------------------------------------------------------------
+
+
+def in_child(work: Callable[[], bytes], seconds: float = 30) -> bytes:
+    """What `work` returns in a forked process."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            result = work()
+            os.write(writer, struct.pack("<I", len(result)) + result)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    try:
+        ready, _, _ = select.select([reader], [], [], seconds)
+        if not ready:
+            os.kill(pid, signal.SIGKILL)
+            raise TimeoutError("the child hangs")
+        with os.fdopen(reader, "rb") as stream:
+            data = stream.read()
+    finally:
+        os.waitpid(pid, 0)
+    assert len(data) == 4 + struct.unpack("<I", data[:4])[0]
+    return data[4:]
+
+
+FORKING = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+@FORKING
+def test_a_forked_child_computes_the_same(path: Path) -> None:
+    model = halfbyte.load(path, threads=3)
+    session = model.session()
+    whole = bits(session.logits(IDS))  # the pool is warm, and the session not empty
+
+    def continued() -> bytes:
+        return bits(session.logits(IDS[:5], last=True))
+
+    def anew() -> bytes:
+        logits = bits(model.logits(IDS))
+        # A child begins with the thread that forked; the others were started anew.
+        assert len(list(Path("/proc/self/task").iterdir())) == 3
+        return logits
+
+    assert in_child(anew) == whole
+    assert in_child(continued) == continued()
+    assert bits(model.logits(IDS)) == whole  # the parent's threads are still there
+
+
+@FORKING
+def test_a_fork_in_the_middle_of_a_call(path: Path) -> None:
+    model = halfbyte.load(path, threads=3)
+    whole = bits(model.logits(IDS))
+    done = threading.Event()
+
+    def busy() -> None:
+        session = model.session()
+        while not done.is_set():
+            session.reset()
+            session.logits(IDS)
+
+    other = threading.Thread(target=busy)
+    other.start()
+    try:
+        for _ in range(10):
+            assert in_child(lambda: bits(model.session().logits(IDS))) == whole
+    finally:
+        done.set()
+        other.join()
+
+
+# --- How many --------------------------------------------------------------------------
+
+
+def test_the_default_fits_this_process() -> None:
+    assert 1 <= halfbyte.num_threads() <= len(os.sched_getaffinity(0))
+    assert "allowed" in targets.thread_reason()
+
+
+def test_blocks_nest_and_end() -> None:
+    default = halfbyte.num_threads()
+    halfbyte.set_num_threads(5)
+    assert halfbyte.num_threads() == 5
+    assert targets.thread_reason() == "halfbyte.set_num_threads"
+    with halfbyte.threads(3):
+        assert halfbyte.num_threads() == 3
+        assert targets.thread_reason() == "halfbyte.threads"
+        with contextlib.suppress(KeyError), halfbyte.threads(2):
+            assert halfbyte.num_threads() == 2
+            raise KeyError
+        assert halfbyte.num_threads() == 3
+    assert halfbyte.num_threads() == 5
+    halfbyte.set_num_threads(None)
+    assert halfbyte.num_threads() == default
+
+
+def test_a_block_counts_in_its_own_thread() -> None:
+    halfbyte.set_num_threads(5)
+    with halfbyte.threads(3), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(halfbyte.num_threads).result() == 5
+
+
+@pytest.mark.parametrize("n", [1, 1024, np.int64(2)])
+def test_what_counts_as_a_number_of_threads(n: Any) -> None:
+    halfbyte.set_num_threads(n)
+    assert halfbyte.num_threads() == n
+
+
+@pytest.mark.parametrize("n", [0, -1, 1025, 2**70, True])
+def test_what_does_not(n: int, path: Path) -> None:
+    for call in (halfbyte.set_num_threads, lambda n: halfbyte.threads(n).__enter__()):
+        with pytest.raises(halfbyte.ArgumentError, match="n: expected"):
+            call(n)
+    with pytest.raises(halfbyte.ArgumentError, match="threads: expected"):
+        halfbyte.load(path, threads=n)
+    with pytest.raises(TypeError):
+        halfbyte.set_num_threads(1.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("variables", "count", "reason"),
+    [
+        ({"HALFBYTE_NUM_THREADS": "3"}, 3, "HALFBYTE_NUM_THREADS=3"),
+        ({"OMP_NUM_THREADS": "4,2"}, 4, "OMP_NUM_THREADS=4"),
+        (
+            {"HALFBYTE_NUM_THREADS": "3", "OMP_NUM_THREADS": "4"},
+            3,
+            "HALFBYTE_NUM_THREADS=3",
+        ),
+        ({"HALFBYTE_NUM_THREADS": "0"}, None, "allowed"),
+        ({"HALFBYTE_NUM_THREADS": "many"}, None, "allowed"),
+        ({"HALFBYTE_NUM_THREADS": ""}, None, "allowed"),
+    ],
+)
+def test_the_environment(
+    variables: dict[str, str],
+    count: int | None,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    default = halfbyte.num_threads()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert halfbyte.num_threads() == (count or default)
+    assert reason in targets.thread_reason()
+    halfbyte.set_num_threads(2)
+    assert halfbyte.num_threads() == 2
+
+
+def test_affinity_is_respected() -> None:
+    code = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import halfbyte
+print(halfbyte.num_threads(), halfbyte.targets.thread_reason())
+"""
+    env = {k: v for k, v in os.environ.items() if not k.endswith("NUM_THREADS")}
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, check=True, capture_output=True, env=env, timeout=60)
+    assert done.stdout.startswith(b"1 1 CPU allowed")
+
+
+def test_a_model_has_its_own_number(path: Path) -> None:
+    model, free = halfbyte.load(path, threads=3), halfbyte.load(path)
+    with halfbyte.threads(2):
+        assert (model.threads, free.threads) == (3, 2)
+        assert model.report().threads_reason == "threads="
+        assert free.report().threads_reason == "halfbyte.threads"
