@@ -1,0 +1,273 @@
+# benchmarks/generate.py
+# SPDX-License-Identifier: Apache-2.0
+"""Prompt and decode speed of a model beside llama.cpp's, interleaved in one run.
+
+    python benchmarks/generate.py [MODEL.gguf] [--json FILE]
+
+Both sides get the same tokens and hand out the logits after the last of them; nobody
+samples. README.md in this folder says what the columns mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import halfbyte
+import numpy as np
+from halfbyte import demo
+from halfbyte.cli import terminal
+from numpy.typing import NDArray
+from roof import ReadLoop, environment, headline, plus_minus, save, summary
+
+TEXT = """
+The harbour lay under fog when the first boats came home. Nobody on the quay spoke much;
+they listened for the bell on the outer rock and counted its strokes. A boy with a
+lantern walked up and down, as he had been told to, and every time he reached the end of
+the wall he held the light as high as he could. Far out, somebody answered with a horn.
+The women put down their baskets. It took another quarter of an hour before a mast could
+be seen, then a sail, grey on grey, and at last the whole boat, low in the water, heavy
+with fish, and with one man more aboard than had left in the morning.
+"""
+
+# Both round activations to eight bits, each in its own way, so a near-tie may fall
+# either way. Below this something is wrong, and a wrong answer is not timed.
+MIN_AGREEMENT = 0.9
+CHECKED = 128  # tokens of the text; the second half is fed one by one
+
+F32Array = NDArray[np.float32]
+
+
+class Side(Protocol):
+    """One of the two that are compared."""
+
+    name: str
+
+    def start(self, ids: Sequence[int]) -> F32Array:
+        """Forget everything, run a prompt and return the last token's logits."""
+
+    def step(self, token: int) -> F32Array:
+        """Append one token and return its logits."""
+
+
+class Halfbyte:
+    """halfbyte, as `halfbyte.load` makes it."""
+
+    name = "halfbyte"
+
+    def __init__(self, path: Path, threads: int, context: int) -> None:
+        self.model = halfbyte.load(path, threads=threads, context=context)
+        self._session = self.model.session()
+
+    def start(self, ids: Sequence[int]) -> F32Array:
+        """See `Side`."""
+        self._session.reset()
+        return self._session.logits(ids, last=True).reshape(-1)
+
+    def step(self, token: int) -> F32Array:
+        """See `Side`."""
+        return self._session.logits([token], last=True).reshape(-1)
+
+
+class LlamaCpp:
+    """llama.cpp with its own defaults, apart from the number of threads."""
+
+    name = "llama.cpp"
+
+    def __init__(self, path: Path, threads: int, context: int, *, extra: bool) -> None:
+        import llama_cpp
+
+        self._library = llama_cpp.llama_cpp
+        with _extra_buffers(self._library, extra):
+            self._model = llama_cpp.Llama(
+                str(path),
+                n_ctx=context,
+                n_threads=threads,
+                n_threads_batch=threads,
+                verbose=False,
+            )
+
+    def start(self, ids: Sequence[int]) -> F32Array:
+        """See `Side`."""
+        self._model.n_tokens = 0
+        return self._eval(ids)
+
+    def step(self, token: int) -> F32Array:
+        """See `Side`."""
+        return self._eval([token])
+
+    def _eval(self, ids: Sequence[int]) -> F32Array:
+        self._model.eval(ids)
+        logits = self._library.llama_get_logits_ith(self._model.ctx, -1)
+        return np.ctypeslib.as_array(logits, (self._model.n_vocab(),))
+
+
+@contextlib.contextmanager
+def _extra_buffers(library: Any, wanted: bool) -> Iterator[None]:
+    """Let llama.cpp load with or without its own weight layouts.
+
+    The constructor has no argument for it.
+    """
+    defaults = library.llama_model_default_params
+    params = defaults()
+    params.use_extra_bufts = wanted
+    library.llama_model_default_params = lambda: params
+    try:
+        yield
+    finally:
+        library.llama_model_default_params = defaults
+
+
+def _try_extra(path: Path, threads: int) -> None:
+    LlamaCpp(path, threads, 64, extra=True).start([2] * 32)
+
+
+def open_llama(path: Path, threads: int, context: int) -> tuple[LlamaCpp | None, str]:
+    """Open the peer, and say how; None if it is not installed.
+
+    Its own weight layouts include AMX code that crashes where a host names AMX without
+    granting it, so a child process goes first.
+    """
+    try:
+        import llama_cpp  # noqa: F401 - asked here, used in the class
+    except ImportError:
+        return None, 'not installed: pip install ".[bench]"'
+    child = multiprocessing.get_context("spawn").Process(
+        target=_try_extra, args=(path, threads)
+    )
+    child.start()
+    child.join()
+    extra = child.exitcode == 0
+    how = "as it loads by itself" if extra else "without use_extra_bufts (it crashes)"
+    return LlamaCpp(path, threads, context, extra=extra), how
+
+
+def agreement(ours: Side, theirs: Side, ids: Sequence[int]) -> float:
+    """Share of the later half of `ids` after which both have the same best token."""
+    half = len(ids) // 2
+    same = [ours.start(ids[:half]).argmax() == theirs.start(ids[:half]).argmax()]
+    for token in ids[half:-1]:
+        same.append(ours.step(token).argmax() == theirs.step(token).argmax())
+    share = statistics.fmean(map(float, same))
+    if share < MIN_AGREEMENT:
+        raise SystemExit(f"not timed: the best tokens agree at {share:.0%} only")
+    return share
+
+
+def measure(side: Side, ids: Sequence[int], steps: int) -> tuple[float, float]:
+    """Prompt and decode tokens per second of one run."""
+    time.sleep(0.05)  # until the other side's threads have stopped spinning
+    start = time.perf_counter()
+    side.start(ids)
+    middle = time.perf_counter()
+    for token in ids[:steps]:
+        side.step(token)
+    end = time.perf_counter()
+    return len(ids) / (middle - start), steps / (end - middle)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Check the answers, then measure in turn."""
+    where = environment(options.threads)
+    path = options.model or demo.model_path()
+    context = options.prompt + options.tokens
+    ours = Halfbyte(path, options.threads, max(context, CHECKED))
+    theirs, how = None, "not asked for"
+    if not options.only_ours:
+        theirs, how = open_llama(path, options.threads, max(context, CHECKED))
+    text = ours.model.tokenize(TEXT)
+    ids = (text * (1 + options.prompt // len(text)))[: options.prompt]
+    sides: list[Side] = [ours] if theirs is None else [ours, theirs]
+    agreed = None if theirs is None else agreement(ours, theirs, text[:CHECKED])
+    read = ReadLoop(options.threads, options.mib << 20)
+    bandwidth: list[float] = []
+    speeds: dict[str, list[tuple[float, float]]] = {side.name: [] for side in sides}
+    for side in sides:
+        measure(side, ids, 4)  # pages, caches, threads
+    for _ in range(options.rounds):
+        bandwidth.append(max(read() for _ in range(3)))
+        for side in sides:
+            speeds[side.name].append(measure(side, ids, options.tokens))
+    return {
+        "benchmark": "generate",
+        "environment": where,
+        "model": path.name,
+        "bytes_per_token": ours.model.report().bytes_per_token,
+        "prompt_tokens": options.prompt,
+        "decode_tokens": options.tokens,
+        "llama_cpp": how,
+        "best_token_agreement": agreed,
+        "read_gb_per_s": summary(bandwidth),
+        "sides": {
+            name: {
+                "prompt_tokens_per_s": summary([speed[0] for speed in pairs]),
+                "decode_tokens_per_s": summary([speed[1] for speed in pairs]),
+            }
+            for name, pairs in speeds.items()
+        },
+    }
+
+
+def roof_share(result: dict[str, Any], side: str) -> float:
+    """Bytes of weights read per second over what the machine reads."""
+    speed = result["sides"][side]["decode_tokens_per_s"]["mean"]
+    read: float = result["read_gb_per_s"]["mean"]
+    return float(speed * result["bytes_per_token"] / 1e9 / read)
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the table."""
+    where, sides = result["environment"], result["sides"]
+    terminal.line(headline(where, result["read_gb_per_s"]["samples"]))
+    size = result["bytes_per_token"] / 1e9
+    terminal.line(f"{result['model']}: {size:.3f} GB of weights a token")
+    terminal.line(f"llama.cpp: {result['llama_cpp']}")
+    if (agreed := result["best_token_agreement"]) is not None:
+        terminal.line(f"same best token: {agreed:.1%} of {CHECKED // 2} positions")
+    terminal.line()
+    rows = []
+    for title, key in (
+        (f"prompt of {result['prompt_tokens']}, tokens/s", "prompt_tokens_per_s"),
+        (f"decode of {result['decode_tokens']}, tokens/s", "decode_tokens_per_s"),
+    ):
+        samples = [side[key]["samples"] for side in sides.values()]
+        row = [title, *map(plus_minus, samples)]
+        if len(samples) == 2:
+            # Pairs of neighbours in time: what slows the machine slows both.
+            pairs = [a / b for a, b in zip(*samples, strict=True)]
+            row.append(f"{statistics.median(pairs):.2f}")
+        rows.append(row)
+    shares = [f"{roof_share(result, name):.2f}" for name in sides]
+    rows.append(["decode, share of the read bandwidth", *shares, ""][: len(rows[0])])
+    header = ["", *sides, "ratio"][: len(rows[0])]
+    terminal.table(header, rows, "lrrr"[: len(header)])
+
+
+def main() -> None:
+    """Read the arguments, run, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "model", nargs="?", type=Path, help="a GGUF file; else the demo"
+    )
+    parser.add_argument("--threads", type=int, default=halfbyte.num_threads())
+    parser.add_argument("--prompt", type=int, default=512, help="tokens")
+    parser.add_argument("--tokens", type=int, default=64, help="to decode")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--mib", type=int, default=1024, help="buffer of the read loop")
+    parser.add_argument("--only-ours", action="store_true", help="without llama.cpp")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
+    options = parser.parse_args()
+    result = run(options)
+    show(result)
+    if options.json is not None:
+        save(options.json, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+# benchmarks/roof.py
+# SPDX-License-Identifier: Apache-2.0
+"""What the benchmarks share: the read bandwidth of this machine, and its description."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import halfbyte
+import numpy as np
+from halfbyte import doctor
+
+__all__ = ["ReadLoop", "environment", "headline", "plus_minus", "save", "summary"]
+
+
+class ReadLoop:
+    """Reads a buffer from end to end, a contiguous piece a thread.
+
+    The loop is NumPy's ``bitwise_or.reduce`` over uint64: vector loads and one cheap
+    instruction each, without the interpreter lock. A loop of AVX-512 loads in C read no
+    faster where both were tried.
+
+    Parameters
+    ----------
+    threads : int
+    size : int
+        Bytes; several times the last cache.
+    """
+
+    def __init__(self, threads: int, size: int = 1 << 30) -> None:
+        self._pieces = np.array_split(np.ones(size // 8, np.uint64), threads)
+        self._pool = ThreadPoolExecutor(threads)
+
+    def __call__(self) -> float:
+        """Read it once and return GB/s."""
+        start = time.perf_counter()
+        list(self._pool.map(np.bitwise_or.reduce, self._pieces))
+        seconds = time.perf_counter() - start
+        return sum(piece.nbytes for piece in self._pieces) / seconds / 1e9
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """Describe the machine, the versions and the day. Call it before measuring.
+
+    Parameters
+    ----------
+    threads : int
+        How many each side uses.
+
+    Returns
+    -------
+    dict
+        JSON-compatible.
+    """
+    facts = doctor.facts()
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "commit": _commit(),
+        "cpu": facts["cpu"],
+        "memory": facts["memory"],
+        "platform": facts["python"]["platform"],
+        "python": facts["python"]["version"],
+        "target": halfbyte.cpu_target(),
+        "threads": threads,
+        "load_average": os.getloadavg()[0],
+        "versions": {
+            "halfbyte": halfbyte.__version__,
+            "numpy": np.__version__,
+            "llama-cpp-python": _version("llama-cpp-python"),
+        },
+    }
+
+
+def headline(where: dict[str, Any], bandwidth: Sequence[float]) -> str:
+    """Machine and read bandwidth in one line, and what the machine did besides."""
+    threads = f"{where['threads']} thread" + "s" * (where["threads"] > 1)
+    line = f"{where['cpu']['model']}, {where['target']}, {threads}"
+    line += f", reads {plus_minus(bandwidth)} GB/s"
+    return f"{line}\nload in the minute before: {where['load_average']:.1f}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.check_output(
+            command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.strip()
+
+
+def summary(samples: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation and the samples themselves."""
+    spread = statistics.stdev(samples) if len(samples) > 1 else 0.0
+    return {
+        "mean": statistics.fmean(samples),
+        "sd": spread,
+        "samples": list(samples),
+    }
+
+
+def plus_minus(samples: Sequence[float]) -> str:
+    """Mean ± standard deviation, in as many digits as mean something."""
+    told = summary(samples)
+    digits = 0 if told["mean"] >= 100 else 1
+    return f"{told['mean']:.{digits}f} ± {told['sd']:.{digits}f}"
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a result file."""
+
+    def short(value: Any) -> Any:
+        if isinstance(value, float):
+            return float(f"{value:.5g}")
+        if isinstance(value, dict):
+            return {key: short(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [short(item) for item in value]
+        return value
+
+    path.write_text(json.dumps(short(content), indent=1) + "\n", encoding="utf-8")
