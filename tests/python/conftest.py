@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,10 @@ from typing import Any
 import halfbyte
 import pytest
 from halfbyte import demo
+
+# A shell's background job ignores SIGINT, and so would every process started from here:
+# Ctrl-C could not be tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=halfbyte.cpu_targets())
