@@ -53,6 +53,12 @@ inline uint16_t F16FromF32(float f) noexcept {
 }
 
 // The same from and to memory of any alignment, as in quantised blocks.
+inline uint16_t LoadU16(const uint8_t* p) noexcept {
+  uint16_t bits;
+  memcpy(&bits, p, sizeof(bits));
+  return bits;
+}
+
 inline float LoadF16(const uint8_t* p) noexcept {
   uint16_t h;
   memcpy(&h, p, sizeof(h));

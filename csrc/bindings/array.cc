@@ -37,8 +37,9 @@ void CheckType(const py::array& a, const char* name, const char* expected) {
 }
 
 // Rows whose elements lie side by side, and whose distance is a whole number of them.
+template <class T>
 size_t LeadingDimension(const py::array& a, const char* name) {
-  constexpr auto kItem = static_cast<py::ssize_t>(sizeof(float));
+  constexpr auto kItem = static_cast<py::ssize_t>(sizeof(T));
   // The strides of an empty array mean nothing: NumPy makes them 0.
   if (a.size() == 0) return static_cast<size_t>(a.shape(1));
   const bool inner = a.shape(1) <= 1 || a.strides(1) == kItem;
@@ -57,18 +58,18 @@ std::span<const T> AsContiguous(const py::array& a, const char* name) {
   return {static_cast<const T*>(a.data()), static_cast<size_t>(a.shape(0))};
 }
 
-}  // namespace
-
-Mat<const float> AsMatrix(const py::array& a, const char* name) {
-  CheckType<float>(a, name, "float32");
+template <class T>
+Mat<const T> AsMatrixOf(const py::array& a, const char* name, const char* type) {
+  CheckType<T>(a, name, type);
   if (a.ndim() != 2) WrongShape(name, "a matrix", a);
-  const size_t ld = LeadingDimension(a, name);
-  return {static_cast<const float*>(a.data()), static_cast<size_t>(a.shape(0)),
+  const size_t ld = LeadingDimension<T>(a, name);
+  return {static_cast<const T*>(a.data()), static_cast<size_t>(a.shape(0)),
           static_cast<size_t>(a.shape(1)), ld};
 }
 
-Mat<float> AsOutMatrix(py::array& a, const char* name, size_t rows, size_t cols) {
-  const Mat<const float> m = AsMatrix(a, name);
+template <class T>
+Mat<T> ToBeWritten(Mat<const T> m, const py::array& a, const char* name, size_t rows,
+                   size_t cols) {
   if (m.rows != rows || m.cols != cols) {
     WrongShape(name, "(" + std::to_string(rows) + ", " + std::to_string(cols) + ")", a);
   }
@@ -76,7 +77,25 @@ Mat<float> AsOutMatrix(py::array& a, const char* name, size_t rows, size_t cols)
     throw Error(ErrorClass::kShape, std::string(name) + ": expected a writable array");
   }
   if (m.rows > 1 && m.ld < m.cols) WrongShape(name, "rows that do not overlap", a);
-  return {const_cast<float*>(m.data), m.rows, m.cols, m.ld};
+  return {const_cast<T*>(m.data), m.rows, m.cols, m.ld};
+}
+
+}  // namespace
+
+Mat<const float> AsMatrix(const py::array& a, const char* name) {
+  return AsMatrixOf<float>(a, name, "float32");
+}
+
+Mat<float> AsOutMatrix(py::array& a, const char* name, size_t rows, size_t cols) {
+  return ToBeWritten(AsMatrix(a, name), a, name, rows, cols);
+}
+
+Mat<const int8_t> AsCodes(const py::array& a, const char* name) {
+  return AsMatrixOf<int8_t>(a, name, "int8");
+}
+
+Mat<int8_t> AsOutCodes(py::array& a, const char* name, size_t rows, size_t cols) {
+  return ToBeWritten(AsCodes(a, name), a, name, rows, cols);
 }
 
 std::span<const float> AsVector(const py::array& a, const char* name, size_t want) {

@@ -21,6 +21,9 @@ namespace halfbyte {
 Mat<const float> AsMatrix(const pybind11::array& a, const char* name);
 // The same to be written: writable, rows not overlapping one another.
 Mat<float> AsOutMatrix(pybind11::array& a, const char* name, size_t rows, size_t cols);
+// The same two of int8 codes.
+Mat<const int8_t> AsCodes(const pybind11::array& a, const char* name);
+Mat<int8_t> AsOutCodes(pybind11::array& a, const char* name, size_t rows, size_t cols);
 // A contiguous float32 vector of `want` elements.
 std::span<const float> AsVector(const pybind11::array& a, const char* name,
                                 size_t want);

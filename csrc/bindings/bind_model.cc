@@ -116,8 +116,17 @@ struct ModelHandle {
   std::shared_ptr<const Model> model;
 };
 
+Repack RepackNamed(const std::string& name) {
+  if (name == "auto") return Repack::kAuto;
+  if (name == "always") return Repack::kAlways;
+  if (name == "never") return Repack::kNever;
+  throw Error(ErrorClass::kValue, "repack: found '" + Escape(name) +
+                                      "'; expected auto, always or never");
+}
+
 ModelHandle LoadModel(const std::string& path, size_t context, const std::string& kv,
-                      const std::string& activations) {
+                      const std::string& activations, const std::string& repack,
+                      const py::object& progress, size_t threads) {
   ModelOptions options;
   options.context = context;
   if (kv != "f32" && kv != "f16") {
@@ -132,8 +141,17 @@ ModelHandle LoadModel(const std::string& path, size_t context, const std::string
   }
   options.activations =
       activations == "f32" ? ActivationMode::kF32 : ActivationMode::kAuto;
+  options.repack = RepackNamed(repack);
+  LoadProgress report;
+  if (!progress.is_none()) {
+    report = [&progress](uint64_t done, uint64_t total) {
+      const py::gil_scoped_acquire gil;
+      progress(done, total);
+    };
+  }
+  const Context run = MakeContext(threads);
   const py::gil_scoped_release nogil;
-  return {Model::Load(path, options)};
+  return {Model::Load(run, path, options, report)};
 }
 
 py::dict ConfigDict(const Model& model) {
@@ -186,7 +204,8 @@ auto Property(F get) {
 void BindModel(py::module_& m) {
   py::class_<ModelHandle>(m, "Model")
       .def_static("load", &LoadModel, py::arg("path"), py::arg("context"),
-                  py::arg("kv"), py::arg("activations"))
+                  py::arg("kv"), py::arg("activations"), py::arg("repack"),
+                  py::arg("progress"), py::arg("threads"))
       .def_property_readonly("config", Property(&ConfigDict))
       .def_property_readonly("types", Property(&Types))
       .def_property_readonly(
@@ -195,6 +214,9 @@ void BindModel(py::module_& m) {
                              Property([](const Model& x) { return x.sampling(); }))
       .def_property_readonly("file_bytes",
                              Property([](const Model& x) { return x.file_bytes(); }))
+      .def_property_readonly("repacked_bytes", Property([](const Model& x) {
+                               return x.repacked_bytes();
+                             }))
       .def_property_readonly("bytes_per_token", Property([](const Model& x) {
                                return x.bytes_per_token();
                              }))

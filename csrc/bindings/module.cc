@@ -34,6 +34,7 @@ namespace {
 
 void RegisterSystem(py::module_& m) {
   m.def("cpu_target", &CpuTarget);
+  m.def("cpu_dot", &CpuDot);
   m.def("cpu_targets", &CpuTargets);
   m.def("set_cpu_target", &SetCpuTarget, py::arg("name"));
   m.def("default_threads", [] {

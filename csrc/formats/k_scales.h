@@ -21,8 +21,7 @@ inline int KMin(const uint8_t* s, size_t k) noexcept {
 }
 
 // All of them, four a 32-bit word.
-inline void UnpackKScales(const uint8_t* bytes, uint8_t* scales,
-                          uint8_t* mins) noexcept {
+inline void UnpackKScales(const uint8_t* bytes, int8_t* scales, int8_t* mins) noexcept {
   uint32_t s[3];
   memcpy(s, bytes, sizeof(s));
   const auto high = [](uint32_t word) { return ((word >> 6) & 0x03030303u) << 4; };

@@ -19,6 +19,7 @@ struct Q2_K {
   static constexpr int kMaxCode = 3;
   static constexpr bool kHasMin = true;
   static constexpr int kZeroLog2 = 0;  // weight = scale * code - min
+  static constexpr bool kSubScales = true;
 
   struct Block {
     uint8_t scales[16];
@@ -27,6 +28,15 @@ struct Q2_K {
     uint8_t dmin[2];  // f16
   };
   static_assert(sizeof(Block) == 84, "as stored in the file");
+
+  static uint16_t MinBits(const Block& b) noexcept { return LoadU16(b.dmin); }
+
+  static void SubScales(const Block& b, int8_t* scale, int8_t* min) noexcept {
+    for (size_t g = 0; g < 16; ++g) {
+      scale[g] = static_cast<int8_t>(b.scales[g] & 15);
+      min[g] = static_cast<int8_t>(b.scales[g] >> 4);
+    }
+  }
 
   static void DecodeRef(const Block& b, float* out) noexcept {
     const float d = LoadF16(b.d), dmin = LoadF16(b.dmin);
@@ -58,17 +68,6 @@ HWY_BEFORE_NAMESPACE();
 namespace halfbyte {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-template <class DF>
-HWY_INLINE void Scales(Q2_K, DF df, const Q2_K::Block& b, float* scale, float* min) {
-  const hn::Full128<uint8_t> du8;
-  const auto s = hn::LoadU(du8, b.scales);
-  alignas(16) uint8_t low[16], high[16];
-  hn::Store(hn::And(s, hn::Set(du8, uint8_t{15})), du8, low);
-  hn::Store(hn::ShiftRight<4>(s), du8, high);
-  ScaleBytes(df, low, 16, LoadF16Fast(b.d), scale);
-  ScaleBytes(df, high, 16, LoadF16Fast(b.dmin), min);
-}
 
 // Codes [i, i + Lanes(du8)) of a block; du8 has 16 or 32 lanes and i is a multiple.
 template <class DU8>

@@ -21,6 +21,7 @@ struct Q3_K {
   static constexpr int kMaxCode = 7;
   static constexpr bool kHasMin = false;
   static constexpr int kZeroLog2 = 2;  // weight = scale * (code - 4)
+  static constexpr bool kSubScales = true;
 
   struct Block {
     uint8_t hmask[32];  // bit 4h + j of byte l belongs to weight 128h + 32j + l
@@ -29,6 +30,19 @@ struct Q3_K {
     uint8_t d[2];  // f16
   };
   static_assert(sizeof(Block) == 110, "as stored in the file");
+
+  static void SubScales(const Block& b, int8_t* scale, int8_t* /*min*/) noexcept {
+    // Four 6-bit scales a 32-bit word, the way the bytes lie.
+    uint32_t s[3];
+    memcpy(s, b.scales, sizeof(s));
+    const auto word = [&s](uint32_t low, int shift) {
+      return (low & 0x0F0F0F0Fu) | ((s[2] >> shift) & 0x03030303u) << 4;
+    };
+    const uint32_t words[4] = {word(s[0], 0), word(s[1], 2), word(s[0] >> 4, 4),
+                               word(s[1] >> 4, 6)};
+    memcpy(scale, words, sizeof(words));
+    for (size_t g = 0; g < 16; ++g) scale[g] = static_cast<int8_t>(scale[g] - 32);
+  }
 
   static void DecodeRef(const Block& b, float* out) noexcept {
     const float d = LoadF16(b.d);
@@ -62,27 +76,6 @@ HWY_BEFORE_NAMESPACE();
 namespace halfbyte {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-template <class DF>
-HWY_INLINE void Scales(Q3_K, DF df, const Q3_K::Block& b, float* scale,
-                       float* /*min*/) {
-  // Four 6-bit scales a 32-bit word, the way the bytes lie.
-  uint32_t s[3];
-  memcpy(s, b.scales, sizeof(s));
-  const auto word = [&s](uint32_t low, int shift) {
-    return (low & 0x0F0F0F0Fu) | ((s[2] >> shift) & 0x03030303u) << 4;
-  };
-  const uint32_t packed[4] = {word(s[0], 0), word(s[1], 2), word(s[0] >> 4, 4),
-                              word(s[1] >> 4, 6)};
-  const hn::Full128<uint8_t> du8;
-  const hn::RebindToSigned<decltype(du8)> di8;
-  alignas(16) uint8_t bytes[16];
-  alignas(16) int8_t levels[16];
-  memcpy(bytes, packed, sizeof(bytes));
-  const auto level = hn::BitCast(di8, hn::Load(du8, bytes));
-  hn::Store(hn::Sub(level, hn::Set(di8, int8_t{32})), di8, levels);
-  ScaleBytes(df, levels, 16, LoadF16Fast(b.d), scale);
-}
 
 // Codes [i, i + Lanes(du8)) of a block; du8 has 16 or 32 lanes and i is a multiple.
 template <class DU8>

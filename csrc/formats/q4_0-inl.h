@@ -20,6 +20,7 @@ struct Q4_0 {
   static constexpr int kMaxCode = 15;
   static constexpr bool kHasMin = false;
   static constexpr int kZeroLog2 = 3;  // weight = scale * (code - 8)
+  static constexpr bool kSubScales = false;
 
   struct Block {
     uint8_t d[2];  // f16; blocks are not aligned
@@ -76,12 +77,6 @@ HWY_BEFORE_NAMESPACE();
 namespace halfbyte {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-template <class DF>
-HWY_INLINE void Scales(Q4_0, DF /*df*/, const Q4_0::Block& b, float* scale,
-                       float* /*min*/) {
-  scale[0] = LoadF16Fast(b.d);
-}
 
 // Codes [i, i + Lanes(du8)) of a block; du8 has 16 or 32 lanes and i is a multiple.
 template <class DU8>

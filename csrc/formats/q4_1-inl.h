@@ -18,6 +18,7 @@ struct Q4_1 {
   static constexpr int kMaxCode = 15;
   static constexpr bool kHasMin = true;
   static constexpr int kZeroLog2 = 0;  // weight = scale * code - min
+  static constexpr bool kSubScales = false;
 
   struct Block {
     uint8_t d[2];  // f16
@@ -25,6 +26,11 @@ struct Q4_1 {
     uint8_t qs[16];
   };
   static_assert(sizeof(Block) == 20, "as stored in the file");
+
+  // The minimum as f16: it is subtracted.
+  static uint16_t MinBits(const Block& b) noexcept {
+    return static_cast<uint16_t>(LoadU16(b.m) ^ 0x8000);
+  }
 
   static void DecodeRef(const Block& b, float* out) noexcept {
     const float d = LoadF16(b.d), m = LoadF16(b.m);
@@ -53,13 +59,6 @@ HWY_BEFORE_NAMESPACE();
 namespace halfbyte {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-template <class DF>
-HWY_INLINE void Scales(Q4_1, DF /*df*/, const Q4_1::Block& b, float* scale,
-                       float* min) {
-  scale[0] = LoadF16Fast(b.d);
-  min[0] = -LoadF16Fast(b.m);
-}
 
 // Codes [i, i + Lanes(du8)) of a block; du8 has 16 or 32 lanes and i is a multiple.
 template <class DU8>

@@ -20,6 +20,7 @@ struct Q4_K {
   static constexpr int kMaxCode = 15;
   static constexpr bool kHasMin = true;
   static constexpr int kZeroLog2 = 0;  // weight = scale * code - min
+  static constexpr bool kSubScales = true;
 
   struct Block {
     uint8_t d[2];     // f16
@@ -28,6 +29,12 @@ struct Q4_K {
     uint8_t qs[128];
   };
   static_assert(sizeof(Block) == 144, "as stored in the file");
+
+  static uint16_t MinBits(const Block& b) noexcept { return LoadU16(b.dmin); }
+
+  static void SubScales(const Block& b, int8_t* scale, int8_t* min) noexcept {
+    UnpackKScales(b.scales, scale, min);
+  }
 
   static void DecodeRef(const Block& b, float* out) noexcept {
     const float d = LoadF16(b.d), dmin = LoadF16(b.dmin);
@@ -60,14 +67,6 @@ HWY_BEFORE_NAMESPACE();
 namespace halfbyte {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-template <class DF>
-HWY_INLINE void Scales(Q4_K, DF df, const Q4_K::Block& b, float* scale, float* min) {
-  uint8_t s[8], m[8];
-  UnpackKScales(b.scales, s, m);
-  ScaleBytes(df, s, 8, LoadF16Fast(b.d), scale);
-  ScaleBytes(df, m, 8, LoadF16Fast(b.dmin), min);
-}
 
 // Codes [i, i + Lanes(du8)) of a block; du8 has 16 or 32 lanes and i is a multiple.
 template <class DU8>

@@ -19,6 +19,7 @@ struct Q5_0 {
   static constexpr int kMaxCode = 31;
   static constexpr bool kHasMin = false;
   static constexpr int kZeroLog2 = 4;  // weight = scale * (code - 16)
+  static constexpr bool kSubScales = false;
 
   struct Block {
     uint8_t d[2];   // f16
@@ -55,12 +56,6 @@ HWY_BEFORE_NAMESPACE();
 namespace halfbyte {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-template <class DF>
-HWY_INLINE void Scales(Q5_0, DF /*df*/, const Q5_0::Block& b, float* scale,
-                       float* /*min*/) {
-  scale[0] = LoadF16Fast(b.d);
-}
 
 // Codes [i, i + Lanes(du8)) of a block; du8 has 16 or 32 lanes and i is a multiple.
 template <class DU8>

@@ -18,6 +18,7 @@ struct Q5_1 {
   static constexpr int kMaxCode = 31;
   static constexpr bool kHasMin = true;
   static constexpr int kZeroLog2 = 0;  // weight = scale * code - min
+  static constexpr bool kSubScales = false;
 
   struct Block {
     uint8_t d[2];   // f16
@@ -26,6 +27,11 @@ struct Q5_1 {
     uint8_t qs[16];
   };
   static_assert(sizeof(Block) == 24, "as stored in the file");
+
+  // The minimum as f16: it is subtracted.
+  static uint16_t MinBits(const Block& b) noexcept {
+    return static_cast<uint16_t>(LoadU16(b.m) ^ 0x8000);
+  }
 
   static void DecodeRef(const Block& b, float* out) noexcept {
     const float d = LoadF16(b.d), m = LoadF16(b.m);
@@ -55,13 +61,6 @@ HWY_BEFORE_NAMESPACE();
 namespace halfbyte {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-template <class DF>
-HWY_INLINE void Scales(Q5_1, DF /*df*/, const Q5_1::Block& b, float* scale,
-                       float* min) {
-  scale[0] = LoadF16Fast(b.d);
-  min[0] = -LoadF16Fast(b.m);
-}
 
 // Codes [i, i + Lanes(du8)) of a block; du8 has 16 or 32 lanes and i is a multiple.
 template <class DU8>

@@ -10,6 +10,7 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "base/half.h"
 
@@ -21,6 +22,7 @@ struct Q6_K {
   static constexpr int kMaxCode = 63;
   static constexpr bool kHasMin = false;
   static constexpr int kZeroLog2 = 5;  // weight = scale * (code - 32)
+  static constexpr bool kSubScales = true;
 
   struct Block {
     uint8_t ql[128];
@@ -29,6 +31,10 @@ struct Q6_K {
     uint8_t d[2];  // f16
   };
   static_assert(sizeof(Block) == 210, "as stored in the file");
+
+  static void SubScales(const Block& b, int8_t* scale, int8_t* /*min*/) noexcept {
+    memcpy(scale, b.scales, sizeof(b.scales));
+  }
 
   static void DecodeRef(const Block& b, float* out) noexcept {
     const float d = LoadF16(b.d);
@@ -136,12 +142,6 @@ HWY_BEFORE_NAMESPACE();
 namespace halfbyte {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-template <class DF>
-HWY_INLINE void Scales(Q6_K, DF df, const Q6_K::Block& b, float* scale,
-                       float* /*min*/) {
-  ScaleBytes(df, b.scales, 16, LoadF16Fast(b.d), scale);
-}
 
 // Codes [i, i + Lanes(du8)) of a block; du8 has 16 or 32 lanes and i is a multiple.
 template <class DU8>

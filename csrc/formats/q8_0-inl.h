@@ -19,6 +19,7 @@ struct Q8_0 {
   static constexpr int kMaxCode = 255;
   static constexpr bool kHasMin = false;
   static constexpr int kZeroLog2 = 7;  // weight = scale * (code - 128)
+  static constexpr bool kSubScales = false;
 
   struct Block {
     uint8_t d[2];  // f16
@@ -66,12 +67,6 @@ HWY_BEFORE_NAMESPACE();
 namespace halfbyte {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-template <class DF>
-HWY_INLINE void Scales(Q8_0, DF /*df*/, const Q8_0::Block& b, float* scale,
-                       float* /*min*/) {
-  scale[0] = LoadF16Fast(b.d);
-}
 
 // Codes [i, i + Lanes(du8)) of a block; du8 has 16 or 32 lanes and i is a multiple.
 template <class DU8>

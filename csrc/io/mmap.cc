@@ -165,6 +165,16 @@ MappedFile::~MappedFile() {
   if (fd_ >= 0) close(fd_);
 }
 
+void MappedFile::Forget(std::span<const uint8_t> part) const noexcept {
+  if (is_copy_ || part.empty()) return;
+  // Whole pages only: the first and the last may hold something else as well.
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(part.data());
+  const uintptr_t first = (begin + page - 1) / page * page;
+  const uintptr_t last = (begin + part.size()) / page * page;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
+
 void MappedFile::CheckUnchanged() const {
   if (is_copy_) return;
   struct stat st;

@@ -36,6 +36,10 @@ class MappedFile {
   std::span<const uint8_t> bytes() const noexcept { return {data_, size_}; }
   const std::string& path() const noexcept { return path_; }
 
+  // Lets go of the memory that `part` of the file takes here; it is read again when it
+  // is next needed. A copy stays.
+  void Forget(std::span<const uint8_t> part) const noexcept;
+
   // Throws Error of class kFileChanged if the file is shorter than when it was opened,
   // or as long but modified since. Growth is harmless. One fstat: call it before each
   // batch of accesses. A copy never changes.

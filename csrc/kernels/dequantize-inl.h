@@ -21,6 +21,10 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class Fmt>
 inline constexpr bool kIsFloat = Fmt::kBlockLen == 1;
 
+// Weights are levels, to be multiplied by a scale of their row that lies elsewhere.
+template <class Fmt>
+inline constexpr bool kHasRowScale = requires { Fmt::kRowScale; };
+
 // Groups of a block: weights that share a scale.
 template <class Fmt>
 inline constexpr size_t kGroups = Fmt::kBlockLen / Fmt::kGroupLen;
@@ -36,6 +40,28 @@ HWY_INLINE void DecodeFloats(const uint8_t* w, size_t K, float* HWY_RESTRICT out
   if (i < K) hn::StoreN(LoadWeightsN(Fmt(), df, w, i, K - i), df, out + i, K - i);
 }
 
+// The f32 scale of each group of a block, and its minimum.
+template <class Fmt, class DF>
+HWY_INLINE void Scales(DF df, const typename Fmt::Block& b, float* scale, float* min) {
+  const hn::CappedTag<float, 1> d1;
+  float d = 1.0f;
+  if constexpr (!kHasRowScale<Fmt>) d = LoadF16Fast(b.d);
+  float dmin = 0.0f;
+  if constexpr (Fmt::kHasMin) {
+    const HalfBits<decltype(d1)> bits;
+    dmin = hn::GetLane(PromoteF16(d1, hn::Set(bits, Fmt::MinBits(b))));
+  }
+  if constexpr (Fmt::kSubScales) {
+    int8_t s[16], m[16];
+    Fmt::SubScales(b, s, m);
+    ScaleBytes(df, s, kGroups<Fmt>, d, scale);
+    if constexpr (Fmt::kHasMin) ScaleBytes(df, m, kGroups<Fmt>, dmin, min);
+  } else {
+    scale[0] = d;
+    min[0] = dmin;
+  }
+}
+
 // One quantised block. Codes are widened a quarter vector at a time: all lanes of a
 // quarter belong to one group.
 template <class Fmt>
@@ -46,7 +72,7 @@ HWY_INLINE void DecodeBlock(const typename Fmt::Block& b, float* HWY_RESTRICT ou
   const hn::Full128<uint8_t> d16;
   float scale[kGroups<Fmt>], min[kGroups<Fmt>];
   alignas(16) uint8_t codes[16];
-  Scales(Fmt(), df, b, scale, min);
+  Scales<Fmt>(df, b, scale, min);
   const auto zero = hn::Set(di32, Fmt::kHasMin ? 0 : 1 << Fmt::kZeroLog2);
   for (size_t i = 0; i < Fmt::kBlockLen; i += 16) {
     const size_t g = i / Fmt::kGroupLen;

@@ -13,10 +13,15 @@
 
 namespace halfbyte {
 
+// Rows that a panel interleaves: see kernels/panel-inl.h.
+inline constexpr size_t kPanelRows = 16;
+
 // y[m, n] = dot(row n of W, row m of X) for n in [row_begin, row_end), m in [0, M).
 // W is N x K: N output features, K input features.
 struct LinearArgs {
-  const uint8_t* w;  // row 0; rows are row_bytes apart
+  // Float formats: row 0, and the bytes to the next. Quantised formats: panel 0, aligned
+  // to 64 bytes, and the bytes to the next panel.
+  const uint8_t* w;
   size_t w_row_bytes;
   // M rows of K activations: f32, x_ld elements apart, or K / 32 blocks, x_ld blocks
   // apart. The table says which of the two a format multiplies with.
@@ -24,23 +29,52 @@ struct LinearArgs {
   size_t x_ld;
   float* y;  // y_ld floats between the rows; must not alias w or x
   size_t y_ld;
-  size_t row_begin, row_end;
-  size_t M, K;  // K is a multiple of the block length
+  size_t row_begin, row_end;  // quantised formats: row_begin begins a panel
+  size_t M, K;                // K is a multiple of the block length
 };
 
-enum class Activations { kF32, kQ8 };
+// The same for weights with one scale a row and activations with one step a token.
+struct ChannelArgs {
+  const uint8_t* w;  // panels, as in LinearArgs
+  size_t w_row_bytes;
+  const float* w_scale;  // [N]
+  const int8_t* x;       // M rows of K codes, x_ld apart
+  size_t x_ld;
+  const int32_t* x_neg_sum;  // [M]: minus the sum of a row's codes
+  const float* x_scale;      // [M]: what a code of the row stands for
+  // 0: y is the product. Else it is rounded to -128 .. 127 times y_step, and where
+  // y_codes is not null, the codes are written there and y stays as it is.
+  float y_step;
+  float* y;
+  int8_t* y_codes;
+  size_t y_ld;
+  size_t row_begin, row_end;
+  size_t M, K;  // K <= 65536: sums of 255 * 128 stay below 2^31
+};
+
+enum class Activations { kF32, kQ8, kI8 };
 
 // Arguments are trusted: `ops/` has checked them. The sum of one output is made in the
 // same order for every M, so a row of a batch equals that row alone, bit for bit.
 struct FormatKernels {
   int64_t target;           // the HWY_TARGET this was compiled for
+  const char* dot;          // how it multiplies bytes: "VNNI", "MADD", "SDOT"
   Activations activations;  // what `linear` reads
   void (*decode_row)(const uint8_t* w, size_t K, float* out) noexcept;
+  // Null for formats with a scale a row, and the next null for the others.
   void (*linear)(const LinearArgs& args) noexcept;
+  void (*linear_channels)(const ChannelArgs& args) noexcept;
+  // Quantised formats, else null. Bytes of a panel of rows of K weights; and the panel
+  // of num_rows <= 16 rows, row_bytes apart.
+  size_t (*panel_bytes)(size_t K) noexcept;
+  void (*pack_panel)(const uint8_t* rows, size_t row_bytes, size_t num_rows, size_t K,
+                     uint8_t* panel) noexcept;
   // Scalar, the same on every target: the definition, and the oracle for tests.
   void (*decode_row_ref)(const uint8_t* w, size_t K, float* out) noexcept;
   // Null where the format can only be read.
   void (*encode_row_ref)(const float* in, size_t K, uint8_t* w) noexcept;
+  // Formats with a scale a row: returns it.
+  float (*encode_row_scaled_ref)(const float* in, size_t K, uint8_t* w) noexcept;
 };
 
 // The table for the best instruction set of this CPU. Look it up once an operation.

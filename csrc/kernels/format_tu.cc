@@ -3,6 +3,7 @@
 // and HALFBYTE_FMT_HEADER. SPDX-License-Identifier: Apache-2.0
 
 #include "base/targets.h"  // before any Highway header
+#include "kernels/fast_dot.h"
 #include "kernels/format_kernels.h"
 
 // clang-format off
@@ -14,7 +15,9 @@
 // After highway.h
 #include HALFBYTE_FMT_HEADER
 #include "kernels/dequantize-inl.h"
-#include "kernels/linear-inl.h"
+#include "kernels/channel-inl.h"
+#include "kernels/rows-inl.h"
+#include "kernels/tile-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace halfbyte {
@@ -43,15 +46,45 @@ constexpr auto EncodeRowRef() -> void (*)(const float*, size_t, uint8_t*) noexce
   }
 }
 
-const FormatKernels* Table() {
-  static constexpr FormatKernels kTable = {
-      .target = HWY_TARGET,
-      .activations = kIsFloat<HALFBYTE_FMT> ? Activations::kF32 : Activations::kQ8,
-      .decode_row = &DecodeRow<HALFBYTE_FMT>,
-      .linear = &Linear<HALFBYTE_FMT>,
-      .decode_row_ref = &DecodeRowRef,
-      .encode_row_ref = EncodeRowRef<HALFBYTE_FMT>(),
+template <class Fmt>
+constexpr auto EncodeRowScaledRef() {
+  return [](const float* in, size_t K, uint8_t* w) noexcept {
+    return Fmt::EncodeRowScaledRef(in, K / Fmt::kBlockLen, reinterpret_cast<Block*>(w));
   };
+}
+
+template <class Fmt, class Dot>
+constexpr FormatKernels MakeTable() {
+  FormatKernels table = {};
+  table.target = HWY_TARGET;
+  table.dot = Dot::kName;
+  table.decode_row = &DecodeRow<Fmt>;
+  table.decode_row_ref = &DecodeRowRef;
+  table.encode_row_ref = EncodeRowRef<Fmt>();
+  if constexpr (kIsFloat<Fmt>) {
+    table.activations = Activations::kF32;
+    table.linear = &LinearRows<Fmt>;
+  } else {
+    if constexpr (kHasRowScale<Fmt>) {
+      table.activations = Activations::kI8;
+      table.linear_channels = &LinearChannels<Fmt, Dot>;
+      table.encode_row_scaled_ref = EncodeRowScaledRef<Fmt>();
+    } else {
+      table.activations = Activations::kQ8;
+      table.linear = &LinearPanels<Fmt, Dot>;
+    }
+    table.panel_bytes = &Panel<Fmt>::Bytes;
+    table.pack_panel = &PackPanel<Fmt>;
+  }
+  return table;
+}
+
+const FormatKernels* Table() {
+  static constexpr FormatKernels kTable = MakeTable<HALFBYTE_FMT, BaseDot>();
+#if HALFBYTE_HAVE_FAST_DOT
+  static constexpr FormatKernels kFastTable = MakeTable<HALFBYTE_FMT, FastDot>();
+  if (UseFastDot(HWY_TARGET)) return &kFastTable;
+#endif
   return &kTable;
 }
 

@@ -18,34 +18,61 @@ namespace halfbyte {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// The largest |x| of a block, or NaN if one of them is not finite. Compared as bits:
-// what Max does with NaN differs between instruction sets.
-float MaxMagnitude(const float* x) {
+// Compared as bits: what Max does with NaN differs between instruction sets.
+float MaxMagnitudeTarget(const float* x, size_t K) {
   const hn::CappedTag<float, 16> df;
   const hn::RebindToSigned<decltype(df)> di32;
+  const size_t lanes = hn::Lanes(df);
   auto max = hn::Zero(di32);
-  for (size_t i = 0; i < Q8Block::kLen; i += hn::Lanes(df)) {
+  size_t i = 0;
+  for (; i + lanes <= K; i += lanes) {
     max = hn::Max(max, hn::BitCast(di32, hn::Abs(hn::LoadU(df, x + i))));
+  }
+  if (i < K) {
+    max = hn::Max(max, hn::BitCast(di32, hn::Abs(hn::LoadN(df, x + i, K - i))));
   }
   const int32_t bits = hn::ReduceMax(di32, max);
   return bits >= 0x7F800000 ? std::numeric_limits<float>::quiet_NaN()
                             : hwy::BitCastScalar<float>(bits);
 }
 
-void NegativeSums(Q8Block& b) {
-  for (size_t i = 0; i < Q8Block::kLen / 4; ++i) {
-    const int8_t* q = b.q + 4 * i;
-    b.neg_sum[i] = static_cast<int16_t>(-(q[0] + q[1] + q[2] + q[3]));
+int32_t QuantizeI8Target(const float* x, size_t K, float step, int8_t* codes) {
+  const hn::CappedTag<float, 16> df;
+  const hn::RebindToSigned<decltype(df)> di32;
+  const hn::Rebind<int8_t, decltype(df)> di8;
+  const size_t lanes = hn::Lanes(df);
+  const auto d = hn::Set(df, step);
+  const auto low = hn::Set(df, -128.0f), high = hn::Set(df, 127.0f);
+  auto sum = hn::Zero(di32);
+  for (size_t i = 0; i < K; i += lanes) {
+    const size_t n = HWY_MIN(lanes, K - i);
+    const auto v = n == lanes ? hn::LoadU(df, x + i) : hn::LoadN(df, x + i, n);
+    const auto level = hn::Div(v, d);
+    const auto number = hn::IfThenElseZero(hn::Eq(level, level), level);
+    const auto code = hn::NearestInt(hn::Min(hn::Max(number, low), high));
+    sum = hn::Add(sum, code);
+    hn::StoreN(hn::DemoteTo(di8, code), di8, codes + i, n);
   }
+  return -hn::ReduceSum(di32, sum);
+}
+
+void NegativeSums(Q8Block& b) {
+  int32_t first = 0, last = 0;
+  for (size_t i = 0; i < Q8Block::kLen / 2; ++i) {
+    first += b.q[i];
+    last += b.q[i + Q8Block::kLen / 2];
+  }
+  b.neg_sum = -(first + last);
+  b.neg_sum_last = -last;
 }
 
 void QuantizeBlock(const float* x, Q8Block& b) {
   const hn::CappedTag<float, 16> df;
   const hn::Rebind<int8_t, decltype(df)> di8;
-  b.d = MaxMagnitude(x) / 127.0f;
+  b.d = MaxMagnitudeTarget(x, Q8Block::kLen) / 127.0f;
   if (!(b.d > 0.0f)) {  // zeros, or not finite: codes 0
     for (int8_t& q : b.q) q = 0;
-    for (int16_t& sum : b.neg_sum) sum = 0;
+    b.neg_sum = b.neg_sum_last = 0;
     return;
   }
   const auto d = hn::Set(df, b.d);
@@ -74,6 +101,16 @@ HWY_AFTER_NAMESPACE();
 namespace halfbyte {
 
 HWY_EXPORT(QuantizeQ8Target);
+HWY_EXPORT(MaxMagnitudeTarget);
+HWY_EXPORT(QuantizeI8Target);
+
+float MaxMagnitude(const float* x, size_t K) noexcept {
+  return HWY_DYNAMIC_DISPATCH(MaxMagnitudeTarget)(x, K);
+}
+
+int32_t QuantizeI8(const float* x, size_t K, float step, int8_t* codes) noexcept {
+  return HWY_DYNAMIC_DISPATCH(QuantizeI8Target)(x, K, step, codes);
+}
 
 void QuantizeQ8(const float* x, size_t K, Q8Block* out) noexcept {
   HWY_DYNAMIC_DISPATCH(QuantizeQ8Target)(x, K, out);

@@ -14,17 +14,24 @@ namespace halfbyte {
 struct Q8Block {
   static constexpr size_t kLen = 32;
 
-  float d;         // max |x| / 127
+  float d;  // max |x| / 127
+  // Minus the sum of all codes, and of the last 16: times a format's zero point, the
+  // start value of the dot product that multiplies the same codes.
+  int32_t neg_sum, neg_sum_last;
   int8_t q[kLen];  // -127 .. 127: -128 would break the sign trick of simd-inl.h
-  // Minus the sum of four neighbouring codes: times a format's zero point, the start
-  // value of the dot product that multiplies the same four codes.
-  int16_t neg_sum[kLen / 4];
 };
 
 // Codes are x / d rounded to nearest even, equal on every target. A block that holds a
 // NaN or an infinity gets d = NaN, so that every product with it is NaN.
 // `K` is a multiple of 32; `out` holds K / 32 blocks.
 void QuantizeQ8(const float* x, size_t K, Q8Block* out) noexcept;
+
+// The largest |x|, or NaN if one is not finite.
+float MaxMagnitude(const float* x, size_t K) noexcept;
+
+// A row with one step: codes x / step rounded to nearest even, within -128 .. 127; NaN
+// becomes 0. Returns minus their sum.
+int32_t QuantizeI8(const float* x, size_t K, float step, int8_t* codes) noexcept;
 
 }  // namespace halfbyte
 #endif  // HALFBYTE_KERNELS_Q8_H_

@@ -51,25 +51,23 @@ std::string TextIfThere(const fs::path& path) {
 
 // Bytes of a layer's matrices, `experts_used` of its experts among them.
 uint64_t LayerBytes(const LayerWeights& w, const ModelConfig& c, size_t experts_used) {
-  uint64_t bytes = 0;
-  for (const WeightView* view : {&w.q, &w.k, &w.v, &w.o, &w.gate, &w.up, &w.down,
-                                 &w.ple_gate, &w.ple_proj, &w.moe.router}) {
-    if (view->data != nullptr) bytes += view->bytes();
-  }
-  if (c.num_experts != 0) {
-    uint64_t experts = w.moe.down.bytes();
-    for (const WeightView* view : {&w.moe.gate_up, &w.moe.gate, &w.moe.up}) {
-      if (view->data != nullptr) experts += view->bytes();
-    }
-    bytes += experts / c.num_experts * experts_used;
-  }
+  uint64_t bytes = 0, experts = 0;
+  ForEachMatrix(w, [&](const WeightView& view) {
+    const MoeWeights& moe = w.moe;
+    const bool is_expert = &view == &moe.gate_up || &view == &moe.gate ||
+                           &view == &moe.up || &view == &moe.down;
+    (is_expert ? experts : bytes) += view.bytes();
+  });
+  if (c.num_experts != 0) bytes += experts / c.num_experts * experts_used;
   return bytes;
 }
 
 }  // namespace
 
-std::shared_ptr<const Model> Model::Load(const std::string& path,
-                                         const ModelOptions& options) {
+std::shared_ptr<const Model> Model::Load(const Context& context,
+                                         const std::string& path,
+                                         const ModelOptions& options,
+                                         const LoadProgress& progress) {
   std::shared_ptr<Model> model(new Model);
   model->options_ = options;
   fs::path p = path;
@@ -85,6 +83,7 @@ std::shared_ptr<const Model> Model::Load(const std::string& path,
     if (!e.info().path.empty()) throw;
     throw e.WithPath(path);
   }
+  model->RepackWeights(context, progress);
   return model;
 }
 
@@ -217,6 +216,48 @@ void Model::CheckMemory() const {
   info.expected = "a machine or a limit larger than that";
   info.requested_bytes = need;
   throw Error(ErrorClass::kOutOfMemory, std::move(info));
+}
+
+// Some rows are packed after the other, and what the file's pages took is let go of
+// after each: the peak is the weights and a little more.
+void Model::RepackWeights(const Context& context, const LoadProgress& progress) {
+  if (options_.repack == Repack::kNever) return;
+  // Products with f32 activations decode the rows as they are stored.
+  if (options_.activations == ActivationMode::kF32) return;
+  std::vector<WeightView*> views;
+  uint64_t bytes = 0;
+  const auto add = [&](WeightView& view) {
+    if (view.packed_bytes() == 0) return;
+    views.push_back(&view);
+    bytes += view.packed_bytes();
+  };
+  for (LayerWeights& layer : weights_.layers) ForEachMatrix(layer, add);
+  if (weights_.ple_model_proj.data != nullptr) add(weights_.ple_model_proj);
+  add(weights_.head);
+  const uint64_t free = AvailableMemory();
+  if (options_.repack == Repack::kAuto && free != 0 && free < bytes + bytes / 5) return;
+  panels_ = PageBuffer(bytes);
+  uint8_t* panels = panels_.data();
+  for (WeightView* view : views) {
+    view->panels = panels;
+    constexpr size_t kStepBytes = 32u << 20;
+    const size_t step = std::max<size_t>(kStepBytes / view->row_bytes() / 32 * 32, 32);
+    for (size_t row = 0; row < view->N; row += step) {
+      WeightView rows = view->Rows(row, std::min(step, view->N - row));
+      PackPanels(context, rows, panels);
+      panels += rows.packed_bytes();
+      Forget(rows);
+      if (progress) progress(static_cast<uint64_t>(panels - panels_.data()), bytes);
+    }
+  }
+}
+
+void Model::Forget(const WeightView& w) const {
+  for (const auto& file : files_) {
+    const uint8_t* begin = file->bytes().data();
+    if (w.data < begin || w.data >= begin + file->bytes().size()) continue;
+    file->Forget({w.data, w.bytes()});
+  }
 }
 
 void Model::FindSuppressed() {

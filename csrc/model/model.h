@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -23,13 +24,27 @@
 #include "model/weights.h"
 #include "ops/linear.h"
 #include "ops/rowwise.h"
+#include "runtime/pages.h"
+#include "runtime/thread_pool.h"
 
 namespace halfbyte {
+
+// Whether weights are copied at load into the order in which products read them.
+// Without it every product reorders as it goes: less memory, slower decoding.
+enum class Repack {
+  kAuto,  // if the memory that is free holds them with a fifth to spare
+  kAlways,
+  kNever,
+};
+
+// Called with the bytes repacked so far and in all.
+using LoadProgress = std::function<void(uint64_t done, uint64_t total)>;
 
 struct ModelOptions {
   size_t context = 0;  // positions of a session; 0: what the model was made for
   KvType kv = KvType::kF32;
   ActivationMode activations = ActivationMode::kAuto;
+  Repack repack = Repack::kAuto;
 };
 
 // How many tensors, and how many bytes, the text model has of one type.
@@ -47,8 +62,10 @@ class Model {
   // `path`: a GGUF file (any shard), or a directory in the Hugging Face layout
   // (config.json, *.safetensors, and tokenizer.json if there is one). Throws Error;
   // kOutOfMemory if the weights that every token reads exceed the machine's memory.
-  static std::shared_ptr<const Model> Load(const std::string& path,
-                                           const ModelOptions& options);
+  static std::shared_ptr<const Model> Load(const Context& context,
+                                           const std::string& path,
+                                           const ModelOptions& options,
+                                           const LoadProgress& progress);
 
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return weights_; }
@@ -62,6 +79,8 @@ class Model {
   }
   const std::vector<TypeUse>& types() const { return types_; }
   uint64_t file_bytes() const;
+  // Weights that were repacked; 0 if they are used where the file maps them.
+  uint64_t repacked_bytes() const { return panels_.bytes(); }
   // Weights that decoding one token reads.
   uint64_t bytes_per_token() const;
   // Keys and values of `positions` positions of one session.
@@ -84,12 +103,15 @@ class Model {
   void Finish(const std::vector<TensorView>& tensors, TensorNames names);
   void MakeRope();
   void CheckMemory() const;
+  void RepackWeights(const Context& context, const LoadProgress& progress);
+  void Forget(const WeightView& w) const;
   void FindSuppressed();
 
   ModelOptions options_;
   std::vector<std::shared_ptr<const MappedFile>> files_;
   ModelConfig config_{};
   ModelWeights weights_;
+  PageBuffer panels_;
   std::optional<Tokenizer> tokenizer_;
   std::string chat_template_;
   std::vector<std::pair<std::string, double>> sampling_;

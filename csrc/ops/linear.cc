@@ -3,22 +3,86 @@
 #include "ops/linear.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "base/error.h"
 #include "kernels/format_kernels.h"
+#include "kernels/vector_ops.h"
 #include "ops/rows.h"
+#include "runtime/pages.h"
 
 namespace halfbyte {
 namespace {
 
+// Rows that a tile of a longer prompt takes: slices are whole tiles.
+constexpr size_t kTileRows = 2 * kPanelRows;
+
 // Rows of W a task takes: enough bytes to be worth handing out, few enough that every
 // thread gets several.
 size_t RowsPerTask(const WeightView& w, size_t num_threads) {
-  constexpr size_t kTaskBytes = 64 * 1024, kTileRows = 16;
+  constexpr size_t kTaskBytes = 64 * 1024;
   const size_t by_bytes = kTaskBytes / std::max<size_t>(w.row_bytes(), 1);
   const size_t by_threads = w.N / (num_threads * 8);
   const size_t rows = std::max({by_bytes, by_threads, kTileRows});
   return (rows + kTileRows - 1) / kTileRows * kTileRows;
+}
+
+// Panels of rows [begin, end) of w.
+void PackRows(const WeightView& w, size_t begin, size_t end, uint8_t* panels) {
+  const FormatKernels& kernels = KernelsFor(w.format);
+  const size_t panel_bytes = w.panel_bytes();
+  for (size_t n = begin; n < end; n += kPanelRows, panels += panel_bytes) {
+    kernels.pack_panel(w.data + n * w.row_bytes(), w.row_bytes(),
+                       std::min(kPanelRows, end - n), w.K, panels);
+  }
+}
+
+// Moves a slice to the rows from n on: what is left counts from 0.
+void BeginAt(size_t n, LinearArgs& a) { a.y += n; }
+void BeginAt(size_t n, ChannelArgs& a) {
+  a.w_scale += n;
+  if (a.y != nullptr) a.y += n;
+  if (a.y_codes != nullptr) a.y_codes += n;
+}
+
+// One slice of weights that nobody has packed: a tile at a time, in this thread's
+// memory. What a weight costs in packing is soon shared by a prompt's tokens.
+template <class Args>
+void LinearUnpacked(const WeightView& w, const Args& slice,
+                    void (*linear)(const Args&) noexcept) {
+  const size_t panel_bytes = w.panel_bytes();
+  uint8_t* panels = ThreadScratch(2 * panel_bytes);
+  for (size_t n = slice.row_begin; n < slice.row_end; n += kTileRows) {
+    const size_t end = std::min(n + kTileRows, slice.row_end);
+    PackRows(w, n, end, panels);
+    Args tile = slice;
+    BeginAt(n, tile);
+    tile.w = panels;
+    tile.row_begin = 0;
+    tile.row_end = end - n;
+    linear(tile);
+  }
+}
+
+// All rows of quantised weights, shared out.
+template <class Args>
+void LinearSlices(const Context& context, const WeightView& w, const Args& args,
+                  void (*linear)(const Args&) noexcept) {
+  const size_t step = RowsPerTask(w, context.num_threads);
+  context.ParallelFor((w.N + step - 1) / step, [&](size_t task) {
+    Args slice = args;
+    slice.w = w.panels;
+    slice.w_row_bytes = w.panel_bytes();
+    slice.row_begin = task * step;
+    slice.row_end = std::min(slice.row_begin + step, w.N);
+    if (w.panels == nullptr) return LinearUnpacked(w, slice, linear);
+    linear(slice);
+  });
+}
+
+void DecodeRow(const WeightView& w, size_t row, float* out) {
+  KernelsFor(w.format).decode_row(w.data + row * w.row_bytes(), w.K, out);
+  if (w.row_scale != nullptr) Scale(w.row_scale[row], w.K, out);
 }
 
 // One slice with f32 activations whatever the format: rows are decoded, a few at a
@@ -26,13 +90,12 @@ size_t RowsPerTask(const WeightView& w, size_t num_threads) {
 void LinearDecoded(const WeightView& w, Mat<const float> x, Mat<float> y, size_t begin,
                    size_t end) {
   constexpr size_t kRows = 16;
-  const FormatKernels& format = KernelsFor(w.format);
   const FormatKernels& f32 = KernelsFor(Format::kF32);
   std::vector<float> rows(kRows * w.K);
   for (size_t n = begin; n < end; n += kRows) {
     const size_t count = std::min(kRows, end - n);
     for (size_t i = 0; i < count; ++i) {
-      format.decode_row(w.data + (n + i) * w.row_bytes(), w.K, &rows[i * w.K]);
+      DecodeRow(w, n + i, &rows[i * w.K]);
     }
     f32.linear({.w = reinterpret_cast<const uint8_t*>(rows.data()),
                 .w_row_bytes = w.K * sizeof(float),
@@ -49,15 +112,117 @@ void LinearDecoded(const WeightView& w, Mat<const float> x, Mat<float> y, size_t
 
 }  // namespace
 
+size_t WeightView::panel_bytes() const {
+  const FormatKernels& kernels = KernelsFor(format);
+  return kernels.panel_bytes == nullptr ? 0 : kernels.panel_bytes(K);
+}
+
+size_t WeightView::packed_bytes() const {
+  return (N + kPanelRows - 1) / kPanelRows * panel_bytes();
+}
+
+WeightView WeightView::Rows(size_t begin, size_t count) const {
+  WeightView rows = *this;
+  rows.N = count;
+  rows.data += begin * row_bytes();
+  if (row_scale != nullptr) rows.row_scale += begin;
+  // Rows that begin inside a panel are still there as they were stored.
+  if (panels != nullptr && begin % kPanelRows == 0) {
+    rows.panels += begin / kPanelRows * panel_bytes();
+  } else {
+    rows.panels = nullptr;
+  }
+  return rows;
+}
+
+void PackPanels(const Context& context, const WeightView& w, uint8_t* panels) {
+  const size_t step = RowsPerTask(w, context.num_threads);
+  context.ParallelFor((w.N + step - 1) / step, [&](size_t task) {
+    const size_t begin = task * step;
+    PackRows(w, begin, std::min(begin + step, w.N),
+             panels + begin / kPanelRows * w.panel_bytes());
+  });
+}
+
 const Q8Block* LinearInput::Q8() {
-  const size_t blocks = x_.cols / Q8Block::kLen;
   if (q8_.empty()) {
-    q8_.resize(x_.rows * blocks);
+    q8_.resize(x_.rows * q8_ld());
     ForEachRow(context_, x_.rows, x_.cols,
-               [&](size_t m) { QuantizeQ8(x_.Row(m), x_.cols, &q8_[m * blocks]); });
+               [&](size_t m) { QuantizeQ8(x_.Row(m), x_.cols, &q8_[m * q8_ld()]); });
   }
   return q8_.data();
 }
+
+const LinearInput::Rows8& LinearInput::I8(float step) {
+  if (i8_.step == step) return i8_;
+  const size_t M = x_.rows, K = x_.cols;
+  // Rows a power of two apart would share their places in the first cache.
+  i8_.ld = K + 64;
+  i8_.step = step;
+  i8_.codes.resize(M * i8_.ld);
+  i8_.neg_sum.resize(M);
+  i8_.scale.resize(M);
+  ForEachRow(context_, M, K, [&](size_t m) {
+    const float scale = step != 0.0f ? step : MaxMagnitude(x_.Row(m), K) / 127.0f;
+    i8_.scale[m] = scale;
+    i8_.neg_sum[m] = QuantizeI8(x_.Row(m), K, scale, &i8_.codes[m * i8_.ld]);
+  });
+  return i8_;
+}
+
+namespace {
+
+// Sums of 255 * 128 must stay below 2^31.
+void CheckChannels(const WeightView& w) {
+  Require(w.K <= 65536, "linear: K above 65536 for a format with one scale a row");
+  Require(w.row_scale != nullptr || w.N == 0, "linear: w has no row scales");
+}
+
+void LinearRowScaled(LinearInput& x, const WeightView& w, Mat<float> y) {
+  CheckChannels(w);
+  const LinearInput::Rows8& codes = x.I8(w.x_step);
+  const ChannelArgs args = {.w = nullptr,
+                            .w_row_bytes = 0,
+                            .w_scale = w.row_scale,
+                            .x = codes.codes.data(),
+                            .x_ld = codes.ld,
+                            .x_neg_sum = codes.neg_sum.data(),
+                            .x_scale = codes.scale.data(),
+                            .y_step = w.y_step,
+                            .y = y.data,
+                            .y_codes = nullptr,
+                            .y_ld = y.ld,
+                            .row_begin = 0,
+                            .row_end = 0,
+                            .M = y.rows,
+                            .K = w.K};
+  LinearSlices(x.context(), w, args, KernelsFor(w.format).linear_channels);
+}
+
+// f32 activations: float weights, or others decoded as they are met.
+void LinearFloats(LinearInput& x, const WeightView& w, Mat<float> y) {
+  const Mat<const float> in = x.x();
+  const FormatKernels& kernels = KernelsFor(w.format);
+  const size_t step = RowsPerTask(w, x.context().num_threads);
+  x.context().ParallelFor((w.N + step - 1) / step, [&](size_t task) {
+    const size_t begin = task * step, end = std::min(begin + step, w.N);
+    if (kernels.activations != Activations::kF32) {
+      return LinearDecoded(w, in, y, begin, end);
+    }
+    kernels.linear({.w = w.data,
+                    .w_row_bytes = w.row_bytes(),
+                    .x = in.data,
+                    .x_ld = in.ld,
+                    .y = y.data,
+                    .y_ld = y.ld,
+                    .row_begin = begin,
+                    .row_end = end,
+                    .M = in.rows,
+                    .K = w.K});
+  });
+}
+
+}  // namespace
 
 void Linear(LinearInput& x, const WeightView& w, Mat<float> y) {
   const Mat<const float> in = x.x();
@@ -65,40 +230,61 @@ void Linear(LinearInput& x, const WeightView& w, Mat<float> y) {
   Require(y.rows == in.rows && y.cols == w.N, "linear: y is not M x N");
   if (in.rows == 0 || w.N == 0) return;
   const FormatKernels& kernels = KernelsFor(w.format);
-  const bool q8 = kernels.activations == Activations::kQ8;
-  const bool decode = q8 && x.mode() == ActivationMode::kF32;
-  LinearArgs args = {.w = w.data,
-                     .w_row_bytes = w.row_bytes(),
-                     .x = in.data,
-                     .x_ld = in.ld,
-                     .y = y.data,
-                     .y_ld = y.ld,
-                     .row_begin = 0,
-                     .row_end = 0,
-                     .M = in.rows,
-                     .K = w.K};
-  if (q8 && !decode) {
-    args.x = x.Q8();
-    args.x_ld = w.K / Q8Block::kLen;
+  if (kernels.activations == Activations::kF32 || x.mode() == ActivationMode::kF32) {
+    return LinearFloats(x, w, y);
   }
-  const size_t step = RowsPerTask(w, x.context().num_threads);
-  x.context().ParallelFor((w.N + step - 1) / step, [&](size_t task) {
-    const size_t begin = task * step, end = std::min(begin + step, w.N);
-    if (decode) return LinearDecoded(w, in, y, begin, end);
-    LinearArgs slice = args;
-    slice.row_begin = begin;
-    slice.row_end = end;
-    kernels.linear(slice);
+  if (kernels.activations == Activations::kI8) return LinearRowScaled(x, w, y);
+  const LinearArgs args = {.w = nullptr,
+                           .w_row_bytes = 0,
+                           .x = x.Q8(),
+                           .x_ld = x.q8_ld(),
+                           .y = y.data,
+                           .y_ld = y.ld,
+                           .row_begin = 0,
+                           .row_end = 0,
+                           .M = in.rows,
+                           .K = w.K};
+  LinearSlices(x.context(), w, args, kernels.linear);
+}
+
+void LinearCodes(const Context& context, Mat<const int8_t> x, float x_step,
+                 const WeightView& w, float y_step, Mat<int8_t> y) {
+  Require(x.cols == w.K, "linear_codes: x and w differ in K");
+  Require(y.rows == x.rows && y.cols == w.N, "linear_codes: y is not M x N");
+  Require(KernelsFor(w.format).linear_channels != nullptr,
+          "linear_codes: w has no scale a row");
+  Require(x_step > 0.0f && y_step > 0.0f, "linear_codes: a step is not above 0");
+  CheckChannels(w);
+  if (x.rows == 0 || w.N == 0) return;
+  std::vector<int32_t> neg_sum(x.rows);
+  ForEachRow(context, x.rows, x.cols, [&](size_t m) {
+    const int8_t* row = x.Row(m);
+    neg_sum[m] = -std::accumulate(row, row + x.cols, int32_t{0});
   });
+  const std::vector<float> scale(x.rows, x_step);
+  const ChannelArgs args = {.w = nullptr,
+                            .w_row_bytes = 0,
+                            .w_scale = w.row_scale,
+                            .x = x.data,
+                            .x_ld = x.ld,
+                            .x_neg_sum = neg_sum.data(),
+                            .x_scale = scale.data(),
+                            .y_step = y_step,
+                            .y = nullptr,
+                            .y_codes = y.data,
+                            .y_ld = y.ld,
+                            .row_begin = 0,
+                            .row_end = 0,
+                            .M = x.rows,
+                            .K = w.K};
+  LinearSlices(context, w, args, KernelsFor(w.format).linear_channels);
 }
 
 void EmbeddingRows(const Context& context, const WeightView& w,
                    std::span<const int32_t> ids, Mat<float> y) {
   Require(y.rows == ids.size() && y.cols == w.K, "embedding_rows: y is not M x K");
-  const FormatKernels& kernels = KernelsFor(w.format);
   ForEachRow(context, ids.size(), w.K, [&](size_t i) {
-    const auto row = static_cast<size_t>(ids[i]);
-    kernels.decode_row(w.data + row * w.row_bytes(), w.K, y.Row(i));
+    DecodeRow(w, static_cast<size_t>(ids[i]), y.Row(i));
   });
 }
 

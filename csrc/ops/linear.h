@@ -23,13 +23,27 @@ struct WeightView {
   Format format = Format::kF32;
   size_t N = 0, K = 0;
   const uint8_t* data = nullptr;  // any alignment
+  // The same weights in panels of 16 rows, aligned to 64 bytes: what products read. Null
+  // until someone packs them (PackPanels); products then pack as they go.
+  const uint8_t* panels = nullptr;
+  // [N], for formats with one scale a row; never null there.
+  const float* row_scale = nullptr;
+  // The same formats: steps of 8-bit codes that the checkpoint was trained with, for
+  // what goes in and what comes out. 0: in by each token's largest magnitude, out as it
+  // is.
+  float x_step = 0.0f, y_step = 0.0f;
 
   size_t row_bytes() const { return RowBytes(format, K); }
   size_t bytes() const { return N * row_bytes(); }
-  WeightView Rows(size_t begin, size_t count) const {
-    return {format, count, K, data + begin * row_bytes()};
-  }
+  // Null for float formats, which are multiplied as they are stored.
+  size_t panel_bytes() const;
+  // Of all panels.
+  size_t packed_bytes() const;
+  WeightView Rows(size_t begin, size_t count) const;
 };
+
+// Writes w.packed_bytes() bytes of panels, aligned to 64. Changes no value.
+void PackPanels(const Context& context, const WeightView& w, uint8_t* panels);
 
 enum class ActivationMode {
   kAuto,  // 8-bit codes for quantised weights, f32 for float weights
@@ -47,18 +61,37 @@ class LinearInput {
   Mat<const float> x() const { return x_; }
   ActivationMode mode() const { return mode_; }
   const Context& context() const { return context_; }
-  // M rows of K / 32 blocks. K must be a multiple of 32.
+  // One row of codes a token, all with step `step`; 0: each with max |x| / 127.
+  struct Rows8 {
+    float step;
+    size_t ld;
+    std::vector<int8_t> codes;
+    std::vector<int32_t> neg_sum;
+    std::vector<float> scale;
+  };
+  const Rows8& I8(float step);
+
+  // M rows of K / 32 blocks, q8_ld() blocks apart. K must be a multiple of 32.
   const Q8Block* Q8();
+  // Odd: rows a power of two apart would share their places in the first cache.
+  size_t q8_ld() const { return x_.cols / Q8Block::kLen | 1; }
 
  private:
   const Context& context_;
   Mat<const float> x_;
   ActivationMode mode_;
   std::vector<Q8Block> q8_;
+  Rows8 i8_ = {.step = -1.0f, .ld = 0, .codes = {}, .neg_sum = {}, .scale = {}};
 };
 
 // y[M, N] = x[M, K] W[N, K]^T. `y` must not overlap x. Throws ShapeError.
 void Linear(LinearInput& x, const WeightView& w, Mat<float> y);
+
+// From codes to codes: y = round(x_step w.row_scale (w . x) / y_step) within -128 ..
+// 127, the product in exact integers. Only for formats with one scale a row; x_step and
+// y_step are above 0. Throws ShapeError.
+void LinearCodes(const Context& context, Mat<const int8_t> x, float x_step,
+                 const WeightView& w, float y_step, Mat<int8_t> y);
 
 // y.Row(i) = row ids[i] of w, decoded. Ids are trusted to be below w.N.
 void EmbeddingRows(const Context& context, const WeightView& w,

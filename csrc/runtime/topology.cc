@@ -152,13 +152,32 @@ MemoryBudget TotalMemory() {
   return {machine, "machine"};
 }
 
+namespace {
+
+// The kB of a line "Name:   123 kB" of a file, in bytes; 0 if it is not there.
+uint64_t KibiField(const char* path, std::string_view name) {
+  std::ifstream in(path);
+  for (std::string line; std::getline(in, line);) {
+    if (!line.starts_with(name)) continue;
+    return 1024 * strtoull(line.c_str() + name.size(), nullptr, 10);
+  }
+  return 0;
+}
+
+}  // namespace
+
+uint64_t AvailableMemory() {
+  const uint64_t machine = KibiField("/proc/meminfo", "MemAvailable:");
+  const std::optional<uint64_t> group = MemoryLimit("");
+  if (!group) return machine;
+  const uint64_t used = KibiField("/proc/self/status", "VmRSS:");
+  const uint64_t left = *group > used ? *group - used : 1;
+  return machine == 0 ? left : std::min(machine, left);
+}
+
 uint64_t PeakRss() {
   // Not getrusage first: its peak outlives exec, so it may be that of our parent.
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);) {
-    if (!line.starts_with("VmHWM:")) continue;
-    return 1024 * strtoull(line.c_str() + sizeof("VmHWM:") - 1, nullptr, 10);
-  }
+  if (const uint64_t peak = KibiField("/proc/self/status", "VmHWM:")) return peak;
   struct rusage usage;
   if (getrusage(RUSAGE_SELF, &usage) != 0) return 0;
 #ifdef __APPLE__

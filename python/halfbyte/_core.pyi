@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiled core of halfbyte. Use the functions of `halfbyte` instead."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, final
 
 import numpy as np
@@ -19,6 +19,9 @@ __version__: str
 
 def cpu_target() -> str:
     """Name of the instruction set in use."""
+
+def cpu_dot() -> str:
+    """How the target in use multiplies bytes: VNNI, MADD or SDOT."""
 
 def cpu_targets() -> list[str]:
     """Instruction sets of this build and this CPU, best first."""
@@ -40,17 +43,30 @@ def peak_rss() -> int:
 
 # ---- operations on rows: float32 matrices whose rows are contiguous
 
-def formats() -> list[tuple[str, int, int, int, bool]]:
+def formats() -> list[tuple[str, int, int, int, bool, bool]]:
     """Name, type id, weights a block, bytes a block, writable: of each format."""
 
-def quantize(x: _F32, format: str, threads: int) -> _U8:
-    """Pack the rows of `x`."""
+def quantize(x: _F32, format: str, threads: int) -> tuple[_U8, _F32]:
+    """Pack the rows of `x`; the second item has their scales, if the format does."""
+
+@final
+class Panels:
+    """A weight's copy in kernel order."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size."""
+
+def pack_panels(w: _U8, format: str, n: int, k: int, threads: int) -> Panels:
+    """Copy the n x k weight `w` into kernel order."""
 
 def linear(
     x: _F32,
     w: _U8,
     format: str,
     n: int,
+    scales: _F32 | None,
+    panels: Panels | None,
     bias: _F32 | None,
     out: _F32,
     activations: str,
@@ -58,8 +74,29 @@ def linear(
 ) -> None:
     """Write ``x @ w.T + bias`` to `out`."""
 
+def linear_codes(
+    x: NDArray[np.int8],
+    x_step: float,
+    w: _U8,
+    format: str,
+    n: int,
+    scales: _F32,
+    panels: Panels | None,
+    y_step: float,
+    out: NDArray[np.int8],
+    threads: int,
+) -> None:
+    """Write the codes of ``x_step * x @ w.T / y_step`` to `out`."""
+
 def embedding_rows(
-    w: _U8, format: str, n: int, k: int, ids: _I64, out: _F32, threads: int
+    w: _U8,
+    format: str,
+    n: int,
+    k: int,
+    scales: _F32 | None,
+    ids: _I64,
+    out: _F32,
+    threads: int,
 ) -> None:
     """Write the rows `ids` of the n x k weight `w` to `out`."""
 
@@ -208,7 +245,15 @@ class Model:
     """A loaded checkpoint."""
 
     @staticmethod
-    def load(path: str | bytes, context: int, kv: str, activations: str) -> Model:
+    def load(
+        path: str | bytes,
+        context: int,
+        kv: str,
+        activations: str,
+        repack: str,
+        progress: Callable[[int, int], None] | None,
+        threads: int,
+    ) -> Model:
         """Load a GGUF file or a directory; context 0: what it was made for."""
 
     @property
@@ -230,6 +275,10 @@ class Model:
     @property
     def file_bytes(self) -> int:
         """Size of the weight files."""
+
+    @property
+    def repacked_bytes(self) -> int:
+        """Size of the weights copied into kernel order."""
 
     @property
     def bytes_per_token(self) -> int:

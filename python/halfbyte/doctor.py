@@ -19,6 +19,7 @@ from typing import Any
 from halfbyte.formats import formats
 from halfbyte.targets import (
     __version__,
+    cpu_dot,
     cpu_quota,
     cpu_target,
     cpu_targets,
@@ -97,6 +98,7 @@ def _halfbyte() -> dict[str, Any]:
         "version": __version__,
         "path": str(Path(__file__).parent),
         "target": cpu_target(),
+        "dot": cpu_dot(),
         "targets": cpu_targets(),
         "formats": formats(),
         "environment": environment,

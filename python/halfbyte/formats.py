@@ -24,6 +24,7 @@ class FormatInfo(NamedTuple):
     block_len: int
     block_bytes: int
     writable: bool
+    row_scaled: bool  # one float32 scale a row, kept beside the blocks
 
 
 _FORMATS = {entry[0]: FormatInfo(*entry) for entry in _core.formats()}
@@ -73,6 +74,9 @@ class Weight:
         One of `formats`.
     shape : (int, int)
         N and K.
+    scales : float32 array, shape (N,), optional
+        What a level of each row stands for, in the formats ``"w8"``, ``"w4"`` and
+        ``"w2"``; 1 by default. The others have their scales in the blocks.
 
     Raises
     ------
@@ -80,10 +84,14 @@ class Weight:
         If the bytes are not N rows of K weights of that format.
     """
 
-    __slots__ = ("_data", "_format", "_shape")
+    __slots__ = ("_data", "_format", "_panels", "_scales", "_shape")
 
     def __init__(
-        self, data: NDArray[np.uint8], format: str, shape: tuple[int, int]
+        self,
+        data: NDArray[np.uint8],
+        format: str,
+        shape: tuple[int, int],
+        scales: ArrayLike | None = None,
     ) -> None:
         info = format_info(format)
         n, k = (int(size) for size in shape)
@@ -101,6 +109,8 @@ class Weight:
         flat = np.ascontiguousarray(data).reshape(-1).view()
         flat.flags.writeable = False
         self._data, self._format, self._shape = flat, format, (n, k)
+        self._panels: _core.Panels | None = None
+        self._scales = _scales(info, n, scales)
 
     @property
     def data(self) -> NDArray[np.uint8]:
@@ -118,15 +128,52 @@ class Weight:
         return self._shape
 
     @property
+    def scales(self) -> F32Array | None:
+        """The scale of each row, read-only; None where blocks have their own."""
+        return self._scales
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of the packed data."""
-        return int(self._data.size)
+        """Bytes of the packed data, and of the scales of rows."""
+        return int(
+            self._data.size + (0 if self._scales is None else 4 * self._shape[0])
+        )
 
     @property
     def bits_per_weight(self) -> float:
         """Bits that one weight takes, its share of the scales included."""
         info = _FORMATS[self._format]
         return 8 * info.block_bytes / info.block_len
+
+    def repack(self) -> Weight:
+        """Copy the weight into the order in which products read it.
+
+        Products then run at the speed of memory; without it they reorder as they go,
+        which costs most where there are few rows of activations. No value and no result
+        changes. Float formats are multiplied as they are and get no copy.
+
+        Returns
+        -------
+        Weight
+            The same weight, with about as many bytes again beside `data`.
+
+        Examples
+        --------
+        >>> w = quantize(np.eye(64, dtype=np.float32), "q4_0").repack()
+        >>> w.repacked_nbytes
+        2304
+        """
+        n, k = self._shape
+        weight = Weight(self._data, self._format, self._shape, self._scales)
+        weight._panels = _core.pack_panels(
+            self._data, self._format, n, k, targets.num_threads()
+        )
+        return weight
+
+    @property
+    def repacked_nbytes(self) -> int:
+        """Bytes of the copy in kernel order; 0 without one."""
+        return 0 if self._panels is None else self._panels.nbytes
 
     def dequantize(self, rows: ArrayLike | None = None) -> F32Array:
         """Unpack the matrix, or some of its rows; see `halfbyte.dequantize`."""
@@ -139,7 +186,24 @@ class Weight:
 
     def __reduce__(self) -> tuple[type[Weight], tuple[object, ...]]:
         """Pickle the bytes, also those of a mapped file."""
-        return Weight, (np.array(self._data), self._format, self._shape)
+        data, scales = np.array(self._data), self._scales
+        return Weight, (data, self._format, self._shape, scales)
+
+
+def _scales(info: FormatInfo, n: int, scales: ArrayLike | None) -> F32Array | None:
+    """Scales of n rows, ones if none are given; None for other formats."""
+    if not info.row_scaled:
+        if scales is not None:
+            raise ArgumentError(f"scales: {info.name} has its scales in the blocks")
+        return None
+    if scales is None:
+        values = np.ones(n, np.float32)
+    else:
+        values = np.array(as_f32(scales, "scales", _core.from_dlpack))
+    if values.shape != (n,):
+        raise ShapeError(f"scales: expected shape ({n},), got {values.shape}")
+    values.flags.writeable = False
+    return values
 
 
 def quantize(x: ArrayLike, format: str) -> Weight:
@@ -150,7 +214,8 @@ def quantize(x: ArrayLike, format: str) -> Weight:
     x : float32, float16 or bfloat16 array, shape (N, K)
         K is a multiple of the format's block length.
     format : str
-        ``"f32"``, ``"f16"``, ``"bf16"``, ``"q4_0"``, ``"q8_0"`` or ``"q6_k"``.
+        ``"f32"``, ``"f16"``, ``"bf16"``, ``"q4_0"``, ``"q8_0"``, ``"q6_k"``, ``"w8"``,
+        ``"w4"`` or ``"w2"``.
 
     Returns
     -------
@@ -166,7 +231,8 @@ def quantize(x: ArrayLike, format: str) -> Weight:
     Notes
     -----
     The ordinary quantizers of llama.cpp: Q4_0 and Q8_0 set the step by the weight of
-    largest magnitude, Q6_K searches the step of every 16 weights.
+    largest magnitude, Q6_K searches the step of every 16 weights. W8, W4 and W2 have one
+    scale a row: its largest magnitude becomes the highest level, 127, 7 or 1.
     `halfbyte.reference.quantize` is the same in NumPy.
 
     Examples
@@ -186,8 +252,8 @@ def quantize(x: ArrayLike, format: str) -> Weight:
         raise ShapeError(
             f"x: expected K a multiple of {info.block_len} for {format}, got {k}"
         )
-    packed = _core.quantize(rows_of(values), format, targets.num_threads())
-    return Weight(packed, format, (n, k))
+    packed, scales = _core.quantize(rows_of(values), format, targets.num_threads())
+    return Weight(packed, format, (n, k), scales if info.row_scaled else None)
 
 
 def dequantize(
@@ -220,5 +286,7 @@ def dequantize(
     if ids.ndim != 1:
         raise ShapeError(f"rows: expected shape (R,), got {ids.shape}")
     result, target = output(out, (len(ids), k))
-    _core.embedding_rows(w.data, w.format, n, k, ids, target, targets.num_threads())
+    _core.embedding_rows(
+        w.data, w.format, n, k, w.scales, ids, target, targets.num_threads()
+    )
     return result

@@ -26,11 +26,19 @@ from halfbyte._arrays import (
     output,
     rows_of,
 )
-from halfbyte.errors import ArgumentError, ShapeError
+from halfbyte.errors import ArgumentError, DTypeError, ShapeError
 from halfbyte.formats import Weight
 from halfbyte.targets import num_threads
 
-__all__ = ["embedding_rows", "gelu_mul", "linear", "rms_norm", "rope", "softmax"]
+__all__ = [
+    "embedding_rows",
+    "gelu_mul",
+    "linear",
+    "linear_codes",
+    "rms_norm",
+    "rope",
+    "softmax",
+]
 
 # Positions up to here keep their angle's precision.
 _MAX_POSITION = 2**24
@@ -100,9 +108,88 @@ def linear(
         w.data,
         w.format,
         n,
+        w.scales,
+        w._panels,
         added,
         target,
         activations,
+        num_threads(),
+    )
+    return result
+
+
+def linear_codes(
+    x: NDArray[np.int8],
+    w: Weight,
+    *,
+    x_step: float,
+    y_step: float,
+    out: NDArray[np.int8] | None = None,
+) -> NDArray[np.int8]:
+    """Multiply 8-bit codes by a weight with one scale a row, into 8-bit codes.
+
+    The layer of a model trained with static activation steps: what enters stands for
+    ``x_step * x``, what leaves for ``y_step * y``, and the sums between are exact
+    integers, the same on every instruction set.
+
+    Parameters
+    ----------
+    x : int8 array, shape (..., K)
+        Rows are used where they lie if their elements are side by side.
+    w : Weight, shape (N, K)
+        Of format ``"w8"``, ``"w4"`` or ``"w2"``.
+    x_step, y_step : float
+        What a code stands for; above 0.
+    out : int8 array, shape (..., N), optional
+        Written and returned.
+
+    Returns
+    -------
+    int8 array, shape (..., N)
+        ``round(x_step * scale * (levels @ x) / y_step)``, halves to even, within -128
+        and 127.
+
+    Raises
+    ------
+    ArgumentError, DTypeError, ShapeError
+        If an argument does not fit; the message names it.
+
+    Examples
+    --------
+    >>> w = Weight(np.full(16, 0x99, np.uint8), "w4", (1, 32))  # levels of 1
+    >>> linear_codes(np.full((1, 32), 3, np.int8), w, x_step=0.5, y_step=2.0)
+    array([[24]], dtype=int8)
+    """
+    n, k = w.shape
+    if w.scales is None:
+        raise ArgumentError(f"w: expected one scale a row (w8, w4, w2), got {w.format}")
+    if not isinstance(x, np.ndarray) or x.dtype != np.int8:
+        got = getattr(x, "dtype", type(x).__name__)
+        raise DTypeError(f"x: expected an int8 array, got {got}")
+    if x.ndim == 0 or x.shape[-1] != k:
+        raise ShapeError(f"x: expected shape (..., {k}), got {x.shape}")
+    for name, step in (("x_step", x_step), ("y_step", y_step)):
+        if not 0 < step < math.inf:
+            raise ArgumentError(f"{name}: expected a finite number above 0, got {step}")
+    shape = (*x.shape[:-1], n)
+    result = np.empty(shape, np.int8) if out is None else out
+    if not isinstance(result, np.ndarray) or result.dtype != np.int8:
+        raise DTypeError("out: expected an int8 array")
+    if result.shape != shape or not result.flags.c_contiguous:
+        raise ShapeError(f"out: expected a contiguous array of shape {shape}")
+    if np.shares_memory(result, x):
+        raise ShapeError("out: overlaps x in memory")
+    rows = np.ascontiguousarray(x).reshape(-1, k)
+    _core.linear_codes(
+        rows,
+        x_step,
+        w.data,
+        w.format,
+        n,
+        w.scales,
+        w._panels,
+        y_step,
+        result.reshape(-1, n),
         num_threads(),
     )
     return result
@@ -136,7 +223,7 @@ def embedding_rows(
     indices = as_indices(ids, "ids", n)
     result, target = output(out, (*indices.shape, k))
     rows = np.ascontiguousarray(indices.reshape(-1))
-    _core.embedding_rows(w.data, w.format, n, k, rows, target, num_threads())
+    _core.embedding_rows(w.data, w.format, n, k, w.scales, rows, target, num_threads())
     return result
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "formats",
     "gelu_mul",
     "linear",
+    "linear_codes",
     "quantize",
     "rms_norm",
     "rope",
@@ -53,6 +54,10 @@ class PackedWeight(Protocol):
     def data(self) -> Bytes:
         """The bytes of the N rows, in any shape."""
 
+    @property
+    def scales(self) -> F32Array | None:
+        """The scale of each row, where blocks have none."""
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -65,12 +70,15 @@ class Weight:
     shape : tuple of int
         (N, K).
     data : uint8 array, shape (N, bytes per row)
-        As stored in a GGUF file.
+        As stored in a file.
+    scales : float32 array, shape (N,), optional
+        Of the rows, in the formats that keep them apart.
     """
 
     format: str
     shape: tuple[int, int]
     data: Bytes
+    scales: F32Array | None = None
 
 
 # ---- formats: blocks of bytes, shape (B, block bytes), to weights, shape (B, block len)
@@ -327,12 +335,38 @@ def _encode_q6_k(x: F32Array) -> Bytes:
     return np.concatenate([_pack_q6_k(codes), scales.view(np.uint8), stored], axis=1)
 
 
+def _levels_of(b: Bytes, bits: int) -> F32Array:
+    """Levels of 2, 4 or 8 bits, the first in the lowest bits of a byte."""
+    if bits == 8:
+        return _float(b.view(np.int8))
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    codes = (b[:, :, None] >> shifts) & ((1 << bits) - 1)
+    levels = codes.astype(np.int32) - (1 << (bits - 1))
+    return _float(levels.reshape(len(b), b.shape[1] * len(shifts)))
+
+
+def _quantize_rows(x: F32Array, bits: int) -> tuple[Bytes, F32Array]:
+    """Bytes of rows, and their scales."""
+    top = np.float32((1 << (bits - 1)) - 1)
+    scales = (np.abs(x).max(axis=1, initial=0) / top).astype(np.float32)
+    with np.errstate(all="ignore"):
+        levels = np.rint(x / np.where(scales == 0, np.float32(1), scales)[:, None])
+    levels = np.clip(levels, -top - 1, top).astype(np.int8)
+    if bits == 8:
+        return levels.view(np.uint8), scales
+    codes = (levels + (1 << (bits - 1))).astype(np.uint8)
+    parts = codes.reshape(len(x), x.shape[1] * bits // 8, 8 // bits)
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    return np.bitwise_or.reduce(parts << shifts, axis=2), scales
+
+
 @dataclass(frozen=True)
 class _Format:
     block_len: int
     block_bytes: int
     decode: Callable[[Bytes], F32Array]
     encode: Callable[[F32Array], Bytes] | None = None
+    row_bits: int = 0  # of a level, where a row has one scale that lies elsewhere
 
     @property
     def packed(self) -> bool:
@@ -353,6 +387,9 @@ _FORMATS = {
     "q5_k": _Format(256, 176, _decode_q5_k),
     "q6_k": _Format(256, 210, _decode_q6_k, _encode_q6_k),
     "bf16": _Format(1, 2, _decode_bf16, _encode_bf16),
+    "w2": _Format(32, 8, lambda b: _levels_of(b, 2), row_bits=2),
+    "w4": _Format(32, 16, lambda b: _levels_of(b, 4), row_bits=4),
+    "w8": _Format(32, 32, lambda b: _levels_of(b, 8), row_bits=8),
 }
 
 
@@ -445,7 +482,8 @@ def quantize(x: ArrayLike, format: str) -> Weight:
     x : float32, float16 or bfloat16 array, shape (N, K)
         K is a multiple of the format's block length.
     format : str
-        ``"f32"``, ``"f16"``, ``"bf16"``, ``"q4_0"``, ``"q8_0"`` or ``"q6_k"``.
+        ``"f32"``, ``"f16"``, ``"bf16"``, ``"q4_0"``, ``"q8_0"``, ``"q6_k"``, ``"w8"``,
+        ``"w4"`` or ``"w2"``.
 
     Returns
     -------
@@ -461,12 +499,13 @@ def quantize(x: ArrayLike, format: str) -> Weight:
     Notes
     -----
     ``q4_0``: d = (element of largest magnitude) / -8, code = min(15, trunc(x / d + 8.5)).
-    ``q8_0``: d = max |x| / 127, code = x / d rounded half away from zero. The codes use
+    ``w8``, ``w4``, ``w2``: scale = max |row| / 127, 7 or 1, level = x / scale rounded half
+    to even. ``q8_0``: d = max |x| / 127, code = x / d rounded half away from zero. The codes use
     the float32 d, the block stores it as float16. ``q6_k`` searches a step for every 16
     weights and stores it as an 8-bit multiple of a float16.
     """
     values, form = _as_f32(x, "x"), _format_named(format)
-    if form.encode is None:
+    if form.encode is None and form.row_bits == 0:
         raise ArgumentError(f"format: {format} can only be read")
     if values.ndim != 2:
         raise ShapeError(f"x: expected shape (N, K), got {values.shape}")
@@ -476,7 +515,9 @@ def quantize(x: ArrayLike, format: str) -> Weight:
             f"x: expected K a multiple of {form.block_len} for {format}, got {k}"
         )
     row_bytes = k // form.block_len * form.block_bytes
-    if values.size == 0:
+    if form.row_bits:
+        return Weight(format, (n, k), *_quantize_rows(values, form.row_bits))
+    if values.size == 0 or form.encode is None:
         return Weight(format, (n, k), np.zeros((n, row_bytes), np.uint8))
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         blocks = form.encode(np.ascontiguousarray(values).reshape(-1, form.block_len))
@@ -505,9 +546,11 @@ def dequantize(w: PackedWeight, *, rows: ArrayLike | None = None) -> F32Array:
         If the bytes of `w` are not N rows of K weights.
     """
     packed = _rows_of(w)
+    ids = np.arange(len(packed))
     if rows is not None:
-        packed = packed[_as_indices(rows, "rows", len(packed))]
-    return _decode_rows(packed, w.format, w.shape[1])
+        ids = _as_indices(rows, "rows", len(packed))
+    weights = _decode_rows(packed[ids], w.format, w.shape[1])
+    return weights if w.scales is None else weights * w.scales[ids][:, None]
 
 
 def _activation_codes(x: F32Array) -> NDArray[np.float64]:
@@ -523,6 +566,52 @@ def _activation_codes(x: F32Array) -> NDArray[np.float64]:
         codes = np.clip(np.rint(scaled), -127, 127).astype(np.float64)
         values = np.where(d > 0, codes * d.astype(np.float64), 0.0)
     return np.where(np.isfinite(d), values, np.nan).reshape(x.shape)
+
+
+def _row_codes(x: F32Array) -> NDArray[np.float64]:
+    """`x` after its rounding to 8-bit codes, one step a row: max |x| / 127."""
+    step = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
+    with np.errstate(all="ignore"):
+        codes = np.clip(np.rint(x / np.where(step > 0, step, np.float32(1))), -128, 127)
+        values = np.where(step > 0, codes.astype(np.float64) * step, 0.0)
+    return np.where(np.isfinite(step), values, np.nan)
+
+
+def linear_codes(
+    x: NDArray[np.int8],
+    w: PackedWeight,
+    *,
+    x_step: float,
+    y_step: float,
+    out: NDArray[np.int8] | None = None,
+) -> NDArray[np.int8]:
+    """Multiply 8-bit codes by a weight with one scale a row, into 8-bit codes.
+
+    Parameters
+    ----------
+    x : int8 array, shape (..., K)
+    w : Weight, shape (N, K)
+        Of format ``"w8"``, ``"w4"`` or ``"w2"``.
+    x_step, y_step : float
+        What a code stands for.
+    out : int8 array, shape (..., N), optional
+        Written and returned.
+
+    Returns
+    -------
+    int8 array, shape (..., N)
+        The integer sum, in float32, times x_step * scale, over y_step: rounded half to
+        even.
+    """
+    levels = _decode_rows(_rows_of(w), w.format, w.shape[1]).astype(np.int64)
+    sums = (x.astype(np.int64) @ levels.T).astype(np.float32)
+    scales = np.ones(w.shape[0], np.float32) if w.scales is None else w.scales
+    y = sums * (scales * np.float32(x_step)) / np.float32(y_step)
+    codes = np.clip(np.rint(y), -128, 127).astype(np.int8)
+    if out is None:
+        return codes
+    out[...] = codes
+    return out
 
 
 def linear(
@@ -560,9 +649,9 @@ def linear(
         raise ArgumentError(f"activations: expected auto or f32, got {activations!r}")
     if values.ndim == 0 or values.shape[-1] != k:
         raise ShapeError(f"x: expected shape (..., {k}), got {values.shape}")
-    weights = dequantize(w).astype(np.float64)
-    if activations == "auto" and _format_named(w.format).packed and values.size:
-        wide = _activation_codes(values)
+    weights, form = dequantize(w).astype(np.float64), _format_named(w.format)
+    if activations == "auto" and form.packed and values.size:
+        wide = _row_codes(values) if form.row_bits else _activation_codes(values)
     else:
         wide = values.astype(np.float64)
     with np.errstate(all="ignore"):

@@ -15,6 +15,7 @@ from halfbyte.errors import ArgumentError
 
 __all__ = [
     "__version__",
+    "cpu_dot",
     "cpu_quota",
     "cpu_target",
     "cpu_targets",
@@ -42,13 +43,26 @@ def cpu_target() -> str:
     return _core.cpu_target()
 
 
+def cpu_dot() -> str:
+    """How the kernels multiply bytes.
+
+    Returns
+    -------
+    {"VNNI", "MADD", "SDOT"}
+        One instruction for four products; pairs of products in 16 bits; signed bytes
+        on Arm.
+    """
+    return _core.cpu_dot()
+
+
 def cpu_targets() -> list[str]:
     """Instruction sets that are compiled in and known to this CPU.
 
     Returns
     -------
     list of str
-        Best first.
+        Best first. Where a CPU has a byte dot product that its instruction set does not
+        promise, the set is there twice: ``"AVX3+VNNI"`` and ``"AVX3+MADD"``.
     """
     return _core.cpu_targets()
 

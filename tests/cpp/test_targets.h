@@ -12,17 +12,22 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <algorithm>
 #include <string>
 
 #include "base/targets.h"  // before any Highway header
 #include "hwy/highway.h"
+#include "kernels/targets.h"
 
 namespace halfbyte {
 
-// GetParam() is the HWY_TARGET that calls through HWY_DYNAMIC_DISPATCH now reach.
-class TargetTest : public testing::TestWithParam<int64_t> {
+// GetParam() names what calls through HWY_DYNAMIC_DISPATCH now reach: "AVX3+MADD".
+class TargetTest : public testing::TestWithParam<std::string> {
  protected:
-  void SetUp() override { hwy::SetSupportedTargetsForTest(GetParam()); }
+  void SetUp() override {
+    SetCpuTarget(GetParam());
+    hwy::GetChosenTarget().DeInit();  // chosen again by the first call
+  }
 
   void TearDown() override {
     // With a single target compiled, calls are static and nothing is chosen.
@@ -30,17 +35,19 @@ class TargetTest : public testing::TestWithParam<int64_t> {
       EXPECT_TRUE(hwy::GetChosenTarget().IsInitialized())
           << "the test reached no dispatched function: it need not run per target";
     }
-    hwy::SetSupportedTargetsForTest(0);
+    SetCpuTarget("");
   }
 };
 
-inline std::string NameOfTarget(const testing::TestParamInfo<int64_t>& info) {
-  return hwy::TargetName(info.param);
+inline std::string NameOfTarget(const testing::TestParamInfo<std::string>& info) {
+  std::string name = info.param;
+  std::replace(name.begin(), name.end(), '+', '_');
+  return name;
 }
 
 #define HALFBYTE_INSTANTIATE_TARGETS(suite)                                        \
-  INSTANTIATE_TEST_SUITE_P(Targets, suite,                                         \
-                           testing::ValuesIn(hwy::SupportedAndGeneratedTargets()), \
+  INSTANTIATE_TEST_SUITE_P(Targets, suite,                                      \
+                           testing::ValuesIn(::halfbyte::CpuTargets()),         \
                            ::halfbyte::NameOfTarget)
 
 // Lengths around every vector width up to 64 lanes of any target, and the odd ones

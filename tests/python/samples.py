@@ -26,6 +26,9 @@ FIELDS: dict[str, tuple[list[int], list[int]]] = {
     "q6_k": ([208], []),
 }
 
+# Formats that GGUF does not have: levels of so many bits, one scale a row.
+ROW_BITS = {"w8": 8, "w4": 4, "w2": 2}
+
 # float16 bits: zeros, smallest and largest subnormal, smallest normal, one, the largest,
 # infinities, quiet and signalling NaN.
 EXTREME_F16 = [
@@ -82,6 +85,8 @@ def qtype(fmt: str) -> gguf.GGMLQuantizationType:
 
 def sizes(fmt: str) -> tuple[int, int]:
     """Return weights and bytes of a block, as the `gguf` package has them."""
+    if fmt in ROW_BITS:
+        return 32, 4 * ROW_BITS[fmt]
     block_len, block_bytes = gguf.GGML_QUANT_SIZES[qtype(fmt)]
     return int(block_len), int(block_bytes)
 
@@ -90,9 +95,21 @@ def gguf_dequantize(data: Bytes, fmt: str) -> F32Array:
     """Decode rows of bytes with the `gguf` package."""
     if fmt == "f32":
         return data.view("<f4")
+    if fmt in ROW_BITS:
+        return unpacked(data, ROW_BITS[fmt])
     with np.errstate(all="ignore"):
         out: F32Array = gguf.quants.dequantize(data, qtype(fmt))
     return out
+
+
+def unpacked(data: Bytes, bits: int) -> F32Array:
+    """Levels of `bits` bits, read as one number that runs through the row's bits."""
+    if bits == 8:
+        return data.view(np.int8).astype(np.float32)
+    stream = np.unpackbits(data, axis=-1, bitorder="little")
+    parts = stream.reshape(*data.shape[:-1], -1, bits)
+    codes = (parts << np.arange(bits, dtype=np.uint8)).sum(axis=-1, dtype=np.int32)
+    return (codes - (1 << (bits - 1))).astype(np.float32)
 
 
 def extreme_rows(fmt: str, rows: int, blocks: int, seed: int) -> Bytes:
@@ -117,7 +134,8 @@ def sane_rows(fmt: str, n: int, k: int, seed: int = 5) -> Bytes:
         return reference.quantize(normal(n, k, seed=seed), fmt).data
     rng = np.random.default_rng(seed)
     data = rng.integers(0, 256, (n * k // block_len, block_bytes), np.uint8)
-    for at in [*FIELDS[fmt][0], *FIELDS[fmt][1]]:
+    steps, minima = FIELDS.get(fmt, ([], []))
+    for at in [*steps, *minima]:
         values = rng.uniform(-0.02, 0.02, len(data)).astype("<f2")
         data[:, at : at + 2] = values[:, None].view(np.uint8)
     return data.reshape(n, k // block_len * block_bytes)

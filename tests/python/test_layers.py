@@ -252,7 +252,7 @@ def copy_of(root: Path, folder: Path) -> Path:
         (wrong_calls, "csrc/io/json.cc", "void F() { ::abort (); }", "abort"),
         (wrong_calls, "csrc/io/json.cc", "void F(int n) { assert(n); }", "assert"),
         (wrong_calls, "csrc/io/json.cc", "void F() { std::exit(1); }", "exit"),
-        (wrong_kernels, "csrc/kernels/linear-inl.h", "void F() { throw 1; }", "throw"),
+        (wrong_kernels, "csrc/kernels/tile-inl.h", "void F() { throw 1; }", "throw"),
         (wrong_kernels, "csrc/formats/q4_0-inl.h", "int* f = new int;", "new"),
         (wrong_imports, "python/halfbyte/reference.py", "import halfbyte.ops", "ops"),
         (

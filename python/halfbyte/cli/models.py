@@ -127,11 +127,21 @@ def existing(path: str) -> Path:
     return Path(path)
 
 
-def open_model(path: Path, threads: int | None, context: int | None) -> Model:
-    """Load a model for writing."""
+def open_model(
+    path: Path,
+    threads: int | None,
+    context: int | None,
+    *,
+    repack: str = "auto",
+    quiet: bool = False,
+) -> Model:
+    """Load a model."""
     import halfbyte
 
-    return halfbyte.load(path, threads=threads, context=context)
+    with terminal.progress("loading", quiet=quiet) as update:
+        return halfbyte.load(
+            path, threads=threads, context=context, repack=repack, progress=update
+        )
 
 
 def sampling(

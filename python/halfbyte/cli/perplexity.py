@@ -44,7 +44,7 @@ def perplexity(
     """
     text = models.read_stdin() if file == "-" else _read(models.existing(file))
     path = models.find(model, quiet=quiet)
-    loaded = models.open_model(path, threads, context)
+    loaded = models.open_model(path, threads, context, quiet=quiet)
     ids = loaded.tokenize(text)
     if len(ids) < 2:
         raise UsageError(f"{file}: no text to predict")

@@ -76,7 +76,7 @@ def run(
     """
     name, text = models.split_positionals(model, prompt)
     path = models.find(name, quiet=quiet)
-    loaded = models.open_model(path, threads, context)
+    loaded = models.open_model(path, threads, context, quiet=quiet)
     chosen = models.sampling(loaded, temp, top_k, top_p, min_p, repeat_penalty, seed)
     request = _request(loaded, text, system, raw=raw, quiet=quiet)
     pieces: list[str] = []

@@ -48,7 +48,7 @@ def tokenize(
     """Split a text into tokens: one line each, the id and the text it stands for."""
     name, content = models.split_positionals(model, text)
     path = models.find(name)
-    loaded = models.open_model(path, None, None)
+    loaded = models.open_model(path, None, None, repack="never")
     ids = loaded.tokenize(content, bos=not no_bos, special=special)
     pieces = [loaded.detokenize([token]) for token in ids]
     if json:

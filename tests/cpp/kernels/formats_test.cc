@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include <algorithm>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -22,6 +23,14 @@ namespace {
 
 class FormatsTest : public TargetTest {};
 HALFBYTE_INSTANTIATE_TARGETS(FormatsTest);
+
+// A target that was not compiled falls back to another, and every test would pass.
+TEST_P(FormatsTest, RunsTheTargetItWasAskedFor) {
+  EXPECT_EQ(GetParam(), CpuTarget());
+  for (const FormatInfo& info : kFormats) {
+    EXPECT_EQ(0u, GetParam().find(hwy::TargetName(KernelsFor(info.format).target)));
+  }
+}
 
 std::vector<float> DecodeRef(const FormatInfo& info, const uint8_t* w, size_t K) {
   std::vector<float> out(K);
@@ -104,10 +113,35 @@ struct Input {
   std::vector<Q8Block> blocks;
 };
 
-LinearArgs ArgsFor(const FormatInfo& info, const uint8_t* w, const Input& x, float* y,
-                   size_t M, size_t N, size_t K) {
-  return {.w = w,
-          .w_row_bytes = RowBytes(info.format, K),
+// W as the kernel reads it: rows as they are, or panels that end at a guard page.
+struct Packed {
+  Packed(const FormatInfo& info, const uint8_t* rows, size_t N, size_t K)
+      : data(rows), row_bytes(RowBytes(info.format, K)) {
+    const FormatKernels& kernels = KernelsFor(info.format);
+    if (kernels.panel_bytes == nullptr) return;
+    const size_t stored = row_bytes;
+    row_bytes = kernels.panel_bytes(K);
+    const size_t num = (N + kPanelRows - 1) / kPanelRows;
+    panels.emplace(num * row_bytes);
+    for (size_t i = 0; i < num; ++i) {
+      kernels.pack_panel(rows + i * kPanelRows * stored, stored,
+                         std::min(kPanelRows, N - i * kPanelRows), K,
+                         panels->data() + i * row_bytes);
+    }
+    data = panels->data();
+  }
+
+  bool Intact() const { return !panels || panels->Intact(); }
+
+  std::optional<Guarded<uint8_t>> panels;
+  const uint8_t* data;
+  size_t row_bytes;
+};
+
+LinearArgs ArgsFor(const Packed& w, const Input& x, float* y, size_t M, size_t N,
+                   size_t K) {
+  return {.w = w.data,
+          .w_row_bytes = w.row_bytes,
           .x = x.q8 ? static_cast<const void*>(x.blocks.data()) : x.values.data(),
           .x_ld = x.q8 ? K / Q8Block::kLen : K,
           .y = y,
@@ -145,44 +179,71 @@ void Expect(const FormatInfo& info, const std::vector<float>& w, const float* x,
   ASSERT_NEAR(sum, y, bound) << info.name << " K " << K << " row " << n;
 }
 
+// Rows: a panel and some; tokens: every tile, and two of them with a rest.
 TEST_P(FormatsTest, ProductsStayInsideTheBound) {
   for (const FormatInfo& info : kFormats) {
     for (size_t K : LengthsOf(info)) {
-      for (size_t M : {0, 1, 2, 4, 5, 9}) {
-        constexpr size_t N = 19;  // a tile of 16, and three left over
+      for (size_t M : {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 17}) {
+        const size_t N = M % 2 == 0 ? 19 : 37;
         const Guard guard = M % 2 == 0 ? Guard::kAfter : Guard::kBefore;
-        Guarded<uint8_t> w(SaneRows(info, N, K), guard, M % 3);
+        Guarded<uint8_t> rows(SaneRows(info, N, K), guard, M % 3);
+        const Packed w(info, rows.data(), N, K);
         const Input x(KernelsFor(info.format), M, K);
         Guarded<float> y(M * N, guard);
-        KernelsFor(info.format).linear(ArgsFor(info, w.data(), x, y.data(), M, N, K));
+        KernelsFor(info.format).linear(ArgsFor(w, x, y.data(), M, N, K));
         for (size_t n = 0; n < N; ++n) {
-          const auto row = DecodeRef(info, w.data() + n * RowBytes(info.format, K), K);
+          const auto row = DecodeRef(info, rows.data() + n * RowBytes(info.format, K), K);
           for (size_t m = 0; m < M; ++m) {
             Expect(info, row, &x.values[m * K], K, y.At(m * N + n), n);
             if (HasFatalFailure()) return;
           }
         }
-        EXPECT_TRUE(w.Intact() && y.Intact()) << info.name;
+        EXPECT_TRUE(rows.Intact() && w.Intact() && y.Intact()) << info.name;
       }
     }
   }
 }
 
 TEST_P(FormatsTest, ARowOfABatchEqualsThatRowAloneBitForBit) {
-  constexpr size_t N = 21, M = 11, K = 512;
+  constexpr size_t N = 85, K = 512;
   for (const FormatInfo& info : kFormats) {
-    const auto w = SaneRows(info, N, K);
+    const auto rows = SaneRows(info, N, K);
+    const Packed w(info, rows.data(), N, K);
     const FormatKernels& kernels = KernelsFor(info.format);
-    const Input x(kernels, M, K);
-    std::vector<float> batch(M * N), alone(N);
-    kernels.linear(ArgsFor(info, w.data(), x, batch.data(), M, N, K));
-    for (size_t m = 0; m < M; ++m) {
-      LinearArgs args = ArgsFor(info, w.data(), x, alone.data(), 1, N, K);
-      args.x = x.Row(m, K);
-      kernels.linear(args);
-      for (size_t n = 0; n < N; ++n) {
-        ASSERT_EQ(BitsOf(alone[n]), BitsOf(batch[m * N + n])) << info.name << " " << m;
+    for (size_t M : {2, 3, 4, 5, 6, 7, 8, 11, 16, 21}) {
+      const Input x(kernels, M, K);
+      std::vector<float> batch(M * N), alone(N);
+      kernels.linear(ArgsFor(w, x, batch.data(), M, N, K));
+      for (size_t m = 0; m < M; ++m) {
+        LinearArgs args = ArgsFor(w, x, alone.data(), 1, N, K);
+        args.x = x.Row(m, K);
+        kernels.linear(args);
+        for (size_t n = 0; n < N; ++n) {
+          ASSERT_EQ(BitsOf(alone[n]), BitsOf(batch[m * N + n])) << info.name << " " << m;
+        }
       }
+    }
+  }
+}
+
+// One token with so many activations that the slice is read in two streams.
+TEST_P(FormatsTest, TwoStreamsGiveTheBitsOfOne) {
+  constexpr size_t N = 5 * kPanelRows + 3, K = 16384;
+  for (const FormatInfo& info : kFormats) {
+    const auto rows = SaneRows(info, N, K);
+    const Packed w(info, rows.data(), N, K);
+    const FormatKernels& kernels = KernelsFor(info.format);
+    const Input x(kernels, 1, K);
+    std::vector<float> whole(N), parts(N);
+    kernels.linear(ArgsFor(w, x, whole.data(), 1, N, K));
+    for (size_t begin = 0; begin < N; begin += kPanelRows) {
+      LinearArgs args = ArgsFor(w, x, parts.data(), 1, N, K);
+      args.row_begin = begin;
+      args.row_end = std::min(begin + kPanelRows, N);
+      kernels.linear(args);
+    }
+    for (size_t n = 0; n < N; ++n) {
+      ASSERT_EQ(BitsOf(whole[n]), BitsOf(parts[n])) << info.name << " " << n;
     }
   }
 }
@@ -190,15 +251,16 @@ TEST_P(FormatsTest, ARowOfABatchEqualsThatRowAloneBitForBit) {
 TEST_P(FormatsTest, ASliceWritesItsRowsOnlyAndTheSameBits) {
   constexpr size_t N = 37, M = 5, K = 256;
   for (const FormatInfo& info : kFormats) {
-    const auto w = SaneRows(info, N, K);
+    const auto rows = SaneRows(info, N, K);
+    const Packed w(info, rows.data(), N, K);
     const FormatKernels& kernels = KernelsFor(info.format);
     const Input x(kernels, M, K);
     std::vector<float> whole(M * N);
-    kernels.linear(ArgsFor(info, w.data(), x, whole.data(), M, N, K));
+    kernels.linear(ArgsFor(w, x, whole.data(), M, N, K));
     for (const auto& [begin, end] :
-         {std::pair<size_t, size_t>{0, 1}, {3, 3}, {5, 30}}) {
+         {std::pair<size_t, size_t>{0, 1}, {16, 16}, {16, 31}, {32, 37}}) {
       std::vector<float> part(M * N, 123.0f);
-      LinearArgs args = ArgsFor(info, w.data(), x, part.data(), M, N, K);
+      LinearArgs args = ArgsFor(w, x, part.data(), M, N, K);
       args.row_begin = begin;
       args.row_end = end;
       kernels.linear(args);
@@ -210,17 +272,79 @@ TEST_P(FormatsTest, ASliceWritesItsRowsOnlyAndTheSameBits) {
   }
 }
 
+// True for the bytes of a block that hold codes: a scale moves at least 16 weights.
+std::vector<bool> CodeBytes(const FormatInfo& info) {
+  std::vector<uint8_t> block = SaneRows(info, 1, info.block_len);
+  const auto before = DecodeRef(info, block.data(), info.block_len);
+  std::vector<bool> is_code;
+  for (uint8_t& byte : block) {
+    byte = static_cast<uint8_t>(~byte);
+    const auto after = DecodeRef(info, block.data(), info.block_len);
+    byte = static_cast<uint8_t>(~byte);
+    size_t moved = 0;
+    for (size_t i = 0; i < info.block_len; ++i) {
+      moved += BitsOf(before[i]) != BitsOf(after[i]);
+    }
+    is_code.push_back(moved < 16);
+  }
+  return is_code;
+}
+
+// No sum may overflow where it is kept in 16 bits: all codes at an end of their range,
+// and activations at theirs, over the longest row of a released model. One product lost
+// to saturation is far more than the bound: |sum of roundings| as in Expect, with the
+// weights of the lowest and highest codes, 2 |low| + |high|, above scale and minimum.
+TEST_P(FormatsTest, CodesAndActivationsAtTheirExtremes) {
+  constexpr size_t N = 3, M = 9, K = 21504;
+  constexpr uint8_t kFills[] = {0x00, 0xFF, 0x5A};
+  for (const FormatInfo& info : kFormats) {
+    if (info.block_len == 1) continue;
+    const auto is_code = CodeBytes(info);
+    const auto sane = SaneRows(info, 1, K);
+    std::vector<uint8_t> rows;
+    for (uint8_t fill : kFills) {
+      for (size_t i = 0; i < sane.size(); ++i) {
+        rows.push_back(is_code[i % info.block_bytes] ? fill : sane[i]);
+      }
+    }
+    const Packed w(info, rows.data(), N, K);
+    Input x(KernelsFor(info.format), M, K);
+    for (size_t i = 0; i < x.values.size(); ++i) {
+      x.values[i] = i / Q8Block::kLen % 3 == 2 && i % 2 == 1 ? -127.0f : 127.0f;
+    }
+    QuantizeQ8(x.values.data(), x.values.size(), x.blocks.data());
+    std::vector<float> y(M * N);
+    KernelsFor(info.format).linear(ArgsFor(w, x, y.data(), M, N, K));
+    const auto low = DecodeRef(info, rows.data(), K);
+    const auto high = DecodeRef(info, rows.data() + sane.size(), K);
+    for (size_t n = 0; n < N; ++n) {
+      const auto row = DecodeRef(info, rows.data() + n * sane.size(), K);
+      for (size_t m = 0; m < M; ++m) {
+        double sum = 0.0, magnitude = 0.0;
+        for (size_t k = 0; k < K; ++k) {
+          sum += double{row[k]} * x.values[m * K + k];
+          magnitude += (2.0 * fabs(low[k]) + fabs(high[k])) * 127.0;
+        }
+        // A unit of 32 is one term: K / 32 of them, each rounded four times at most.
+        ASSERT_NEAR(sum, y[m * N + n], (K / 32.0 + 8.0) * kU * magnitude)
+            << info.name << " fill " << int{kFills[n]};
+      }
+    }
+  }
+}
+
 // The step of a block that is not finite is NaN: it reaches every output.
 TEST_P(FormatsTest, AnActivationThatIsNotFiniteShowsInTheOutput) {
   constexpr size_t N = 5, K = 256;
   for (const FormatInfo& info : kFormats) {
-    const auto w = SaneRows(info, N, K);
+    const auto rows = SaneRows(info, N, K);
+    const Packed w(info, rows.data(), N, K);
     const FormatKernels& kernels = KernelsFor(info.format);
     Input x(kernels, 1, K);
     x.values[70] = kNaN;
     if (x.q8) QuantizeQ8(x.values.data(), K, x.blocks.data());
     std::vector<float> y(N);
-    kernels.linear(ArgsFor(info, w.data(), x, y.data(), 1, N, K));
+    kernels.linear(ArgsFor(w, x, y.data(), 1, N, K));
     for (float v : y) EXPECT_TRUE(isnan(v)) << info.name;
   }
 }

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "kernels/format_kernels.h"
+#include "runtime/pages.h"
 #include "test_floats.h"
 
 namespace halfbyte {
@@ -26,9 +27,18 @@ struct Weights {
                                         &bytes[n * RowBytes(format, kK)]);
     }
     view = {format, kN, kK, bytes.data()};
+    panels = PageBuffer(view.packed_bytes());
+    PackPanels({.num_threads = 2, .poll = {}}, view, panels.data());
+  }
+
+  WeightView Repacked() const {
+    WeightView w = view;
+    w.panels = panels.data();
+    return w;
   }
 
   std::vector<uint8_t> bytes;
+  PageBuffer panels;
   WeightView view;
 };
 
@@ -54,6 +64,17 @@ TEST(LinearTest, AnyNumberOfThreadsGivesTheSameBits) {
   }
 }
 
+TEST(LinearTest, RepackedWeightsGiveTheSameBits) {
+  const std::vector<float> x = Normal(kM * kK, 24);
+  for (Format format : {Format::kQ4_0, Format::kQ8_0, Format::kQ6_K}) {
+    const Weights w(format);
+    for (size_t threads : {1, 3}) {
+      EXPECT_EQ(Product(w.view, x, threads, ActivationMode::kAuto),
+                Product(w.Repacked(), x, threads, ActivationMode::kAuto));
+    }
+  }
+}
+
 TEST(LinearTest, SlicesAddUpToTheWholeProduct) {
   const std::vector<float> x = Normal(kM * kK, 24);
   std::vector<Q8Block> codes(x.size() / Q8Block::kLen);
@@ -61,8 +82,8 @@ TEST(LinearTest, SlicesAddUpToTheWholeProduct) {
   const Weights w(Format::kQ4_0);
   std::vector<float> want(kM * kN);
   KernelsFor(Format::kQ4_0)
-      .linear({.w = w.view.data,
-               .w_row_bytes = w.view.row_bytes(),
+      .linear({.w = w.panels.data(),
+               .w_row_bytes = w.view.panel_bytes(),
                .x = codes.data(),
                .x_ld = kK / Q8Block::kLen,
                .y = want.data(),
@@ -71,7 +92,24 @@ TEST(LinearTest, SlicesAddUpToTheWholeProduct) {
                .row_end = kN,
                .M = kM,
                .K = kK});
-  EXPECT_EQ(want, Product(w.view, x, 3, ActivationMode::kAuto));
+  EXPECT_EQ(want, Product(w.Repacked(), x, 3, ActivationMode::kAuto));
+}
+
+// Views of rows keep the panels only where a panel begins.
+TEST(LinearTest, RowsOfAViewGiveTheirPartOfTheProduct) {
+  const std::vector<float> x = Normal(kM * kK, 25);
+  const Weights w(Format::kQ4_0);
+  const auto whole = Product(w.Repacked(), x, 2, ActivationMode::kAuto);
+  for (size_t begin : {0, 16, 160, 5}) {
+    const WeightView rows = w.Repacked().Rows(begin, 100);
+    EXPECT_EQ(begin % 16 == 0, rows.panels != nullptr);
+    const auto part = Product(rows, x, 2, ActivationMode::kAuto);
+    for (size_t m = 0; m < kM; ++m) {
+      for (size_t n = 0; n < 100; ++n) {
+        ASSERT_EQ(whole[m * kN + begin + n], part[m * 100 + n]);
+      }
+    }
+  }
 }
 
 // f32 activations: only the sums round, at most K times.

@@ -1,0 +1,119 @@
+// csrc/kernels/channel-inl.h
+// Products of weights with one scale a row and activations with one step a token: sums
+// over all of K are exact integers, equal on every instruction set, and floating point
+// begins at the end. SPDX-License-Identifier: Apache-2.0
+
+#if defined(HALFBYTE_KERNELS_CHANNEL_INL_TOGGLE) == defined(HWY_TARGET_TOGGLE)
+#ifdef HALFBYTE_KERNELS_CHANNEL_INL_TOGGLE
+#undef HALFBYTE_KERNELS_CHANNEL_INL_TOGGLE
+#else
+#define HALFBYTE_KERNELS_CHANNEL_INL_TOGGLE
+#endif
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "hwy/cache_control.h"
+#include "hwy/highway.h"
+#include "kernels/format_kernels.h"
+#include "kernels/tile-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace halfbyte {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// From exact sums of rows [row, row + kTileRows) to what token m gets of them.
+HWY_INLINE void StoreChannel(const ChannelArgs& a, hn::Vec<TileI32> sum, size_t row,
+                             size_t m) {
+  const TileF32 df;
+  const size_t num_rows = a.row_end - row, at = m * a.y_ld + row;
+  const auto w_scale = num_rows >= kTileRows ? hn::LoadU(df, a.w_scale + row)
+                                             : hn::LoadN(df, a.w_scale + row, num_rows);
+  const auto scale = hn::Mul(w_scale, hn::Set(df, a.x_scale[m]));
+  auto y = hn::Mul(hn::ConvertTo(df, sum), scale);
+  if (a.y_step != 0.0f) {
+    const auto step = hn::Set(df, a.y_step);
+    const auto level = hn::Round(hn::Div(y, step));
+    const auto low = hn::Set(df, -128.0f), high = hn::Set(df, 127.0f);
+    const auto code = hn::Min(hn::Max(level, low), high);
+    if (a.y_codes != nullptr) {
+      const hn::Rebind<int8_t, TileF32> di8;
+      const auto bytes = hn::DemoteTo(di8, hn::ConvertTo(TileI32(), code));
+      return StoreRows(di8, bytes, num_rows, a.y_codes + at);
+    }
+    y = hn::Mul(code, step);
+  }
+  StoreRows(df, y, num_rows, a.y + at);
+}
+
+// Rows [row[v], row[v] + kTileRows) against tokens [m, m + T).
+template <class Fmt, class Dot, size_t V, size_t T>
+HWY_NOINLINE void ChannelTile(const ChannelArgs& a, const size_t (&row)[V], size_t m) {
+  using P = Panel<Fmt>;
+  // Four dot products in flight, if registers allow.
+  constexpr size_t C = HWY_MAX(HWY_MIN(4 / (V * T), kMaxSums / (V * T)), size_t{1});
+  const TileI32 di32;
+  hn::Vec<TileI32> sum[C][V][T];
+  const uint8_t* codes[V];
+  const int8_t* q[T];
+  HALFBYTE_UNROLL
+  for (size_t v = 0; v < V; ++v) {
+    codes[v] =
+        a.w + row[v] / kPanelRows * a.w_row_bytes + row[v] % kPanelRows * 4;
+  }
+  HALFBYTE_UNROLL
+  for (size_t t = 0; t < T; ++t) {
+    q[t] = a.x + (m + t) * a.x_ld;
+    HALFBYTE_UNROLL
+    for (size_t v = 0; v < V; ++v) {
+      sum[0][v][t] = hn::Zero(di32);
+      if constexpr (kStartsBelow<Fmt, Dot>) {
+        const auto neg_sum = hn::Set(di32, a.x_neg_sum[m + t]);
+        sum[0][v][t] = hn::ShiftLeft<Fmt::kZeroLog2>(neg_sum);
+      }
+      HALFBYTE_UNROLL
+      for (size_t c = 1; c < C; ++c) sum[c][v][t] = hn::Zero(di32);
+    }
+  }
+  for (size_t unit = 0; unit < a.K / P::kUnitLen; ++unit) {
+    if constexpr (V == 1 && T >= 4) hwy::Prefetch(codes[0] + 4096);
+    AddRuns<Fmt, Dot, 0, P::kUnitLen / 4>(codes, q, sum);
+    HALFBYTE_UNROLL
+    for (size_t v = 0; v < V; ++v) codes[v] += P::kUnitBytes;
+    HALFBYTE_UNROLL
+    for (size_t t = 0; t < T; ++t) q[t] += P::kUnitLen;
+  }
+  HALFBYTE_UNROLL
+  for (size_t i = 0; i < V * T; ++i) {
+    const size_t v = i / T, t = i % T;
+    auto total = sum[0][v][t];
+    HALFBYTE_UNROLL
+    for (size_t c = 1; c < C; ++c) total = hn::Add(total, sum[c][v][t]);
+    StoreChannel(a, total, row[v], m + t);
+  }
+}
+
+template <class Fmt, class Dot>
+struct ChannelTiles {
+  using Args = ChannelArgs;
+  // Sums stay integers, so registers hold more of them.
+  static constexpr size_t kT = HALFBYTE_REGISTERS == 32 ? 8 : 4;
+  static size_t ActivationBytes(size_t K) { return K; }
+
+  template <size_t V, size_t T>
+  static void Run(const ChannelArgs& a, const size_t (&row)[V], size_t m) {
+    ChannelTile<Fmt, Dot, V, T>(a, row, m);
+  }
+};
+
+template <class Fmt, class Dot>
+void LinearChannels(const ChannelArgs& a) noexcept {
+  CoverRows<ChannelTiles<Fmt, Dot>>(a);
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace halfbyte
+HWY_AFTER_NAMESPACE();
+#endif  // toggle

@@ -1,0 +1,88 @@
+// csrc/kernels/rows-inl.h
+// Products of float weights, in rows as they are stored, with f32 activations. Lanes run
+// along K: each output has a register of partial sums, added up at the end, so its bits
+// do not depend on the tile it falls in. SPDX-License-Identifier: Apache-2.0
+
+#if defined(HALFBYTE_KERNELS_ROWS_INL_TOGGLE) == defined(HWY_TARGET_TOGGLE)
+#ifdef HALFBYTE_KERNELS_ROWS_INL_TOGGLE
+#undef HALFBYTE_KERNELS_ROWS_INL_TOGGLE
+#else
+#define HALFBYTE_KERNELS_ROWS_INL_TOGGLE
+#endif
+
+#include <stddef.h>
+
+#include "hwy/highway.h"
+#include "kernels/format_kernels.h"
+#include "kernels/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace halfbyte {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Rows n .. n + R - 1 against tokens m .. m + T - 1.
+template <class Fmt, size_t R, size_t T>
+HWY_NOINLINE void FloatTile(const LinearArgs& a, size_t n, size_t m) {
+  const hn::CappedTag<float, 16> df;
+  using VF = hn::Vec<decltype(df)>;
+  const size_t lanes = hn::Lanes(df);
+  const auto* x = static_cast<const float*>(a.x) + m * a.x_ld;
+  const uint8_t* w = a.w + n * a.w_row_bytes;
+  VF sum[R][T];
+  HALFBYTE_UNROLL
+  for (size_t i = 0; i < R * T; ++i) sum[i / T][i % T] = hn::Zero(df);
+  size_t k = 0;
+  for (; k + lanes <= a.K; k += lanes) {
+    VF row[R];
+    HALFBYTE_UNROLL
+    for (size_t r = 0; r < R; ++r) {
+      row[r] = LoadWeights(Fmt(), df, w + r * a.w_row_bytes, k);
+    }
+    HALFBYTE_UNROLL
+    for (size_t t = 0; t < T; ++t) {
+      const auto xv = hn::LoadU(df, x + t * a.x_ld + k);
+      HALFBYTE_UNROLL
+      for (size_t r = 0; r < R; ++r) sum[r][t] = hn::MulAdd(row[r], xv, sum[r][t]);
+    }
+  }
+  if (const size_t left = a.K - k; left != 0) {
+    HALFBYTE_UNROLL
+    for (size_t i = 0; i < R * T; ++i) {
+      const size_t r = i / T, t = i % T;
+      const auto row = LoadWeightsN(Fmt(), df, w + r * a.w_row_bytes, k, left);
+      sum[r][t] = hn::MulAdd(row, hn::LoadN(df, x + t * a.x_ld + k, left), sum[r][t]);
+    }
+  }
+  HALFBYTE_UNROLL
+  for (size_t i = 0; i < R * T; ++i) {
+    a.y[(m + i % T) * a.y_ld + n + i / T] = hn::ReduceSum(df, sum[i / T][i % T]);
+  }
+}
+
+// Rows [begin, end), R at a time, against tokens [m, m + T).
+template <class Fmt, size_t R, size_t T>
+void FloatRows(const LinearArgs& a, size_t begin, size_t end, size_t m) {
+  size_t n = begin;
+  for (; n + R <= end; n += R) FloatTile<Fmt, R, T>(a, n, m);
+  for (; n < end; ++n) FloatTile<Fmt, 1, T>(a, n, m);
+}
+
+template <class Fmt>
+void LinearRows(const LinearArgs& a) noexcept {
+  constexpr size_t kRows = HALFBYTE_REGISTERS == 32 ? 4 : 2;
+  // These rows stay in the first caches while all tokens pass over them.
+  constexpr size_t kBlockRows = 16;
+  for (size_t row = a.row_begin; row < a.row_end; row += kBlockRows) {
+    const size_t end = HWY_MIN(row + kBlockRows, a.row_end);
+    size_t m = 0;
+    for (; m + 4 <= a.M; m += 4) FloatRows<Fmt, kRows, 4>(a, row, end, m);
+    for (; m < a.M; ++m) FloatRows<Fmt, 4, 1>(a, row, end, m);
+  }
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace halfbyte
+HWY_AFTER_NAMESPACE();
+#endif  // toggle

@@ -1,0 +1,299 @@
+// csrc/kernels/tile-inl.h
+// The inner product of panels with 8-bit activations: V registers of rows against T
+// tokens. Per unit of 32 weights the codes are unpacked once, multiplied with each
+// token's codes into exact 32-bit sums, and added to the token's f32 sums. The sum of
+// one output takes the units in order whatever V and T are, so its bits depend on
+// neither. Bound by memory at T = 1, by the dot product from T = 8.
+// SPDX-License-Identifier: Apache-2.0
+
+#if defined(HALFBYTE_KERNELS_TILE_INL_TOGGLE) == defined(HWY_TARGET_TOGGLE)
+#ifdef HALFBYTE_KERNELS_TILE_INL_TOGGLE
+#undef HALFBYTE_KERNELS_TILE_INL_TOGGLE
+#else
+#define HALFBYTE_KERNELS_TILE_INL_TOGGLE
+#endif
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "hwy/cache_control.h"
+#include "hwy/highway.h"
+#include "kernels/cover-inl.h"
+#include "kernels/format_kernels.h"
+#include "kernels/panel-inl.h"
+#include "kernels/q8.h"
+#include "kernels/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace halfbyte {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// A lane of a register is a row.
+using TileI32 = hn::RebindToSigned<TileF32>;
+using TileU8 = hn::Repartition<uint8_t, TileF32>;
+using TileI8 = hn::Repartition<int8_t, TileF32>;
+
+// The four activations that meet group g, in every lane.
+HWY_INLINE hn::Vec<TileI8> Quad(const int8_t* q, size_t g) {
+  int32_t quad;
+  memcpy(&quad, q + 4 * g, sizeof(quad));
+  return hn::BitCast(TileI8(), hn::Set(TileI32(), quad));
+}
+
+// The sums of V registers of rows and T tokens come in C chains, which groups take in
+// turn: with few sums, one dot product would wait for the one before.
+
+// run[c][v][t] += codes of groups [kBegin, kEnd) . activations.
+template <class Fmt, class Dot, size_t kBegin, size_t kEnd, class Run, size_t C, size_t V,
+          size_t T>
+HWY_INLINE void AddGroups(const uint8_t* const (&unit)[V], const int8_t* const (&q)[T],
+                          Run (&run)[C][V][T]) {
+  const TileI32 di32;
+  const TileU8 du8;
+  hn::Vec<TileU8> codes[V];
+  HALFBYTE_UNROLL
+  for (size_t v = 0; v < V; ++v) codes[v] = UnitCodes<Fmt, kBegin>(du8, unit[v]);
+  HALFBYTE_UNROLL
+  for (size_t t = 0; t < T; ++t) {
+    const auto quad = Quad(q[t], kBegin);
+    HALFBYTE_UNROLL
+    for (size_t v = 0; v < V; ++v) {
+      auto& sum = run[kBegin % C][v][t];
+      sum = Dot::template Add<Fmt>(di32, codes[v], quad, sum);
+    }
+  }
+  if constexpr (kBegin + 1 < kEnd) AddGroups<Fmt, Dot, kBegin + 1, kEnd>(unit, q, run);
+}
+
+// sum[c][v][t] += codes of groups [kBegin, kEnd) . activations, in runs.
+template <class Fmt, class Dot, size_t kBegin, size_t kEnd, size_t C, size_t V, size_t T>
+HWY_INLINE void AddRuns(const uint8_t* const (&unit)[V], const int8_t* const (&q)[T],
+                        hn::Vec<TileI32> (&sum)[C][V][T]) {
+  const TileI32 di32;
+  constexpr size_t kRunEnd = HWY_MIN(kBegin + Dot::template kRun<Fmt>, kEnd);
+  decltype(Dot::template Begin<Fmt>(di32, sum[0][0][0])) run[C][V][T];
+  HALFBYTE_UNROLL
+  for (size_t i = 0; i < C * V * T; ++i) {
+    const size_t c = i / (V * T), v = i / T % V, t = i % T;
+    run[c][v][t] = Dot::template Begin<Fmt>(di32, sum[c][v][t]);
+  }
+  AddGroups<Fmt, Dot, kBegin, kRunEnd>(unit, q, run);
+  HALFBYTE_UNROLL
+  for (size_t i = 0; i < C * V * T; ++i) {
+    const size_t c = i / (V * T), v = i / T % V, t = i % T;
+    sum[c][v][t] = Dot::template End<Fmt>(di32, run[c][v][t], sum[c][v][t]);
+  }
+  if constexpr (kRunEnd < kEnd) AddRuns<Fmt, Dot, kRunEnd, kEnd>(unit, q, sum);
+}
+
+// True if codes are multiplied as they are, and sums start from minus their zero point
+// times the sum of the activations.
+template <class Fmt, class Dot>
+inline constexpr bool kStartsBelow = !Fmt::kHasMin && !(kIsWide<Fmt> && Dot::kSignsWide);
+
+// Minus the sum of the activations that meet a group of sub-scales.
+template <class Fmt, size_t kPart>
+HWY_INLINE int32_t NegSum(const Q8Block& x) {
+  if constexpr (Fmt::kGroupLen == 32) return x.neg_sum;
+  return kPart == 0 ? x.neg_sum - x.neg_sum_last : x.neg_sum_last;
+}
+
+// Exact sums over group `kPart` (of one or two) of a unit.
+template <class Fmt, class Dot, size_t kPart, size_t V, size_t T>
+HWY_INLINE void PartSums(const uint8_t* const (&unit)[V], const Q8Block* const (&x)[T],
+                         hn::Vec<TileI32> (&sum)[1][V][T]) {
+  const TileI32 di32;
+  const int8_t* q[T];
+  HALFBYTE_UNROLL
+  for (size_t t = 0; t < T; ++t) {
+    auto start = hn::Zero(di32);
+    if constexpr (kStartsBelow<Fmt, Dot>) {
+      start = hn::ShiftLeft<Fmt::kZeroLog2>(hn::Set(di32, NegSum<Fmt, kPart>(*x[t])));
+    }
+    HALFBYTE_UNROLL
+    for (size_t v = 0; v < V; ++v) sum[0][v][t] = start;
+    q[t] = x[t]->q;
+  }
+  constexpr size_t kQuads = Fmt::kGroupLen / 4;
+  AddRuns<Fmt, Dot, kPart * kQuads, (kPart + 1) * kQuads>(unit, q, sum);
+}
+
+// The 16 bytes at `p`, a register of rows of them, as integers.
+HWY_INLINE hn::Vec<TileI32> SubScale(const uint8_t* p) {
+  const hn::Rebind<int8_t, TileI32> di8;
+  return hn::PromoteTo(TileI32(), hn::LoadU(di8, reinterpret_cast<const int8_t*>(p)));
+}
+
+HWY_INLINE hn::Vec<TileF32> HalfScale(const uint8_t* p) {
+  const HalfBits<TileF32> du16;
+  return PromoteF16(TileF32(), hn::LoadU(du16, reinterpret_cast<const uint16_t*>(p)));
+}
+
+// Where one register of rows finds its part of a superblock.
+struct TileRows {
+  const uint8_t* super;
+  size_t lane;  // first row of the panel that it holds
+};
+
+// sum[v][t] = sub-scale * (codes . activations), over the groups of one unit.
+template <class Fmt, class Dot, size_t V, size_t T>
+HWY_INLINE void UnitSums(const TileRows (&rows)[V], size_t unit,
+                         const Q8Block* const (&x)[T],
+                         hn::Vec<TileI32> (&sum)[1][V][T]) {
+  using P = Panel<Fmt>;
+  const uint8_t* codes[V];
+  HALFBYTE_UNROLL
+  for (size_t v = 0; v < V; ++v) {
+    codes[v] = rows[v].super + P::UnitAt(unit) + 4 * rows[v].lane;
+  }
+  PartSums<Fmt, Dot, 0>(codes, x, sum);
+  if constexpr (Fmt::kSubScales) {
+    const auto scale = [&](size_t v, size_t part) HWY_ATTR {
+      const size_t group = unit * P::kUnitLen / Fmt::kGroupLen + part;
+      return SubScale(rows[v].super + P::SubScaleAt(group) + rows[v].lane);
+    };
+    HALFBYTE_UNROLL
+    for (size_t v = 0; v < V; ++v) {
+      const auto s = scale(v, 0);
+      HALFBYTE_UNROLL
+      for (size_t t = 0; t < T; ++t) sum[0][v][t] = hn::Mul(sum[0][v][t], s);
+    }
+    if constexpr (Fmt::kGroupLen == 16) {
+      hn::Vec<TileI32> more[1][V][T];
+      PartSums<Fmt, Dot, 1>(codes, x, more);
+      HALFBYTE_UNROLL
+      for (size_t v = 0; v < V; ++v) {
+        const auto s = scale(v, 1);
+        HALFBYTE_UNROLL
+        for (size_t t = 0; t < T; ++t) {
+          sum[0][v][t] = hn::Add(sum[0][v][t], hn::Mul(more[0][v][t], s));
+        }
+      }
+    }
+  }
+}
+
+// Minus the sum of minima (as integers, where there are sub-scales) times activations.
+template <class Fmt>
+HWY_INLINE hn::Vec<TileI32> MinSum(const TileRows& rows, size_t unit,
+                                   const Q8Block& x) {
+  using P = Panel<Fmt>;
+  const TileI32 di32;
+  if constexpr (!Fmt::kSubScales) return hn::Set(di32, x.neg_sum);
+  const size_t group = unit * P::kUnitLen / Fmt::kGroupLen;
+  const uint8_t* mins = rows.super + P::SubMinAt(group) + rows.lane;
+  auto sum = hn::Mul(SubScale(mins), hn::Set(di32, NegSum<Fmt, 0>(x)));
+  if constexpr (Fmt::kGroupLen == 16) {
+    const auto last = hn::Set(di32, NegSum<Fmt, 1>(x));
+    sum = hn::Add(sum, hn::Mul(SubScale(mins + kPanelRows), last));
+  }
+  return sum;
+}
+
+// acc[v][t] += d (scale * sum) + d (min * minimum's sum), over one unit.
+template <class Fmt, class Dot, size_t V, size_t T>
+HWY_INLINE void AddUnit(const TileRows (&rows)[V], size_t unit,
+                        const Q8Block* const (&x)[T], hn::Vec<TileF32> (&acc)[V][T]) {
+  using P = Panel<Fmt>;
+  const TileF32 df;
+  hn::Vec<TileI32> sum[1][V][T];
+  UnitSums<Fmt, Dot>(rows, unit, x, sum);
+  hn::Vec<TileF32> scale[V];
+  HALFBYTE_UNROLL
+  for (size_t v = 0; v < V; ++v) {
+    scale[v] = HalfScale(rows[v].super + P::ScaleAt(unit) + 2 * rows[v].lane);
+  }
+  HALFBYTE_UNROLL
+  for (size_t t = 0; t < T; ++t) {
+    const auto d = hn::Set(df, x[t]->d);
+    HALFBYTE_UNROLL
+    for (size_t v = 0; v < V; ++v) {
+      acc[v][t] =
+          hn::MulAdd(hn::ConvertTo(df, sum[0][v][t]), hn::Mul(scale[v], d), acc[v][t]);
+      if constexpr (Fmt::kHasMin) {
+        const auto min = HalfScale(rows[v].super + P::MinAt(unit) + 2 * rows[v].lane);
+        const auto min_sum = hn::ConvertTo(df, MinSum<Fmt>(rows[v], unit, *x[t]));
+        acc[v][t] = hn::MulAdd(min_sum, hn::Mul(min, d), acc[v][t]);
+      }
+    }
+  }
+}
+
+// A register of outputs, or as many of them as there are rows.
+template <class D, class V>
+HWY_INLINE void StoreRows(D d, V v, size_t num_rows, hn::TFromD<D>* to) {
+  if (num_rows >= kTileRows) {
+    hn::StoreU(v, d, to);
+  } else {
+    hn::StoreN(v, d, to, num_rows);
+  }
+}
+
+// acc = rows . tokens. Not inlined: a register for everything needs a function of its
+// own. Prefetching pays where a pass computes for longer than the hardware looks ahead,
+// and costs where it does not (T = 1 to 4).
+template <class Fmt, class Dot, size_t V, size_t T>
+HWY_NOINLINE void Tile(const LinearArgs& a, const size_t (&row)[V], size_t m) {
+  using P = Panel<Fmt>;
+  const TileF32 df;
+  hn::Vec<TileF32> acc[V][T];
+  HALFBYTE_UNROLL
+  for (size_t i = 0; i < V * T; ++i) acc[i / T][i % T] = hn::Zero(df);
+  TileRows rows[V];
+  const Q8Block* x[T];
+  HALFBYTE_UNROLL
+  for (size_t v = 0; v < V; ++v) {
+    rows[v] = {a.w + row[v] / kPanelRows * a.w_row_bytes, row[v] % kPanelRows};
+  }
+  HALFBYTE_UNROLL
+  for (size_t t = 0; t < T; ++t) {
+    x[t] = static_cast<const Q8Block*>(a.x) + (m + t) * a.x_ld;
+  }
+  for (size_t left = a.K / P::kUnitLen; left != 0;) {
+    const size_t units = HWY_MIN(left, P::kUnits);
+    for (size_t unit = 0; unit < units; ++unit) {
+      if constexpr (V == 1 && T >= 5) {
+        hwy::Prefetch(rows[0].super + P::UnitAt(unit) + 4096);
+      }
+      AddUnit<Fmt, Dot>(rows, unit, x, acc);
+      HALFBYTE_UNROLL
+      for (size_t t = 0; t < T; ++t) ++x[t];
+    }
+    HALFBYTE_UNROLL
+    for (size_t v = 0; v < V; ++v) rows[v].super += P::kBytes;
+    left -= units;
+  }
+  HALFBYTE_UNROLL
+  for (size_t i = 0; i < V * T; ++i) {
+    const size_t v = i / T, t = i % T;
+    float* out = a.y + (m + t) * a.y_ld + row[v];
+    StoreRows(df, acc[v][t], a.row_end - row[v], out);
+  }
+}
+
+template <class Fmt, class Dot>
+struct BlockTiles {
+  using Args = LinearArgs;
+  static constexpr size_t kT = HALFBYTE_REGISTERS == 32 ? 6 : 4;
+  static size_t ActivationBytes(size_t K) {
+    return K / Q8Block::kLen * sizeof(Q8Block);
+  }
+
+  template <size_t V, size_t T>
+  static void Run(const LinearArgs& a, const size_t (&row)[V], size_t m) {
+    Tile<Fmt, Dot, V, T>(a, row, m);
+  }
+};
+
+template <class Fmt, class Dot>
+void LinearPanels(const LinearArgs& a) noexcept {
+  CoverRows<BlockTiles<Fmt, Dot>>(a);
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace halfbyte
+HWY_AFTER_NAMESPACE();
+#endif  // toggle

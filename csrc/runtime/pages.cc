@@ -1,0 +1,79 @@
+// csrc/runtime/pages.cc
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/pages.h"
+
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+
+namespace halfbyte {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+
+[[noreturn]] void ThrowOutOfMemory(size_t bytes) {
+  ErrorInfo info;
+  info.code = "OUT_OF_MEMORY";
+  info.subject = "memory";
+  info.found = "no " + std::to_string(bytes) + " bytes to be had";
+  info.requested_bytes = bytes;
+  throw Error(ErrorClass::kOutOfMemory, std::move(info));
+}
+
+}  // namespace
+
+PageBuffer::PageBuffer(size_t bytes) : bytes_(bytes) {
+  if (bytes == 0) return;
+  mapped_bytes_ = bytes + kHugePage;
+  mapping_ = mapped_bytes_ < bytes
+                 ? MAP_FAILED
+                 : mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapping_ == MAP_FAILED) {
+    mapping_ = nullptr;
+    ThrowOutOfMemory(bytes);
+  }
+  const auto address = reinterpret_cast<uintptr_t>(mapping_);
+  const uintptr_t aligned = (address + kHugePage - 1) / kHugePage * kHugePage;
+  data_ = reinterpret_cast<uint8_t*>(aligned);
+#ifdef MADV_HUGEPAGE
+  madvise(data_, bytes, MADV_HUGEPAGE);  // a wish: refused, it is small pages
+#endif
+}
+
+PageBuffer::~PageBuffer() {
+  if (mapping_ != nullptr) munmap(mapping_, mapped_bytes_);
+}
+
+PageBuffer::PageBuffer(PageBuffer&& other) noexcept { *this = std::move(other); }
+
+PageBuffer& PageBuffer::operator=(PageBuffer&& other) noexcept {
+  std::swap(mapping_, other.mapping_);
+  std::swap(mapped_bytes_, other.mapped_bytes_);
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+uint8_t* ThreadScratch(size_t bytes) {
+  constexpr size_t kAlign = 64;
+  struct Free {
+    void operator()(uint8_t* p) const { free(p); }
+  };
+  thread_local std::unique_ptr<uint8_t, Free> memory;
+  thread_local size_t size = 0;
+  if (size < bytes) {
+    const size_t rounded = (bytes + kAlign - 1) / kAlign * kAlign;
+    memory.reset(static_cast<uint8_t*>(aligned_alloc(kAlign, rounded)));
+    size = memory == nullptr ? 0 : rounded;
+    if (memory == nullptr) ThrowOutOfMemory(bytes);
+  }
+  return memory.get();
+}
+
+}  // namespace halfbyte
