@@ -1,0 +1,568 @@
+# tests/python/test_synthetic.py
+# Files with random weights: the released shapes, read by us and by the gguf package.
+# SPDX-License-Identifier: Apache-2.0
+"""Files with random weights: the released shapes, read by us and by the gguf package.
+
+The numbers are written by hand from descriptions of the released files. Files are cut
+and narrow, but for one; a narrow model has all the heads, layers and keys of a real one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import gguf
+import halfbyte
+import numpy as np
+import pytest
+import synthetic
+
+ROOT = Path(__file__).parents[2]
+SIZES = ("e2b", "e4b", "12b", "26b", "31b")
+
+
+def narrow(size: str) -> synthetic.Shape:
+    """Two periods of a released model with short rows."""
+    shape = synthetic.SIZES[size]
+    shape = replace(shape.cut(2 * shape.period), hidden=256, ffn=512, vocab=2048)
+    if shape.suppressed:
+        shape = replace(shape, suppressed=(2000, 2001))
+    return replace(shape, experts=16, expert_ffn=64) if shape.experts else shape
+
+
+@pytest.fixture
+def narrowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make all sizes narrow, and the pool of blocks with them."""
+    shapes = {size: narrow(size) for size in SIZES}
+    monkeypatch.setattr(synthetic, "SIZES", shapes)
+    monkeypatch.setattr(synthetic, "POOL", 1 << 16)
+
+
+# ---- what the released files contain
+
+
+def test_the_sizes_are_the_released_ones() -> None:
+    assert tuple(synthetic.SIZES) == SIZES
+
+
+# Tensors, by type; official file size.
+CONTENT = {
+    "e2b": (541, {"Q4_0": 275, "Q6_K": 2, "F16": 1, "F32": 263}, 3_349_516_256),
+    "e4b": (666, {"Q4_0": 342, "Q6_K": 2, "F16": 1, "F32": 321}, 5_154_941_280),
+    "12b": (667, {"Q4_0": 328, "Q6_K": 1, "F32": 338}, 6_975_879_296),
+    "26b": (658, {"Q4_0": 265, "Q6_K": 1, "F32": 392}, 14_439_363_584),
+    "31b": (833, {"Q4_0": 410, "Q6_K": 1, "F32": 422}, 17_651_001_568),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_number_of_tensors_by_type(size: str) -> None:
+    table = synthetic.tensors(synthetic.SIZES[size])
+    total, by_type, _ = CONTENT[size]
+    assert len({tensor.name for tensor in table}) == len(table) == total
+    assert Counter(tensor.type.name for tensor in table) == by_type
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_data_leave_the_same_room_for_metadata(size: str) -> None:
+    # All released files have the same vocabulary and nearly the same other keys: what
+    # is left of a file after tensors and their entries is the same for every size.
+    table = synthetic.tensors(synthetic.SIZES[size])
+    data = sum(-(-tensor.num_bytes // 32) * 32 for tensor in table)
+    entries = sum(24 + len(t.name) + 8 * len(t.shape) for t in table)
+    assert CONTENT[size][2] - data - entries == pytest.approx(15_783_450, abs=250)
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "want"),
+    [
+        ("e2b", "Q4_0", 1_047_969_792),
+        ("e2b", "Q6_K", 1_926_758_400 + 330_301_440),
+        ("e2b", "F16", 27_525_120),
+        ("e4b", "Q4_0", 2_219_212_800),
+        ("e4b", "Q6_K", 2_312_110_080 + 550_502_400),
+        ("e4b", "F16", 55_050_240),
+    ],
+)
+def test_bytes_by_type(size: str, kind: str, want: int) -> None:
+    table = synthetic.tensors(synthetic.SIZES[size])
+    assert sum(t.num_bytes for t in table if t.type.name == kind) == want
+
+
+# Weights by what they are for, in the order of SIZES.
+PARAMETERS = {
+    "token_embd": (402653184, 671088640, 1006632960, 738197504, 1409286144),
+    "attention": (278396928, 587202560, 2406481920, 1110179840, 8477736960),
+    "dense": (1557135360, 3303014400, 8493465600, 535265280, 20808990720),
+    "experts": (0, 0, 0, 22837985280, 0),
+    "router": (0, 0, 0, 10901760, 0),
+    "norms": (231936, 452352, 769792, 612096, 1331456),
+    "scalars": (35, 42, 48, 30, 60),
+    "table": (2348810240, 2818572288, 0, 0, 0),
+    "per layer": (41341696, 82683136, 0, 0, 0),
+    "rope": (256, 256, 256, 256, 256),
+}
+PURPOSES = {
+    "token_embd": "token_embd",
+    "rope_freqs": "rope",
+    "per_layer_token_embd": "table",
+    **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), "attention"),
+    **dict.fromkeys(("ffn_gate", "ffn_up", "ffn_down"), "dense"),
+    **dict.fromkeys(("ffn_gate_up_exps", "ffn_down_exps"), "experts"),
+    "ffn_gate_inp": "router",
+    "layer_output_scale": "scalars",
+    **dict.fromkeys(("per_layer_model_proj", "per_layer_proj_norm"), "per layer"),
+    **dict.fromkeys(("inp_gate", "proj", "post_norm"), "per layer"),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_number_of_weights_by_purpose(size: str) -> None:
+    found: Counter[str] = Counter()
+    for tensor in synthetic.tensors(synthetic.SIZES[size]):
+        stem, kind = tensor.name.split(".")[-2:]
+        # The scale of each expert belongs to the router, although its name does not.
+        purpose = "router" if kind == "scale" else PURPOSES.get(stem, "norms")
+        found[purpose] += math.prod(tensor.shape)
+    column = SIZES.index(size)
+    assert found == {k: v[column] for k, v in PARAMETERS.items() if v[column]}
+
+
+@pytest.mark.parametrize(
+    ("size", "name", "shape"),
+    [
+        ("e2b", "token_embd.weight", (262144, 1536)),
+        ("e2b", "per_layer_token_embd.weight", (262144, 8960)),
+        ("e2b", "per_layer_model_proj.weight", (8960, 1536)),
+        ("e2b", "rope_freqs.weight", (256,)),
+        ("e2b", "blk.0.attn_q.weight", (2048, 1536)),
+        ("e2b", "blk.4.attn_q.weight", (4096, 1536)),
+        ("e2b", "blk.4.attn_output.weight", (1536, 4096)),
+        ("e2b", "blk.13.attn_k.weight", (256, 1536)),
+        ("e2b", "blk.14.attn_v.weight", (512, 1536)),
+        ("e2b", "blk.14.attn_k_norm.weight", (512,)),
+        ("e2b", "blk.15.attn_k.weight", None),
+        ("e2b", "blk.15.attn_v.weight", None),
+        ("e2b", "blk.34.attn_k_norm.weight", None),
+        ("e2b", "blk.34.attn_q_norm.weight", (512,)),
+        ("e2b", "blk.14.ffn_down.weight", (1536, 6144)),
+        ("e2b", "blk.15.ffn_down.weight", (1536, 12288)),
+        ("e2b", "blk.34.inp_gate.weight", (256, 1536)),
+        ("e2b", "blk.34.proj.weight", (1536, 256)),
+        ("e2b", "blk.35.attn_q.weight", None),
+        ("e4b", "blk.4.attn_q.weight", (2048, 2560)),
+        ("e4b", "blk.5.attn_k.weight", (1024, 2560)),
+        ("e4b", "blk.23.attn_k.weight", (1024, 2560)),
+        ("e4b", "blk.24.attn_k.weight", None),
+        ("e4b", "blk.41.ffn_gate.weight", (10240, 2560)),
+        ("12b", "blk.0.attn_v.weight", (2048, 3840)),
+        ("12b", "blk.5.attn_k.weight", (512, 3840)),
+        ("12b", "blk.5.attn_v.weight", None),
+        ("12b", "blk.0.inp_gate.weight", None),
+        ("26b", "blk.0.ffn_gate_inp.weight", (128, 2816)),
+        ("26b", "blk.0.ffn_gate_inp.scale", (2816,)),
+        ("26b", "blk.0.ffn_gate_up_exps.weight", (128, 1408, 2816)),
+        ("26b", "blk.0.ffn_down_exps.weight", (128, 2816, 704)),
+        ("26b", "blk.0.ffn_down_exps.scale", (128,)),
+        ("26b", "blk.29.attn_k.weight", (1024, 2816)),
+        ("26b", "blk.29.pre_ffw_norm_2.weight", (2816,)),
+        ("31b", "blk.59.attn_q.weight", (16384, 5376)),
+        ("31b", "blk.59.attn_k.weight", (2048, 5376)),
+        ("31b", "blk.58.attn_k.weight", (4096, 5376)),
+        ("31b", "output.weight", None),
+    ],
+)
+def test_shapes(size: str, name: str, shape: tuple[int, ...] | None) -> None:
+    table = {t.name: t.shape for t in synthetic.tensors(synthetic.SIZES[size])}
+    assert table.get(name) == shape
+
+
+KEYS = {
+    "block_count": (35, 42, 48, 30, 60),
+    "context_length": (131072, 131072, 262144, 262144, 262144),
+    "embedding_length": (1536, 2560, 3840, 2816, 5376),
+    "attention.head_count": (8, 8, 16, 16, 32),
+    "attention.sliding_window": (512, 512, 1024, 1024, 1024),
+    "attention.shared_kv_layers": (20, 18, 0, 0, 0),
+    "attention.key_length": (512,) * 5,
+    "attention.value_length_swa": (256,) * 5,
+    "embedding_length_per_layer_input": (256, 256, 0, 0, 0),
+    "feed_forward_length": ([6144] * 15 + [12288] * 20, 10240, 15360, 2112, 21504),
+    "attention.head_count_kv": (
+        *(1, 2, [8, 8, 8, 8, 8, 1] * 8),
+        *([8, 8, 8, 8, 8, 2] * 5, [16, 16, 16, 16, 16, 4] * 10),
+    ),
+    "attention.sliding_window_pattern": (
+        ([True] * 4 + [False]) * 7,
+        *(([True] * 5 + [False]) * n for n in (7, 8, 5, 10)),
+    ),
+    "expert_count": (None, None, None, 128, None),
+    "expert_used_count": (None, None, None, 8, None),
+    "expert_feed_forward_length": (None, None, None, 704, None),
+    "rope.freq_base": (1e6,) * 5,
+    "rope.freq_base_swa": (1e4,) * 5,
+    "final_logit_softcapping": (30.0,) * 5,
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_hyperparameters(size: str) -> None:
+    keys = synthetic.metadata(replace(synthetic.SIZES[size], vocab=1))
+    for name, values in KEYS.items():
+        assert keys.get(f"gemma4.{name}") == values[SIZES.index(size)], name
+
+
+# ---- the vocabulary
+
+
+@cache
+def vocabulary() -> tuple[list[str], list[int], list[str]]:
+    return synthetic.vocabulary(262144)
+
+
+def test_special_tokens_are_at_their_places() -> None:
+    tokens, types, _ = vocabulary()
+    assert tokens[:5] == ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    assert tokens[105:110] == ["<|turn>", "<turn|>", "\n", "\n\n", "\n\n\n"]
+    assert tokens[50] == "<|tool_response>"
+    assert tokens[212] == "</s>"
+    assert tokens[238:494] == [f"<0x{i:02X}>" for i in range(256)]
+    assert tokens[258880:258885] == [
+        *("<|image|>", "<|audio|>", "<image|>", "<audio|>", "<|video|>")
+    ]
+    # The released file: 256 bytes, 16 control, 7 user-defined tokens, the rest normal.
+    assert Counter(types) == {6: 256, 3: 16, 4: 7, 1: 261865}
+    assert all(types[i] == 4 for i in (48, 49, 50, 51, 52, 100, 101))
+
+
+def test_all_tokens_differ_and_merges_join_them() -> None:
+    tokens, types, merges = vocabulary()
+    known = set(tokens)
+    assert len(known) == len(tokens) == len(types) == 262144
+    assert len(set(merges)) == len(merges)
+    assert len(merges) == pytest.approx(514_906, rel=0.005)
+    for merge in merges:
+        left, right = merge.split(" ")
+        assert {left, right, left + right} <= known
+
+
+# ---- files
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Write a narrow file of a size, once."""
+    folder = tmp_path_factory.mktemp("narrow")
+
+    @cache
+    def make(size: str) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(synthetic.SIZES, size, narrow(size))
+            patch.setattr(synthetic, "POOL", 1 << 20)
+            return synthetic.write(folder / f"{size}.gguf", size)
+
+    return make
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_both_readers_see_the_tensors(size: str, files: Callable[[str], Path]) -> None:
+    table = synthetic.tensors(narrow(size))
+    ours = halfbyte.open_gguf(files(size))
+    reader = gguf.GGUFReader(files(size))
+    theirs = reader.tensors
+    assert not ours.warnings
+    assert len(ours.tensors) == len(theirs) == len(table)
+    for want, own, other in zip(table, ours.tensors, theirs, strict=True):
+        assert own.name == other.name == want.name
+        assert own.type == other.tensor_type.name == want.type.name
+        assert own.shape == tuple(other.shape.tolist()[::-1]) == want.shape
+        assert own.offset == other.data_offset
+        assert own.offset % 32 == 0
+    last = ours.tensors[-1]
+    assert 0 <= ours.file_bytes - (last.offset + last.bytes) < 32
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_both_readers_see_the_metadata(size: str, files: Callable[[str], Path]) -> None:
+    ours = halfbyte.open_gguf(files(size)).metadata
+    theirs = gguf.GGUFReader(files(size)).fields
+    wanted = synthetic.metadata(narrow(size))
+    assert list(ours) == list(wanted)
+    for key, value in wanted.items():
+        found = theirs[key].contents()
+        assert found == (pytest.approx(value) if isinstance(value, float) else value)
+        kinds = theirs[key].types
+        if isinstance(value, int) and not isinstance(value, bool):
+            assert kinds == [gguf.GGUFValueType.UINT32]
+        own = ours[key]
+        if isinstance(value, list):
+            assert list(own) == value
+        else:
+            assert own == found
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_weights_are_as_large_as_meant(size: str, files: Callable[[str], Path]) -> None:
+    table = {tensor.name: tensor for tensor in synthetic.tensors(narrow(size))}
+    for tensor in gguf.GGUFReader(files(size)).tensors:
+        want = table[tensor.name]
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        assert np.isfinite(values).all()
+        if want.name == "rope_freqs.weight":
+            assert values.tolist() == [1.0] * 64 + [float(np.float32(1e30))] * 192
+        elif len(want.shape) == 1:
+            signs = np.sign(values)
+            assert np.abs(signs * values / want.level - 1).max() <= 0.1001
+            both = want.name == "output_norm.weight"
+            assert set(signs.tolist()) == ({-1.0, 1.0} if both else {1.0})
+        else:
+            assert values.std() == pytest.approx(want.level, rel=0.03)
+            assert abs(values.mean()) < 0.05 * want.level
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_logits_are_sane(size: str, files: Callable[[str], Path]) -> None:
+    model = halfbyte.load(files(size), context=64)
+    shape, layers = narrow(size), model.config.layers
+    sources = [layer.kv_source for layer in layers]
+    assert [not layer.sliding for layer in layers] == [
+        shape.is_full(i) for i in range(shape.layers)
+    ]
+    if size == "e2b":
+        assert sources == [0, 1, 2, 3, 4, 3, 3, 3, 3, 4]
+    elif size == "e4b":
+        assert sources == [0, 1, 2, 3, 4, 5, 4, 4, 4, 4, 4, 5]
+    else:
+        assert sources == [*range(12)]
+    ids = [2, *range(600, 620)]
+    logits = model.session().logits(ids)
+    assert logits.shape == (21, 2048)
+    assert np.isfinite(logits).all()
+    # One deviation for all, as the norm of the head says, and another answer each time.
+    np.testing.assert_allclose(logits.std(axis=1), 3.0, rtol=0.2)
+    answers = logits.argmax(axis=1).tolist()
+    assert len(set(answers)) > 10
+    assert answers != ids
+
+
+def test_the_same_seed_gives_the_same_bytes(
+    narrowed: None,  # noqa: ARG001
+    tmp_path: Path,
+) -> None:
+    def digest(name: str, seed: int) -> str:
+        path = synthetic.write(tmp_path / name, "e2b", seed=seed)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    first = digest("a", 1)
+    assert digest("b", 1) == first
+    assert digest("c", 2) != first
+    # On every machine and with every NumPy. To be replaced when the content changes.
+    assert first == "b30e687f9214e75c107aebf13dbed71ee39ce8a652a2ac28b8cd2b42226ad868"
+
+
+def test_another_seed_gives_other_blocks(files: Callable[[str], Path]) -> None:
+    def blocks(seed: int) -> bytes:
+        pool = synthetic.Blocks(gguf.GGMLQuantizationType.Q4_0, 0.02, seed)
+        return b"".join(map(bytes, pool.take(18 * 1000)))
+
+    assert blocks(3) == blocks(3)
+    assert blocks(3) != blocks(4)
+    assert files("e2b").stat().st_size % 32 == 0
+
+
+def test_no_page_of_weights_is_written_twice(
+    narrowed: None,  # noqa: ARG001
+    tmp_path: Path,
+) -> None:
+    path = synthetic.write(tmp_path / "a.gguf", "26b")
+    start = halfbyte.open_gguf(path).tensors[0].offset
+    data = path.read_bytes()[start:]
+    assert len(data) > 100 * synthetic.POOL  # many times around
+    pages = [data[i : i + 4096] for i in range(0, len(data), 4096)]
+    assert len(set(pages)) == len(pages)
+
+
+def test_a_cut_e2b_of_full_width(tmp_path: Path) -> None:
+    path = synthetic.write(tmp_path / "cut.gguf", "e2b", layers=10)
+    try:
+        model = halfbyte.load(path, context=64)
+        assert model.config.vocab_size == 262144
+        ids = model.tokenize("Nobody on the quay spoke much.\n\nÄ 7", bos=True)
+        assert model.detokenize(ids[1:]) == "Nobody on the quay spoke much.\n\nÄ 7"
+        assert len(ids) < 30
+        logits = model.session().logits(ids)
+        assert np.isfinite(logits).all()
+        np.testing.assert_allclose(logits.std(axis=1), 3.0, rtol=0.2)
+        assert len(set(logits.argmax(axis=1).tolist())) > len(ids) // 2
+        del model
+    finally:
+        path.unlink()  # 1.2 GB, which pytest would keep
+
+
+# ---- cutting
+
+
+@pytest.mark.parametrize(
+    ("size", "layers", "shared"),
+    [
+        ("e2b", 5, 0),
+        ("e2b", 10, 5),
+        ("e2b", 20, 10),
+        ("e2b", 35, 20),
+        ("e4b", 6, 0),
+        ("e4b", 12, 6),
+        ("e4b", 42, 18),
+        ("31b", 6, 0),
+    ],
+)
+def test_a_cut_keeps_whole_periods(size: str, layers: int, shared: int) -> None:
+    whole = synthetic.SIZES[size]
+    shape = whole.cut(layers)
+    assert (shape.layers, shape.shared) == (layers, shared)
+    assert shape.is_full(layers - 1)
+    # The two layers that others read: a sliding and a full one.
+    assert shape.is_full(shape.first_shared - 1)
+    assert not shape.is_full(shape.first_shared - 2)
+    assert (shape == whole) == (layers == whole.layers)
+
+
+@pytest.mark.parametrize("layers", [-5, 0, 1, 7, 40])
+def test_other_cuts_are_refused(layers: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="E2B can be cut to a multiple of 5 layers"):
+        synthetic.write(tmp_path / "a.gguf", "e2b", layers=layers)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- writing, and not writing
+
+
+def test_progress_goes_to_the_end(narrowed: None, tmp_path: Path) -> None:  # noqa: ARG001
+    seen: list[tuple[int, int]] = []
+    path = synthetic.write(
+        str(tmp_path / "a.gguf"), "e4b", progress=lambda *step: seen.append(step)
+    )
+    assert path == tmp_path / "a.gguf"
+    assert seen == sorted(seen)
+    assert {total for _, total in seen} == {path.stat().st_size}
+    assert seen[-1][0] == path.stat().st_size
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_existing_file_is_kept(narrowed: None, tmp_path: Path) -> None:  # noqa: ARG001
+    path = tmp_path / "a.gguf"
+    path.write_text("dear to somebody")
+    with pytest.raises(FileExistsError, match=r"a\.gguf"):
+        synthetic.write(path, "e2b")
+    assert path.read_text() == "dear to somebody"
+    synthetic.write(path, "e2b", force=True)
+    assert halfbyte.open_gguf(path).metadata["general.architecture"] == "gemma4"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileExistsError):
+        synthetic.write(tmp_path, "e2b", force=True)
+
+
+def test_an_interrupt_leaves_no_file(narrowed: None, tmp_path: Path) -> None:  # noqa: ARG001
+    old = tmp_path / "old.gguf"
+    old.write_text("dear to somebody")
+
+    def stop(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    for path in (old, tmp_path / "new.gguf"):
+        with pytest.raises(KeyboardInterrupt):
+            synthetic.write(path, "e2b", force=True, progress=stop)
+    assert list(tmp_path.iterdir()) == [old]
+    assert old.read_text() == "dear to somebody"
+
+
+def test_a_full_disk_is_noticed_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    usage = SimpleNamespace(free=2 << 30)
+    monkeypatch.setattr(synthetic.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"3\.1 GiB needed, 2\.0 GiB free"):
+        synthetic.write(tmp_path / "a.gguf", "e2b")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_size_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no size '7b': there are e2b, e4b, 12b"):
+        synthetic.write(tmp_path / "a.gguf", "7b")
+
+
+# ---- the command
+
+
+def table(text: str) -> dict[str, list[str]]:
+    """Rows of a printed table by their first cell."""
+    rows = (line.split("  ") for line in text.splitlines())
+    return {row[0].strip(): " ".join(row[1:]).split() for row in rows}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_dry_run_agrees_with_the_released_file(
+    size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthetic.main([size, "--dry-run"])
+    rows = table(capsys.readouterr().out)
+    number, _, official = CONTENT[size]
+    assert rows["in all"][0] == str(number)
+    assert rows["released file"] == [f"{official:,}"]
+    own = int(rows["in all"][1].replace(",", ""))
+    assert abs(own - official) < 200_000
+    assert int(rows["difference"][0].replace(",", "")) == own - official
+    assert rows["Q4_0"][0] == str(CONTENT[size][1]["Q4_0"])
+
+
+def test_the_list_has_all_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    synthetic.main(["--list"])
+    rows = table(capsys.readouterr().out)
+    assert set(SIZES) < set(rows)
+    # In all, as released: what the vendor's files are known as, in GB.
+    for size, gigabytes in zip(SIZES, (3.35, 5.15, 6.98, 14.44, 17.65), strict=True):
+        for cell in rows[size][-3:-1]:
+            assert float(cell) == pytest.approx(gigabytes, abs=0.0051)
+
+
+def test_the_command_writes_and_refuses(
+    narrowed: None,  # noqa: ARG001
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = str(tmp_path / "a.gguf")
+    synthetic.main(["12b", path])
+    with pytest.raises(SystemExit, match="exists already"):
+        synthetic.main(["12b", path])
+    synthetic.main(["12b", path, "--force", "--layers", "6", "--seed", "5"])
+    assert halfbyte.load(path, context=64).config.num_layers == 6
+    with pytest.raises(SystemExit, match="multiple of 6"):
+        synthetic.main(["12b", path, "--force", "--layers", "5"])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("words", [[], ["e2b"], ["9b", "a.gguf"]])
+def test_missing_words_are_asked_for(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        synthetic.main(words)
+    assert error.value.code == 2
+
+
+def test_it_runs_as_a_script() -> None:
+    script = ROOT / "benchmarks" / "synthetic.py"
+    line = [sys.executable, "-W", "error", str(script), "e2b", "--dry-run"]
+    done = subprocess.run(
+        [*line, "--layers", "5"], check=True, capture_output=True, text=True
+    )
+    assert "Q6_K" in done.stdout
+    assert "released" not in done.stdout
+    assert done.stderr == ""
