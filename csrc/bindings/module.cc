@@ -56,4 +56,5 @@ PYBIND11_MODULE(_core, m) {
   halfbyte::RegisterOps(m);
   halfbyte::RegisterFiles(m);
   halfbyte::RegisterModel(m);
+  halfbyte::RegisterRoof(m);
 }
