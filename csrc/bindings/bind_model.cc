@@ -174,13 +174,16 @@ py::dict ConfigDict(const Model& model) {
   d["num_experts_used"] = c.num_experts_used;
   d["expert_ffn_len"] = c.expert_ffn_len;
   py::list layers;
-  for (const LayerConfig& layer : c.layers) {
+  for (size_t i = 0; i < c.layers.size(); ++i) {
+    const LayerConfig& layer = c.layers[i];
     py::dict l;
     l["sliding"] = layer.sliding;
     l["head_dim"] = layer.head_dim;
     l["num_kv_heads"] = layer.num_kv_heads;
     l["ffn_len"] = layer.ffn_len;
     l["kv_source"] = layer.kv_source;
+    // Not in every config: a GGUF says it by having no such tensor.
+    l["value_is_key"] = c.OwnsKv(i) && model.weights().layers[i].v.data == nullptr;
     layers.append(l);
   }
   d["layers"] = layers;

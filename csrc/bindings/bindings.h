@@ -17,6 +17,7 @@ void RegisterErrors();
 void RegisterOps(pybind11::module_& m);
 void RegisterFiles(pybind11::module_& m);
 void RegisterModel(pybind11::module_& m);
+void RegisterRoof(pybind11::module_& m);
 
 // Text from the operating system, as Python's own file functions give it: bytes that
 // are not UTF-8 become surrogates.

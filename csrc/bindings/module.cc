@@ -57,4 +57,5 @@ PYBIND11_MODULE(_core, m) {
   halfbyte::RegisterOps(m);
   halfbyte::RegisterFiles(m);
   halfbyte::RegisterModel(m);
+  halfbyte::RegisterRoof(m);
 }

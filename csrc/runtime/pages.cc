@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "runtime/topology.h"
 
 namespace halfbyte {
 namespace {
@@ -20,7 +21,8 @@ constexpr size_t kHugePage = size_t{2} << 20;
   ErrorInfo info;
   info.code = "OUT_OF_MEMORY";
   info.subject = "memory";
-  info.found = "no " + std::to_string(bytes) + " bytes to be had";
+  info.found = std::to_string(bytes) + " bytes asked for";
+  info.expected = "no more than this process may use";
   info.requested_bytes = bytes;
   throw Error(ErrorClass::kOutOfMemory, std::move(info));
 }
@@ -29,15 +31,16 @@ constexpr size_t kHugePage = size_t{2} << 20;
 
 PageBuffer::PageBuffer(size_t bytes) : bytes_(bytes) {
   if (bytes == 0) return;
-  mapped_bytes_ = bytes + kHugePage;
-  mapping_ = mapped_bytes_ < bytes
-                 ? MAP_FAILED
-                 : mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (mapping_ == MAP_FAILED) {
-    mapping_ = nullptr;
+  const MemoryBudget memory = TotalMemory();
+  const bool known = memory.bytes != 0;
+  if (bytes > SIZE_MAX - kHugePage || (known && bytes > memory.bytes)) {
     ThrowOutOfMemory(bytes);
   }
+  mapped_bytes_ = bytes + kHugePage;
+  void* const map = mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (map == MAP_FAILED) ThrowOutOfMemory(bytes);
+  mapping_ = map;
   const auto address = reinterpret_cast<uintptr_t>(mapping_);
   const uintptr_t aligned = (address + kHugePage - 1) / kHugePage * kHugePage;
   data_ = reinterpret_cast<uint8_t*>(aligned);

@@ -41,6 +41,20 @@ def memory_limit(root: str | bytes) -> int | None:
 def peak_rss() -> int:
     """Peak resident set of this process in bytes; 0 if unknown."""
 
+# ---- what the machine can do at best
+
+def huge_buffer(bytes: int, threads: int) -> _U8:
+    """Memory in huge pages, every page of it written."""
+
+def read_bandwidth(data: _U8, streams: int, threads: int) -> float:
+    """GB/s of reading `data` once, with one or two streams a thread."""
+
+def dot_peak(threads: int) -> float:
+    """GMAC/s of dot products of bytes on registers."""
+
+def fma_peak(threads: int) -> float:
+    """GMAC/s of fused multiply-adds of float32 on registers."""
+
 # ---- operations on rows: float32 matrices whose rows are contiguous
 
 def formats() -> list[tuple[str, int, int, int, bool, bool]]:

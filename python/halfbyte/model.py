@@ -48,6 +48,7 @@ class LayerConfig:
     num_kv_heads: int
     ffn_len: int
     kv_source: int  # the layer whose keys and values it attends to
+    value_is_key: bool  # no matrix for values: they are the keys as they come
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ __all__ = [
     "cpu_targets",
     "memory_limit",
     "num_threads",
+    "peak_rss",
     "set_num_threads",
     "thread_reason",
     "threads",
@@ -163,6 +164,11 @@ def cpu_quota(root: str | os.PathLike[str] = "") -> float | None:
 def memory_limit(root: str | os.PathLike[str] = "") -> int | None:
     """Bytes that the control groups of this process allow; see `cpu_quota`."""
     return _core.memory_limit(os.fspath(root))
+
+
+def peak_rss() -> int:
+    """Peak resident set of this process in bytes; 0 if it cannot be known."""
+    return _core.peak_rss()
 
 
 def set_num_threads(n: int | None) -> None:

@@ -116,27 +116,6 @@ def test_chat_with_a_template_answers(tmp_path: Path) -> None:
     assert out == f"> {first}\n> {model.chat(messages, max_tokens=48).text}\n> "
 
 
-def test_kernel_benchmark_runs(tmp_path: Path) -> None:
-    file = tmp_path / "kernels.json"
-    options = ["--formats", "q4_0,q5_k,f32", "--shapes", "e2b-down", "--mib", "80"]
-    out = run("benchmarks/kernels.py", *options, "--json", file)
-    result = json.loads(file.read_text())
-    points = result["points"]
-    assert [(p["format"], p["tokens"]) for p in points] == [
-        (fmt, tokens) for fmt in ("q4_0", "q5_k", "f32") for tokens in (1, 4, 32)
-    ]
-    assert len(out.splitlines()) == 3 + len(points)
-    read = result["read_gb_per_s"]["samples"]
-    for i, point in enumerate(points):
-        macs = point["tokens"] * 1536 * 12288
-        assert point["gmac_per_s"] == pytest.approx(
-            macs / point["seconds"]["median"] / 1e9, rel=1e-3
-        )
-        assert point["share"] == pytest.approx(
-            point["gb_per_s"] / read[i // 3], rel=1e-3
-        )
-
-
 def test_generate_benchmark_runs(plain: Path, tmp_path: Path) -> None:
     file = tmp_path / "generate.json"
     options = ["--prompt", "40", "--tokens", "3", "--rounds", "2", "--mib", "16"]

@@ -52,10 +52,12 @@ MODULES: dict[str, set[str]] = {
     "": {"model", "reference"},
     "demo": set(),
     "doctor": {"formats"},
-    "cli": {"", "demo", "doctor"},
+    "roof": {"targets"},
+    "bench": {"", "doctor", "roof"},
+    "cli": {"", "demo", "doctor", "bench"},
     "__main__": {"cli"},
 }
-OVER_CORE = {"targets", "formats", "ops", "files", "kv", "model"}
+OVER_CORE = {"targets", "formats", "ops", "files", "kv", "model", "roof"}
 
 
 def below(name: str, arrows: dict[str, set[str]]) -> set[str]:

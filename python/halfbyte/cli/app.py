@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from halfbyte.cli import chat, doctor, inspect, perplexity, run, tokenize
+from halfbyte.cli import bench, chat, doctor, inspect, perplexity, run, tokenize
 
 __all__ = ["app"]
 
@@ -61,6 +61,9 @@ app.command(epilog=tokenize.EXAMPLES, short_help="Split a text into tokens.")(
 app.command(
     epilog=perplexity.EXAMPLES, short_help="Measure how well a model predicts a text."
 )(perplexity.perplexity)
+app.command(
+    epilog=bench.EXAMPLES, short_help="Measure how fast a model or a kernel runs."
+)(bench.bench)
 app.command(epilog=doctor.EXAMPLES, short_help="Show the facts for a bug report.")(
     doctor.doctor
 )
