@@ -51,8 +51,8 @@ HWY_INLINE void StoreChannel(const ChannelArgs& a, hn::Vec<TileI32> sum, size_t 
 template <class Fmt, class Dot, size_t V, size_t T>
 HWY_NOINLINE void ChannelTile(const ChannelArgs& a, const size_t (&row)[V], size_t m) {
   using P = Panel<Fmt>;
-  // Four dot products in flight, if registers allow.
-  constexpr size_t C = HWY_MAX(HWY_MIN(4 / (V * T), kMaxSums / (V * T)), size_t{1});
+  // Dot products in flight: more than their latency, if registers allow.
+  constexpr size_t C = HWY_MAX(HWY_MIN(kMaxSums / (V * T), size_t{4}), size_t{1});
   const TileI32 di32;
   hn::Vec<TileI32> sum[C][V][T];
   const uint8_t* codes[V];
@@ -77,7 +77,7 @@ HWY_NOINLINE void ChannelTile(const ChannelArgs& a, const size_t (&row)[V], size
     }
   }
   for (size_t unit = 0; unit < a.K / P::kUnitLen; ++unit) {
-    if constexpr (V == 1 && T >= 4) hwy::Prefetch(codes[0] + 4096);
+    if constexpr (T >= kPrefetchTokens) PrefetchUnit<P::kUnitBytes>(codes[0]);
     AddRuns<Fmt, Dot, 0, P::kUnitLen / 4>(codes, q, sum);
     HALFBYTE_UNROLL
     for (size_t v = 0; v < V; ++v) codes[v] += P::kUnitBytes;

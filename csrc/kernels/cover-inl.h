@@ -35,6 +35,10 @@ inline constexpr size_t kMaxTokens = 8, kGemmV = 2, kMaxSums = 8;
 inline constexpr size_t kMaxTokens = 4, kGemmV = 1, kMaxSums = 2;
 #endif
 
+// From so many tokens a pass computes for longer than the core looks ahead in the stream
+// of weights, and prefetching pays; below, it costs.
+inline constexpr size_t kPrefetchTokens = 3;
+
 // Registers of rows for T tokens: neighbours in one panel.
 template <size_t T>
 inline constexpr size_t kRegisters =

@@ -190,18 +190,23 @@ void PackPanel(const uint8_t* rows, size_t row_bytes, size_t num_rows, size_t K,
 
 // ---- unpacking
 
-// The bits of `mask`, after a move up by kUp or down by -kUp; none of them crosses into
-// another byte.
-template <int kUp, int kMask, class DU8>
+// Bytes moved up by kUp bits, or down by -kUp. Bits that cross into another byte are for
+// the caller to mask.
+template <int kUp, class DU8>
 HWY_INLINE hn::Vec<DU8> MoveBits(DU8 du8, hn::Vec<DU8> bytes) {
   const hn::RepartitionToWide<DU8> du16;
-  auto moved = bytes;
   if constexpr (kUp > 0) {
-    moved = hn::BitCast(du8, hn::ShiftLeft<kUp>(hn::BitCast(du16, bytes)));
+    return hn::BitCast(du8, hn::ShiftLeft<kUp>(hn::BitCast(du16, bytes)));
   } else if constexpr (kUp < 0) {
-    moved = hn::BitCast(du8, hn::ShiftRight<-kUp>(hn::BitCast(du16, bytes)));
+    return hn::BitCast(du8, hn::ShiftRight<-kUp>(hn::BitCast(du16, bytes)));
   }
-  return hn::And(moved, hn::Set(du8, uint8_t{kMask}));
+  return bytes;
+}
+
+// The bits of kMask of `bytes` after such a move, and those of `below`.
+template <int kUp, int kMask, class DU8>
+HWY_INLINE hn::Vec<DU8> AddBits(DU8 du8, hn::Vec<DU8> below, hn::Vec<DU8> bytes) {
+  return hn::OrAnd(below, MoveBits<kUp>(du8, bytes), hn::Set(du8, uint8_t{kMask}));
 }
 
 // Codes of weights [4g, 4g + 4) of a unit's rows, those of the register at `unit`.
@@ -210,24 +215,23 @@ HWY_INLINE hn::Vec<DU8> UnitCodes(DU8 du8, const uint8_t* HWY_RESTRICT unit) {
   constexpr size_t kBits = Panel<Fmt>::kBits, kChunk = Panel<Fmt>::kChunk;
   constexpr int kGroup = static_cast<int>(g);
   if constexpr (kBits == 8) return hn::Load(du8, unit + g * kChunk);
-  constexpr int kLowBits = kBits >= 4 ? 4 : 2;
-  hn::Vec<DU8> codes;
-  if constexpr (kLowBits == 4) {
+  auto codes = hn::Zero(du8);
+  if constexpr (kBits >= 4) {
     const auto nibbles = hn::Load(du8, unit + g % 4 * kChunk);
-    codes = MoveBits<(g < 4 ? 0 : -4), 15>(du8, nibbles);
+    const auto low = MoveBits<(g < 4 ? 0 : -4)>(du8, nibbles);
+    codes = hn::And(low, hn::Set(du8, uint8_t{15}));
     unit += 4 * kChunk;
   }
   if constexpr (kBits % 4 >= 2) {
-    constexpr int kAt = kBits > 4 ? 4 : 0;
+    constexpr int kAt = kBits > 4 ? 4 : 0, kUp = kAt - 2 * (kGroup / 2);
     const auto pairs = hn::Load(du8, unit + g % 2 * kChunk);
-    const auto field = MoveBits<kAt - 2 * (kGroup / 2), (3 << kAt)>(du8, pairs);
-    codes = kAt == 0 ? field : hn::Or(codes, field);
+    codes = kBits > 4 ? AddBits<kUp, (3 << kAt)>(du8, codes, pairs)
+                      : hn::And(MoveBits<kUp>(du8, pairs), hn::Set(du8, uint8_t{3}));
     unit += 2 * kChunk;
   }
   if constexpr (kBits % 2 == 1) {
     constexpr int kAt = static_cast<int>(kBits) - 1;
-    const auto bits = hn::Load(du8, unit);
-    codes = hn::Or(codes, MoveBits<kAt - kGroup, (1 << kAt)>(du8, bits));
+    codes = AddBits<kAt - kGroup, (1 << kAt)>(du8, codes, hn::Load(du8, unit));
   }
   return codes;
 }

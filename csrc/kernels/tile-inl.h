@@ -221,6 +221,14 @@ HWY_INLINE void AddUnit(const TileRows (&rows)[V], size_t unit,
   }
 }
 
+// The part of a stream of weights that is needed some units later.
+template <size_t kBytes>
+HWY_INLINE void PrefetchUnit(const uint8_t* unit) {
+  constexpr size_t kAhead = 4096, kLine = 64;
+  HALFBYTE_UNROLL
+  for (size_t i = 0; i < kBytes; i += kLine) hwy::Prefetch(unit + kAhead + i);
+}
+
 // A register of outputs, or as many of them as there are rows.
 template <class D, class V>
 HWY_INLINE void StoreRows(D d, V v, size_t num_rows, hn::TFromD<D>* to) {
@@ -232,8 +240,7 @@ HWY_INLINE void StoreRows(D d, V v, size_t num_rows, hn::TFromD<D>* to) {
 }
 
 // acc = rows . tokens. Not inlined: a register for everything needs a function of its
-// own. Prefetching pays where a pass computes for longer than the hardware looks ahead,
-// and costs where it does not (T = 1 to 4).
+// own.
 template <class Fmt, class Dot, size_t V, size_t T>
 HWY_NOINLINE void Tile(const LinearArgs& a, const size_t (&row)[V], size_t m) {
   using P = Panel<Fmt>;
@@ -254,8 +261,8 @@ HWY_NOINLINE void Tile(const LinearArgs& a, const size_t (&row)[V], size_t m) {
   for (size_t left = a.K / P::kUnitLen; left != 0;) {
     const size_t units = HWY_MIN(left, P::kUnits);
     for (size_t unit = 0; unit < units; ++unit) {
-      if constexpr (V == 1 && T >= 5) {
-        hwy::Prefetch(rows[0].super + P::UnitAt(unit) + 4096);
+      if constexpr (T >= kPrefetchTokens) {
+        PrefetchUnit<P::kUnitBytes>(rows[0].super + P::UnitAt(unit));
       }
       AddUnit<Fmt, Dot>(rows, unit, x, acc);
       HALFBYTE_UNROLL
