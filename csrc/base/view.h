@@ -28,9 +28,7 @@ struct Mat {
     return Mat(data + begin * ld, count, cols, ld);
   }
   // NOLINTNEXTLINE(google-explicit-constructor): a view may always be read
-  operator Mat<const T>() const
-    requires(!std::is_const_v<T>)
-  {
+  operator Mat<const T>() const requires(!std::is_const_v<T>) {
     return Mat<const T>(data, rows, cols, ld);
   }
 };

@@ -120,8 +120,8 @@ Repack RepackNamed(const std::string& name) {
   if (name == "auto") return Repack::kAuto;
   if (name == "always") return Repack::kAlways;
   if (name == "never") return Repack::kNever;
-  throw Error(ErrorClass::kValue, "repack: found '" + Escape(name) +
-                                      "'; expected auto, always or never");
+  throw Error(ErrorClass::kValue,
+              "repack: found '" + Escape(name) + "'; expected auto, always or never");
 }
 
 ModelHandle LoadModel(const std::string& path, size_t context, const std::string& kv,
@@ -217,9 +217,8 @@ void BindModel(py::module_& m) {
                              Property([](const Model& x) { return x.sampling(); }))
       .def_property_readonly("file_bytes",
                              Property([](const Model& x) { return x.file_bytes(); }))
-      .def_property_readonly("repacked_bytes", Property([](const Model& x) {
-                               return x.repacked_bytes();
-                             }))
+      .def_property_readonly(
+          "repacked_bytes", Property([](const Model& x) { return x.repacked_bytes(); }))
       .def_property_readonly("bytes_per_token", Property([](const Model& x) {
                                return x.bytes_per_token();
                              }))

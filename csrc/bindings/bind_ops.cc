@@ -129,8 +129,7 @@ void BindLinear(py::module_& m) {
       "linear",
       [](const py::array& x, const py::array& w, const std::string& format, size_t N,
          const py::object& scales, const py::object& panels, const py::object& bias,
-         py::array& out,
-         const std::string& activations, size_t threads) {
+         py::array& out, const std::string& activations, size_t threads) {
         const Mat<const float> xm = AsMatrix(x, "x");
         WeightView wv = AsWeight(w, format, N, xm.cols, scales);
         UsePanels(panels, wv);
@@ -148,9 +147,9 @@ void BindLinear(py::module_& m) {
         const Mat<const float> row(b.data(), y.rows, N, 0);
         AddRows(context, row, y);
       },
-      py::arg("x"), py::arg("w"), py::arg("format"), py::arg("n"),
-      py::arg("scales"), py::arg("panels"), py::arg("bias"),
-      py::arg("out"), py::arg("activations"), py::arg("threads"));
+      py::arg("x"), py::arg("w"), py::arg("format"), py::arg("n"), py::arg("scales"),
+      py::arg("panels"), py::arg("bias"), py::arg("out"), py::arg("activations"),
+      py::arg("threads"));
   m.def(
       "linear_codes",
       [](const py::array& x, float x_step, const py::array& w,
@@ -170,7 +169,8 @@ void BindLinear(py::module_& m) {
   m.def(
       "embedding_rows",
       [](const py::array& w, const std::string& format, size_t N, size_t K,
-         const py::object& scales, const py::array& ids, py::array& out, size_t threads) {
+         const py::object& scales, const py::array& ids, py::array& out,
+         size_t threads) {
         const WeightView wv = AsWeight(w, format, N, K, scales);
         const std::vector<int32_t> rows = AsIds(ids, "ids", N);
         const Mat<float> y = AsOutMatrix(out, "out", rows.size(), K);
@@ -179,8 +179,7 @@ void BindLinear(py::module_& m) {
         EmbeddingRows(context, wv, rows, y);
       },
       py::arg("w"), py::arg("format"), py::arg("n"), py::arg("k"), py::arg("scales"),
-      py::arg("ids"),
-      py::arg("out"), py::arg("threads"));
+      py::arg("ids"), py::arg("out"), py::arg("threads"));
 }
 
 void BindFormats(py::module_& m) {
@@ -188,8 +187,8 @@ void BindFormats(py::module_& m) {
     py::list formats;
     for (const FormatInfo& info : kFormats) {
       const FormatKernels& kernels = KernelsFor(info.format);
-      const bool writable = kernels.encode_row_ref != nullptr ||
-                            kernels.encode_row_scaled_ref != nullptr;
+      const bool writable =
+          kernels.encode_row_ref != nullptr || kernels.encode_row_scaled_ref != nullptr;
       formats.append(py::make_tuple(info.stem, static_cast<uint32_t>(info.format),
                                     info.block_len, info.block_bytes, writable,
                                     HasRowScale(info.format)));
@@ -216,8 +215,8 @@ void BindFormats(py::module_& m) {
         const size_t row_bytes = RowBytes(info.format, xm.cols);
         py::array_t<uint8_t> w(static_cast<py::ssize_t>(xm.rows * row_bytes));
         uint8_t* data = w.mutable_data();
-        py::array_t<float> scales(static_cast<py::ssize_t>(
-            HasRowScale(info.format) ? xm.rows : 0));
+        py::array_t<float> scales(
+            static_cast<py::ssize_t>(HasRowScale(info.format) ? xm.rows : 0));
         float* scale = scales.mutable_data();
         const Context context = MakeContext(threads);
         {

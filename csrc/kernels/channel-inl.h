@@ -59,8 +59,7 @@ HWY_NOINLINE void ChannelTile(const ChannelArgs& a, const size_t (&row)[V], size
   const int8_t* q[T];
   HALFBYTE_UNROLL
   for (size_t v = 0; v < V; ++v) {
-    codes[v] =
-        a.w + row[v] / kPanelRows * a.w_row_bytes + row[v] % kPanelRows * 4;
+    codes[v] = a.w + row[v] / kPanelRows * a.w_row_bytes + row[v] % kPanelRows * 4;
   }
   HALFBYTE_UNROLL
   for (size_t t = 0; t < T; ++t) {

@@ -1,7 +1,7 @@
 // csrc/kernels/cover-inl.h
 // Which tiles cover a slice of rows and its tokens, whatever a tile computes. One token
-// reads every weight once and is bound by memory (gemv); more share each unpacked weight
-// (gemm). SPDX-License-Identifier: Apache-2.0
+// reads every weight once and is bound by memory (gemv); more share each unpacked
+// weight (gemm). SPDX-License-Identifier: Apache-2.0
 
 #if defined(HALFBYTE_KERNELS_COVER_INL_TOGGLE) == defined(HWY_TARGET_TOGGLE)
 #ifdef HALFBYTE_KERNELS_COVER_INL_TOGGLE
@@ -35,8 +35,8 @@ inline constexpr size_t kMaxTokens = 8, kGemmV = 2, kMaxSums = 8;
 inline constexpr size_t kMaxTokens = 4, kGemmV = 1, kMaxSums = 2;
 #endif
 
-// From so many tokens a pass computes for longer than the core looks ahead in the stream
-// of weights, and prefetching pays; below, it costs.
+// From so many tokens a pass computes for longer than the core looks ahead in the
+// stream of weights, and prefetching pays; below, it costs.
 inline constexpr size_t kPrefetchTokens = 3;
 
 // Registers of rows for T tokens: neighbours in one panel.
@@ -48,7 +48,8 @@ inline constexpr size_t kRegisters =
 //   Args               the slice: w, row_begin, row_end, M, K
 //   kT                 tokens in a tile of longer prompts
 //   ActivationBytes(K) of one token
-//   Run<V, T>(args, row, m)  rows [row[v], row[v] + kTileRows) for each v, against tokens
+//   Run<V, T>(args, row, m)  rows [row[v], row[v] + kTileRows) for each v, against
+//   tokens
 //                      [m, m + T); rows from row_end on are not written
 
 // Rows [begin, end) against tokens [m, m + T).

@@ -23,7 +23,9 @@ inline constexpr bool kIsFloat = Fmt::kBlockLen == 1;
 
 // Weights are levels, to be multiplied by a scale of their row that lies elsewhere.
 template <class Fmt>
-inline constexpr bool kHasRowScale = requires { Fmt::kRowScale; };
+inline constexpr bool kHasRowScale = requires {
+  Fmt::kRowScale;
+};
 
 // Groups of a block: weights that share a scale.
 template <class Fmt>

@@ -13,7 +13,8 @@ namespace halfbyte {
 // Lake beside AVX3, AVX-VNNI on Alder Lake beside AVX2.
 bool CpuHasFastDot(int64_t target);
 
-// True if kernels compiled for `target` are to use it: it is there and not switched off.
+// True if kernels compiled for `target` are to use it: it is there and not switched
+// off.
 bool UseFastDot(int64_t target);
 
 // For tests and measurements; part of the choice of a target.

@@ -19,8 +19,8 @@ inline constexpr size_t kPanelRows = 16;
 // y[m, n] = dot(row n of W, row m of X) for n in [row_begin, row_end), m in [0, M).
 // W is N x K: N output features, K input features.
 struct LinearArgs {
-  // Float formats: row 0, and the bytes to the next. Quantised formats: panel 0, aligned
-  // to 64 bytes, and the bytes to the next panel.
+  // Float formats: row 0, and the bytes to the next. Quantised formats: panel 0,
+  // aligned to 64 bytes, and the bytes to the next panel.
   const uint8_t* w;
   size_t w_row_bytes;
   // M rows of K activations: f32, x_ld elements apart, or K / 32 blocks, x_ld blocks

@@ -14,8 +14,8 @@
 #include "hwy/highway.h"
 // After highway.h
 #include HALFBYTE_FMT_HEADER
-#include "kernels/dequantize-inl.h"
 #include "kernels/channel-inl.h"
+#include "kernels/dequantize-inl.h"
 #include "kernels/rows-inl.h"
 #include "kernels/tile-inl.h"
 

@@ -57,10 +57,11 @@ struct Panel {
 
   // Scales; minima.
   static constexpr size_t kSets = kHasRowScale<Fmt> ? 0 : Fmt::kHasMin ? 2 : 1;
-  // Formats with sub-scales: d and dmin, padded to a chunk; then a byte a row and group.
-  static constexpr size_t kHeadBytes =
-      Fmt::kSubScales ? kChunk + kSets * kGroups<Fmt> * kPanelRows
-                      : kSets * kUnits * kHalfBytes;
+  // Formats with sub-scales: d and dmin, padded to a chunk; then a byte a row and
+  // group.
+  static constexpr size_t kHeadBytes = Fmt::kSubScales
+                                           ? kChunk + kSets * kGroups<Fmt> * kPanelRows
+                                           : kSets * kUnits * kHalfBytes;
   static constexpr size_t kBytes = kHeadBytes + kUnits * kUnitBytes;
   static_assert(kHeadBytes % kChunk == 0, "chunks are aligned");
 
@@ -190,8 +191,8 @@ void PackPanel(const uint8_t* rows, size_t row_bytes, size_t num_rows, size_t K,
 
 // ---- unpacking
 
-// Bytes moved up by kUp bits, or down by -kUp. Bits that cross into another byte are for
-// the caller to mask.
+// Bytes moved up by kUp bits, or down by -kUp. Bits that cross into another byte are
+// for the caller to mask.
 template <int kUp, class DU8>
 HWY_INLINE hn::Vec<DU8> MoveBits(DU8 du8, hn::Vec<DU8> bytes) {
   const hn::RepartitionToWide<DU8> du16;

@@ -80,8 +80,8 @@ struct DotPairs {
   static constexpr bool kSignsWide = false;
 
   template <class Fmt, class DI32>
-  using Run = hn::Vec<
-      std::conditional_t<kIsWide<Fmt>, DI32, hn::Repartition<int16_t, DI32>>>;
+  using Run =
+      hn::Vec<std::conditional_t<kIsWide<Fmt>, DI32, hn::Repartition<int16_t, DI32>>>;
 
   template <class Fmt, class DI32>
   static HWY_INLINE Run<Fmt, DI32> Begin(DI32 /*di32*/, hn::Vec<DI32> sum) {
@@ -99,7 +99,8 @@ struct DotPairs {
       const auto c = hn::BitCast(di16, codes), x = hn::BitCast(di16, q);
       const auto even_c = hn::And(c, hn::Set(di16, int16_t{255}));
       const auto odd_c = hn::BitCast(
-          di16, hn::ShiftRight<8>(hn::BitCast(hn::RebindToUnsigned<decltype(di16)>(), c)));
+          di16,
+          hn::ShiftRight<8>(hn::BitCast(hn::RebindToUnsigned<decltype(di16)>(), c)));
       const auto even_x = hn::ShiftRight<8>(hn::ShiftLeft<8>(x));
       const auto odd_x = hn::ShiftRight<8>(x);
       run = hn::Add(run, hn::WidenMulPairwiseAdd(di32, even_c, even_x));

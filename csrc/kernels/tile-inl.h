@@ -46,8 +46,8 @@ HWY_INLINE hn::Vec<TileI8> Quad(const int8_t* q, size_t g) {
 // turn: with few sums, one dot product would wait for the one before.
 
 // run[c][v][t] += codes of groups [kBegin, kEnd) . activations.
-template <class Fmt, class Dot, size_t kBegin, size_t kEnd, class Run, size_t C, size_t V,
-          size_t T>
+template <class Fmt, class Dot, size_t kBegin, size_t kEnd, class Run, size_t C,
+          size_t V, size_t T>
 HWY_INLINE void AddGroups(const uint8_t* const (&unit)[V], const int8_t* const (&q)[T],
                           Run (&run)[C][V][T]) {
   const TileI32 di32;
@@ -68,7 +68,8 @@ HWY_INLINE void AddGroups(const uint8_t* const (&unit)[V], const int8_t* const (
 }
 
 // sum[c][v][t] += codes of groups [kBegin, kEnd) . activations, in runs.
-template <class Fmt, class Dot, size_t kBegin, size_t kEnd, size_t C, size_t V, size_t T>
+template <class Fmt, class Dot, size_t kBegin, size_t kEnd, size_t C, size_t V,
+          size_t T>
 HWY_INLINE void AddRuns(const uint8_t* const (&unit)[V], const int8_t* const (&q)[T],
                         hn::Vec<TileI32> (&sum)[C][V][T]) {
   const TileI32 di32;
@@ -91,7 +92,8 @@ HWY_INLINE void AddRuns(const uint8_t* const (&unit)[V], const int8_t* const (&q
 // True if codes are multiplied as they are, and sums start from minus their zero point
 // times the sum of the activations.
 template <class Fmt, class Dot>
-inline constexpr bool kStartsBelow = !Fmt::kHasMin && !(kIsWide<Fmt> && Dot::kSignsWide);
+inline constexpr bool kStartsBelow =
+    !Fmt::kHasMin && !(kIsWide<Fmt> && Dot::kSignsWide);
 
 // Minus the sum of the activations that meet a group of sub-scales.
 template <class Fmt, size_t kPart>

@@ -47,9 +47,9 @@ struct LayerWeights {
 // Calls f(view) for every matrix of a layer that is there.
 template <class Layer, class F>
 void ForEachMatrix(Layer& w, const F& f) {
-  for (auto* view : {&w.q, &w.k, &w.v, &w.o, &w.gate, &w.up, &w.down, &w.ple_gate,
-                     &w.ple_proj, &w.moe.router, &w.moe.gate_up, &w.moe.gate, &w.moe.up,
-                     &w.moe.down}) {
+  for (auto* view :
+       {&w.q, &w.k, &w.v, &w.o, &w.gate, &w.up, &w.down, &w.ple_gate, &w.ple_proj,
+        &w.moe.router, &w.moe.gate_up, &w.moe.gate, &w.moe.up, &w.moe.down}) {
     if (view->data != nullptr) f(*view);
   }
 }

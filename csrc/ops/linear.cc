@@ -283,9 +283,8 @@ void LinearCodes(const Context& context, Mat<const int8_t> x, float x_step,
 void EmbeddingRows(const Context& context, const WeightView& w,
                    std::span<const int32_t> ids, Mat<float> y) {
   Require(y.rows == ids.size() && y.cols == w.K, "embedding_rows: y is not M x K");
-  ForEachRow(context, ids.size(), w.K, [&](size_t i) {
-    DecodeRow(w, static_cast<size_t>(ids[i]), y.Row(i));
-  });
+  ForEachRow(context, ids.size(), w.K,
+             [&](size_t i) { DecodeRow(w, static_cast<size_t>(ids[i]), y.Row(i)); });
 }
 
 }  // namespace halfbyte

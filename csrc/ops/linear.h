@@ -23,8 +23,8 @@ struct WeightView {
   Format format = Format::kF32;
   size_t N = 0, K = 0;
   const uint8_t* data = nullptr;  // any alignment
-  // The same weights in panels of 16 rows, aligned to 64 bytes: what products read. Null
-  // until someone packs them (PackPanels); products then pack as they go.
+  // The same weights in panels of 16 rows, aligned to 64 bytes: what products read.
+  // Null until someone packs them (PackPanels); products then pack as they go.
   const uint8_t* panels = nullptr;
   // [N], for formats with one scale a row; never null there.
   const float* row_scale = nullptr;

@@ -11,8 +11,8 @@
 namespace halfbyte {
 
 // Zeroed memory of its own, aligned to 2 MiB and in pages of that size where the system
-// grants them: walking 2 GiB of small pages costs a tenth to a quarter of the bandwidth.
-// Pages become resident when they are first written.
+// grants them: walking 2 GiB of small pages costs a tenth to a quarter of the
+// bandwidth. Pages become resident when they are first written.
 class PageBuffer {
  public:
   PageBuffer() = default;

@@ -50,8 +50,8 @@ class Guarded {
   }
 
   template <class Range>
-  Guarded(const Range& from, Guard guard, size_t skew = 0)
-    requires(!std::is_integral_v<Range>)
+  Guarded(const Range& from, Guard guard,
+          size_t skew = 0) requires(!std::is_integral_v<Range>)
       : Guarded(from.size(), guard, skew) {
     if (len_ != 0) memcpy(bytes_, from.data(), len_ * sizeof(T));
   }

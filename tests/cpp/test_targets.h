@@ -45,9 +45,9 @@ inline std::string NameOfTarget(const testing::TestParamInfo<std::string>& info)
   return name;
 }
 
-#define HALFBYTE_INSTANTIATE_TARGETS(suite)                                        \
-  INSTANTIATE_TEST_SUITE_P(Targets, suite,                                      \
-                           testing::ValuesIn(::halfbyte::CpuTargets()),         \
+#define HALFBYTE_INSTANTIATE_TARGETS(suite)                             \
+  INSTANTIATE_TEST_SUITE_P(Targets, suite,                              \
+                           testing::ValuesIn(::halfbyte::CpuTargets()), \
                            ::halfbyte::NameOfTarget)
 
 // Lengths around every vector width up to 64 lanes of any target, and the odd ones

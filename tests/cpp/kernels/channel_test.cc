@@ -1,6 +1,6 @@
 // tests/cpp/kernels/channel_test.cc
-// Weights with one scale a row: integer sums are exact, on every target, for every tile.
-// SPDX-License-Identifier: Apache-2.0
+// Weights with one scale a row: integer sums are exact, on every target, for every
+// tile. SPDX-License-Identifier: Apache-2.0
 
 #include <gtest/gtest.h>
 #include <math.h>
@@ -54,8 +54,8 @@ struct Problem {
     panels.resize((N + kPanelRows - 1) / kPanelRows * panel_bytes + 64);
     aligned = panels.data() + (64 - reinterpret_cast<uintptr_t>(panels.data()) % 64);
     for (size_t i = 0; i < N; i += kPanelRows) {
-      kernels.pack_panel(&rows[i * row_bytes], row_bytes, std::min(kPanelRows, N - i), K,
-                         aligned + i / kPanelRows * panel_bytes);
+      kernels.pack_panel(&rows[i * row_bytes], row_bytes, std::min(kPanelRows, N - i),
+                         K, aligned + i / kPanelRows * panel_bytes);
     }
     std::vector<float> levels(K);
     for (size_t j = 0; j < N; ++j) {

@@ -198,7 +198,8 @@ TEST_P(FormatsTest, ProductsStayInsideTheBound) {
         Guarded<float> y(M * N, guard);
         KernelsFor(info.format).linear(ArgsFor(w, x, y.data(), M, N, K));
         for (size_t n = 0; n < N; ++n) {
-          const auto row = DecodeRef(info, rows.data() + n * RowBytes(info.format, K), K);
+          const auto row =
+              DecodeRef(info, rows.data() + n * RowBytes(info.format, K), K);
           for (size_t m = 0; m < M; ++m) {
             Expect(info, row, &x.values[m * K], K, y.At(m * N + n), n);
             if (HasFatalFailure()) return;
@@ -226,7 +227,8 @@ TEST_P(FormatsTest, ARowOfABatchEqualsThatRowAloneBitForBit) {
         args.x = x.Row(m, K);
         kernels.linear(args);
         for (size_t n = 0; n < N; ++n) {
-          ASSERT_EQ(BitsOf(alone[n]), BitsOf(batch[m * N + n])) << info.name << " " << m;
+          ASSERT_EQ(BitsOf(alone[n]), BitsOf(batch[m * N + n]))
+              << info.name << " " << m;
         }
       }
     }

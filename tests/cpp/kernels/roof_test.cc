@@ -54,8 +54,8 @@ TEST_P(RoofTest, ReadsEveryByteOnceAndNoneOutside) {
   }
 }
 
-// Twelve sums of FMAs, a vector of counters each; runs of eight dot products of four: the
-// total is a multiple of all, and grows with the rounds in the same proportion.
+// Twelve sums of FMAs, a vector of counters each; runs of eight dot products of four:
+// the total is a multiple of all, and grows with the rounds in the same proportion.
 TEST_P(RoofTest, CountsEveryMultiplyAdd) {
   const uint64_t dots = CountDots(1), fmas = CountFmas(1);
   EXPECT_EQ(0u, fmas % 12);
