@@ -1,6 +1,6 @@
 # tests/python/test_peers.py
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison with other libraries: what it selects, accepts and says."""
+"""The comparison with other libraries: what it selects, accepts, says and draws."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import chart
 import halfbyte
 import numpy as np
 import peer
@@ -275,7 +277,7 @@ def test_a_side_that_raises_can_be_asked_again() -> None:
         worker.close()
 
 
-# ---- the script
+# ---- the script and the chart
 
 
 @pytest.fixture(scope="module")
@@ -308,3 +310,21 @@ def test_the_script_runs(result: Any) -> None:
     assert told["environment"]["threads"] == [1]
     assert "q4_0" in printed
     assert "640 x 2048" in printed
+
+
+def test_the_chart_is_a_picture(result: Any) -> None:
+    told = json.loads(json.dumps(result[0]))
+    told["environment"]["cpu"]["model"] = "Core <i9> & more"
+    case = told["cases"][0]
+    slower = {**case["sides"]["halfbyte"], "roof_share": 0.01}
+    case["sides"] = {"litert": slower, **case["sides"]}
+    tree = ElementTree.fromstring(chart.draw(told, None, None))
+    space = "{http://www.w3.org/2000/svg}"
+    words = [element.text for element in tree.iter(f"{space}text")]
+    assert any("Core <i9> & more, 1 thread" in (word or "") for word in words)
+    assert words.index("halfbyte") < words.index("litert")
+    bars = list(tree.iter(f"{space}rect"))
+    assert bars[0].get("class") == "ours"
+    assert float(bars[0].get("width", 0)) > float(bars[1].get("width", 0)) > 0
+    with pytest.raises(SystemExit, match="nothing to draw"):
+        chart.draw(told, "31b-up", None)
