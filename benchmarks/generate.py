@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompt and decode speed of a model beside llama.cpp's, interleaved in one run.
 
-    python benchmarks/generate.py [MODEL.gguf] [--json FILE]
+    python benchmarks/generate.py [MODEL.gguf] [--threads 1,2] [--json FILE]
 
 Both sides get the same tokens and hand out the logits after the last of them; nobody
 samples. README.md in this folder says what the columns mean.
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
+import functools
 import multiprocessing
 import statistics
 import time
@@ -24,7 +26,7 @@ import numpy as np
 from halfbyte import demo
 from halfbyte.cli import terminal
 from numpy.typing import NDArray
-from roof import ReadLoop, environment, headline, plus_minus, save, summary
+from roof import ReadLoop, environment, headline, save, summary
 
 TEXT = """
 The harbour lay under fog when the first boats came home. Nobody on the quay spoke much;
@@ -55,6 +57,9 @@ class Side(Protocol):
     def step(self, token: int) -> F32Array:
         """Append one token and return its logits."""
 
+    def close(self) -> None:
+        """Give the memory back."""
+
 
 class Halfbyte:
     """halfbyte, as `halfbyte.load` makes it."""
@@ -74,22 +79,30 @@ class Halfbyte:
         """See `Side`."""
         return self._session.logits([token], last=True).reshape(-1)
 
+    def close(self) -> None:
+        """See `Side`."""
+        del self.model, self._session
+
 
 class LlamaCpp:
-    """llama.cpp with its own defaults, apart from the number of threads."""
+    """llama.cpp with its own defaults, apart from threads and what is asked for."""
 
     name = "llama.cpp"
 
-    def __init__(self, path: Path, threads: int, context: int, *, extra: bool) -> None:
+    def __init__(
+        self, path: Path, threads: int, context: int, *, extra: bool, flash: bool
+    ) -> None:
         import llama_cpp
 
         self._library = llama_cpp.llama_cpp
+        self._library.llama_log_set(_silence(), ctypes.c_void_p(0))
         with _extra_buffers(self._library, extra):
             self._model = llama_cpp.Llama(
                 str(path),
                 n_ctx=context,
                 n_threads=threads,
                 n_threads_batch=threads,
+                flash_attn=flash,
                 verbose=False,
             )
 
@@ -102,10 +115,22 @@ class LlamaCpp:
         """See `Side`."""
         return self._eval([token])
 
+    def close(self) -> None:
+        """See `Side`."""
+        self._model.close()
+
     def _eval(self, ids: Sequence[int]) -> F32Array:
         self._model.eval(ids)
         logits = self._library.llama_get_logits_ith(self._model.ctx, -1)
         return np.ctypeslib.as_array(logits, (self._model.n_vocab(),))
+
+
+@functools.cache  # llama.cpp keeps it until the process ends
+def _silence() -> Any:
+    """Give a logger without a voice: warnings come in spite of ``verbose=False``."""
+    import llama_cpp
+
+    return llama_cpp.llama_log_callback(lambda *_: None)
 
 
 @contextlib.contextmanager
@@ -125,10 +150,12 @@ def _extra_buffers(library: Any, wanted: bool) -> Iterator[None]:
 
 
 def _try_extra(path: Path, threads: int) -> None:
-    LlamaCpp(path, threads, 64, extra=True).start([2] * 32)
+    LlamaCpp(path, threads, 64, extra=True, flash=False).start([2] * 32)
 
 
-def open_llama(path: Path, threads: int, context: int) -> tuple[LlamaCpp | None, str]:
+def open_llama(
+    path: Path, threads: int, context: int, *, flash: bool
+) -> tuple[LlamaCpp | None, str]:
     """Open the peer, and say how; None if it is not installed.
 
     Its own weight layouts include AMX code that crashes where a host names AMX without
@@ -145,7 +172,9 @@ def open_llama(path: Path, threads: int, context: int) -> tuple[LlamaCpp | None,
     child.join()
     extra = child.exitcode == 0
     how = "as it loads by itself" if extra else "without use_extra_bufts (it crashes)"
-    return LlamaCpp(path, threads, context, extra=extra), how
+    if flash:
+        how += ", with flash attention"
+    return LlamaCpp(path, threads, context, extra=extra, flash=flash), how
 
 
 def agreement(ours: Side, theirs: Side, ids: Sequence[int]) -> float:
@@ -173,34 +202,38 @@ def measure(side: Side, ids: Sequence[int], steps: int) -> tuple[float, float]:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Check the answers, then measure in turn."""
-    where = environment(options.threads)
+    """Measure with each number of threads."""
+    where = environment(max(options.threads))
+    where["threads"] = options.threads
     path = options.model or demo.model_path()
-    context = options.prompt + options.tokens
-    ours = Halfbyte(path, options.threads, max(context, CHECKED))
-    theirs, how = None, "not asked for"
-    if not options.only_ours:
-        theirs, how = open_llama(path, options.threads, max(context, CHECKED))
-    text = ours.model.tokenize(TEXT)
-    ids = (text * (1 + options.prompt // len(text)))[: options.prompt]
-    sides: list[Side] = [ours] if theirs is None else [ours, theirs]
-    agreed = None if theirs is None else agreement(ours, theirs, text[:CHECKED])
-    read = ReadLoop(options.threads, options.mib << 20)
-    bandwidth: list[float] = []
-    speeds: dict[str, list[tuple[float, float]]] = {side.name: [] for side in sides}
-    for side in sides:
-        measure(side, ids, 4)  # pages, caches, threads
-    for _ in range(options.rounds):
-        bandwidth.append(max(read() for _ in range(3)))
-        for side in sides:
-            speeds[side.name].append(measure(side, ids, options.tokens))
     return {
         "benchmark": "generate",
         "environment": where,
         "model": path.name,
-        "bytes_per_token": ours.model.report().bytes_per_token,
         "prompt_tokens": options.prompt,
         "decode_tokens": options.tokens,
+        "runs": [run_with(path, threads, options) for threads in options.threads],
+    }
+
+
+def run_with(path: Path, threads: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Check the answers, then measure in turn."""
+    context = max(options.prompt + options.tokens, CHECKED)
+    ours = Halfbyte(path, threads, context)
+    theirs, how = None, "not asked for"
+    if not options.only_ours:
+        theirs, how = open_llama(path, threads, context, flash=options.flash)
+    text = ours.model.tokenize(TEXT)
+    ids = (text * (1 + options.prompt // len(text)))[: options.prompt]
+    sides: list[Side] = [ours] if theirs is None else [ours, theirs]
+    agreed = None if theirs is None else agreement(ours, theirs, text[:CHECKED])
+    bandwidth, speeds = take_turns(sides, ids, threads, options)
+    bytes_per_token = ours.model.report().bytes_per_token
+    for side in sides:
+        side.close()
+    return {
+        "threads": threads,
+        "bytes_per_token": bytes_per_token,
         "llama_cpp": how,
         "best_token_agreement": agreed,
         "read_gb_per_s": summary(bandwidth),
@@ -214,39 +247,76 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def roof_share(result: dict[str, Any], side: str) -> float:
+def take_turns(
+    sides: Sequence[Side],
+    ids: Sequence[int],
+    threads: int,
+    options: argparse.Namespace,
+) -> tuple[list[float], dict[str, list[tuple[float, float]]]]:
+    """Read bandwidths of the rounds, and the speeds of each side."""
+    read = ReadLoop(threads, options.mib << 20)
+    bandwidth: list[float] = []
+    speeds: dict[str, list[tuple[float, float]]] = {side.name: [] for side in sides}
+    for side in sides:
+        measure(side, ids, 4)  # pages, caches, threads
+    for _ in range(options.rounds):
+        bandwidth.append(max(read() for _ in range(3)))
+        for side in sides:
+            speeds[side.name].append(measure(side, ids, options.tokens))
+    return bandwidth, speeds
+
+
+def roof_share(run: dict[str, Any], side: str) -> float:
     """Bytes of weights read per second over what the machine reads."""
-    speed = result["sides"][side]["decode_tokens_per_s"]["mean"]
-    read: float = result["read_gb_per_s"]["mean"]
-    return float(speed * result["bytes_per_token"] / 1e9 / read)
+    speeds = run["sides"][side]["decode_tokens_per_s"]["samples"]
+    reads = run["read_gb_per_s"]["samples"]
+    size = run["bytes_per_token"] / 1e9
+    return statistics.median(
+        speed * size / read for speed, read in zip(speeds, reads, strict=True)
+    )
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print the table."""
-    where, sides = result["environment"], result["sides"]
-    terminal.line(headline(where, result["read_gb_per_s"]["samples"]))
-    size = result["bytes_per_token"] / 1e9
-    terminal.line(f"{result['model']}: {size:.3f} GB of weights a token")
-    terminal.line(f"llama.cpp: {result['llama_cpp']}")
-    if (agreed := result["best_token_agreement"]) is not None:
-        terminal.line(f"same best token: {agreed:.1%} of {CHECKED // 2} positions")
-    terminal.line()
-    rows = []
+    """Print a table for each number of threads."""
+    for run in result["runs"]:
+        where = {**result["environment"], "threads": run["threads"]}
+        terminal.line(headline(where, run["read_gb_per_s"]["samples"]))
+        size = run["bytes_per_token"] / 1e9
+        terminal.line(f"{result['model']}: {size:.3f} GB of weights a token")
+        terminal.line(f"llama.cpp: {run['llama_cpp']}")
+        if (agreed := run["best_token_agreement"]) is not None:
+            terminal.line(f"same best token: {agreed:.1%} of {CHECKED // 2} positions")
+        terminal.line()
+        show_speeds(result, run)
+        terminal.line()
+
+
+def show_speeds(result: dict[str, Any], run: dict[str, Any]) -> None:
+    """Print the speeds of one number of threads."""
+    sides, rows = run["sides"], []
     for title, key in (
         (f"prompt of {result['prompt_tokens']}, tokens/s", "prompt_tokens_per_s"),
         (f"decode of {result['decode_tokens']}, tokens/s", "decode_tokens_per_s"),
     ):
         samples = [side[key]["samples"] for side in sides.values()]
-        row = [title, *map(plus_minus, samples)]
+        row = [title, *map(middle, samples)]
         if len(samples) == 2:
             # Pairs of neighbours in time: what slows the machine slows both.
             pairs = [a / b for a, b in zip(*samples, strict=True)]
             row.append(f"{statistics.median(pairs):.2f}")
         rows.append(row)
-    shares = [f"{roof_share(result, name):.2f}" for name in sides]
+    shares = [f"{roof_share(run, name):.2f}" for name in sides]
     rows.append(["decode, share of the read bandwidth", *shares, ""][: len(rows[0])])
     header = ["", *sides, "ratio"][: len(rows[0])]
     terminal.table(header, rows, "lrrr"[: len(header)])
+
+
+def middle(samples: Sequence[float]) -> str:
+    """Median, and the slowest and fastest round."""
+    digits = 0 if min(samples) >= 100 else 1
+    found = (statistics.median(samples), min(samples), max(samples))
+    told = [f"{speed:.{digits}f}" for speed in found]
+    return f"{told[0]} ({told[1]} to {told[2]})"
 
 
 def main() -> None:
@@ -255,11 +325,17 @@ def main() -> None:
     parser.add_argument(
         "model", nargs="?", type=Path, help="a GGUF file; else the demo"
     )
-    parser.add_argument("--threads", type=int, default=halfbyte.num_threads())
+    parser.add_argument(
+        "--threads",
+        type=lambda text: [int(count) for count in text.split(",")],
+        default=[halfbyte.num_threads()],
+        help="as 1,2: one after the other",
+    )
     parser.add_argument("--prompt", type=int, default=512, help="tokens")
     parser.add_argument("--tokens", type=int, default=64, help="to decode")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--mib", type=int, default=1024, help="buffer of the read loop")
+    parser.add_argument("--flash", action="store_true", help="flash attention there")
     parser.add_argument("--only-ours", action="store_true", help="without llama.cpp")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
     options = parser.parse_args()

@@ -98,9 +98,10 @@ def _commit() -> str | None:
 
 
 def summary(samples: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation and the samples themselves."""
+    """Median, mean, standard deviation and the samples themselves."""
     spread = statistics.stdev(samples) if len(samples) > 1 else 0.0
     return {
+        "median": statistics.median(samples),
         "mean": statistics.fmean(samples),
         "sd": spread,
         "samples": list(samples),

@@ -119,13 +119,17 @@ def test_chat_with_a_template_answers(tmp_path: Path) -> None:
 def test_generate_benchmark_runs(plain: Path, tmp_path: Path) -> None:
     file = tmp_path / "generate.json"
     options = ["--prompt", "40", "--tokens", "3", "--rounds", "2", "--mib", "16"]
+    options += ["--threads", "2,1"]
     out = run("benchmarks/generate.py", plain, *options, "--only-ours", "--json", file)
     result = json.loads(file.read_text())
-    ours = result["sides"]["halfbyte"]
-    assert result["bytes_per_token"] == halfbyte.load(plain).report().bytes_per_token
-    for key in ("prompt_tokens_per_s", "decode_tokens_per_s"):
-        assert len(ours[key]["samples"]) == 2
-        assert ours[key]["mean"] == pytest.approx(
-            np.mean(ours[key]["samples"]), rel=1e-3
-        )
-    assert "share of the read bandwidth" in out
+    assert [measured["threads"] for measured in result["runs"]] == [2, 1]
+    report = halfbyte.load(plain).report()
+    for measured in result["runs"]:
+        assert measured["bytes_per_token"] == report.bytes_per_token
+        for key in ("prompt_tokens_per_s", "decode_tokens_per_s"):
+            speeds = measured["sides"]["halfbyte"][key]
+            assert len(speeds["samples"]) == 2
+            assert speeds["median"] == pytest.approx(
+                np.median(speeds["samples"]), rel=1e-3
+            )
+    assert out.count("share of the read bandwidth") == 2
