@@ -5,14 +5,17 @@
 #include <pybind11/stl.h>
 #include <string.h>
 
+#include <optional>
 #include <string>
 #include <string_view>
+#include <tuple>
 
 #include "base/error.h"
 #include "bindings/array.h"
 #include "bindings/bindings.h"
 #include "kernels/format_kernels.h"
 #include "ops/linear.h"
+#include "ops/onednn.h"
 #include "ops/rows.h"
 #include "ops/rowwise.h"
 #include "runtime/pages.h"
@@ -298,11 +301,22 @@ void BindRowwise(py::module_& m) {
       py::arg("gate"), py::arg("up"), py::arg("out"), py::arg("threads"));
 }
 
+void BindOnednn(py::module_& m) {
+  m.def("open_onednn", &OpenOnednn, py::arg("path"));
+  m.def("use_onednn", &UseOnednn, py::arg("on"));
+  m.def("onednn", []() -> std::optional<std::tuple<std::string, py::str, bool>> {
+    const std::optional<OnednnStatus> state = OnednnState();
+    if (!state) return std::nullopt;
+    return std::tuple(state->version, FsText(state->path), state->on);
+  });
+}
+
 }  // namespace
 
 void RegisterOps(py::module_& m) {
   BindFormats(m);
   BindLinear(m);
+  BindOnednn(m);
   BindRowwise(m);
   m.def("from_dlpack", &FromDLPack, py::arg("capsule"));
 }

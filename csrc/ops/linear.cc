@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "kernels/format_kernels.h"
 #include "kernels/vector_ops.h"
+#include "ops/onednn.h"
 #include "ops/rows.h"
 #include "runtime/pages.h"
 
@@ -229,6 +230,7 @@ void Linear(LinearInput& x, const WeightView& w, Mat<float> y) {
   Require(in.cols == w.K, "linear: x and w differ in K");
   Require(y.rows == in.rows && y.cols == w.N, "linear: y is not M x N");
   if (in.rows == 0 || w.N == 0) return;
+  if (OnednnLinear(x, w, y)) return;
   const FormatKernels& kernels = KernelsFor(w.format);
   if (kernels.activations == Activations::kF32 || x.mode() == ActivationMode::kF32) {
     return LinearFloats(x, w, y);

@@ -3,6 +3,7 @@
 """Gemma 4's quantized checkpoints on any CPU, computed on the packed bits."""
 
 from halfbyte import errors, reference
+from halfbyte._onednn import use_onednn
 from halfbyte.errors import (
     ArgumentError,
     ContextOverflowError,
@@ -95,5 +96,6 @@ __all__ = [
     "set_num_threads",
     "softmax",
     "threads",
+    "use_onednn",
     "use_target",
 ]

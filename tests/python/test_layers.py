@@ -44,20 +44,21 @@ MODULES: dict[str, set[str]] = {
     "reference": {"errors"},
     "_arrays": {"errors"},
     "targets": {"errors"},
+    "_onednn": {"errors"},
     "formats": {"_arrays", "targets"},
-    "ops": {"formats"},
+    "ops": {"formats", "_onednn"},
     "files": {"formats"},
     "template": set(),
     "model": {"ops", "files", "template"},
     "": {"model", "reference"},
     "demo": set(),
-    "doctor": {"formats"},
+    "doctor": {"formats", "_onednn"},
     "roof": {"targets"},
     "bench": {"", "doctor", "roof"},
     "cli": {"", "demo", "doctor", "bench"},
     "__main__": {"cli"},
 }
-OVER_CORE = {"targets", "formats", "ops", "files", "kv", "model", "roof"}
+OVER_CORE = {"targets", "_onednn", "formats", "ops", "files", "kv", "model", "roof"}
 
 
 def below(name: str, arrows: dict[str, set[str]]) -> set[str]:
