@@ -95,15 +95,21 @@ void Check(const Row& row, const F& f, double ulps) {
 }
 
 TEST_P(MathTest, ExpIsWithin2Ulp) {
-  Check([](auto... a) { HWY_DYNAMIC_DISPATCH(ExpRow)
-                        (a...); },
-        [](double x) { return exp(x); }, 2.0);
+  Check(
+      [](auto... a) {
+        HWY_DYNAMIC_DISPATCH(ExpRow)
+        (a...);
+      },
+      [](double x) { return exp(x); }, 2.0);
 }
 
 TEST_P(MathTest, TanhIsWithin4Ulp) {
-  Check([](auto... a) { HWY_DYNAMIC_DISPATCH(TanhRow)
-                        (a...); },
-        [](double x) { return tanh(x); }, 4.0);
+  Check(
+      [](auto... a) {
+        HWY_DYNAMIC_DISPATCH(TanhRow)
+        (a...);
+      },
+      [](double x) { return tanh(x); }, 4.0);
 }
 
 TEST_P(MathTest, SpecialValues) {
