@@ -12,7 +12,10 @@
 // ten instructions instead of one.
 #define HWY_WANT_AVX3_DL
 
-#if HALFBYTE_ALL_TARGETS  // tests and fuzzers: whatever this compiler can build
+#if HWY_ARCH_ARM
+// Tiles are arrays of registers, and SVE's have no size. CPUs with SVE run NEON's.
+#define HWY_DISABLED_TARGETS (HWY_ALL_SVE | HWY_SCALAR)
+#elif HALFBYTE_ALL_TARGETS  // tests and fuzzers: whatever this compiler can build
 #if HWY_COMPILER_GCC_ACTUAL
 // Byte-to-int repartition does not exist on HWY_SCALAR, which GCC falls back to.
 #define HWY_DISABLED_TARGETS HWY_SCALAR
