@@ -1,15 +1,17 @@
-# halfbyte_fetch(<name> VERSION v SHA256 hash URL url DEBIAN release PACKAGE source FILE name)
+# halfbyte_fetch(<name> VERSION v URL url DEBIAN release PACKAGE source FILE name
+#   SHA256 hashes…)
 #
 # Puts the upstream archive of a library into the build tree and names it in
 # <name>_ARCHIVE. It comes from the first of: the upstream URL, Debian's source package
-# of the same version. Both are the same file, so one hash covers both.
+# of the same version. Whatever comes has one of the hashes: one where both are the same
+# file, two where Debian packed it again.
 
 # True if `file` exists with the expected content; removes it otherwise.
-function(halfbyte_check_archive file sha256 result)
+function(halfbyte_check_archive file hashes result)
   set(ok FALSE)
   if(EXISTS "${file}")
     file(SHA256 "${file}" hash)
-    if(hash STREQUAL sha256)
+    if(hash IN_LIST hashes)
       set(ok TRUE)
     else()
       file(REMOVE "${file}")
@@ -50,19 +52,19 @@ function(halfbyte_source_from_apt dir release package tar file)
 endfunction()
 
 function(halfbyte_fetch name)
-  cmake_parse_arguments(arg "" "VERSION;SHA256;URL;DEBIAN;PACKAGE;FILE" "" ${ARGN})
+  cmake_parse_arguments(arg "" "VERSION;URL;DEBIAN;PACKAGE;FILE" "SHA256" ${ARGN})
   set(archive "${CMAKE_BINARY_DIR}/${name}-${arg_VERSION}.tar.gz")
-  halfbyte_check_archive("${archive}" ${arg_SHA256} ok)
+  halfbyte_check_archive("${archive}" "${arg_SHA256}" ok)
   if(NOT ok)
     message(STATUS "${name}: ${arg_URL}")
     file(DOWNLOAD "${arg_URL}" "${archive}" STATUS status TIMEOUT 180 INACTIVITY_TIMEOUT 15)
-    halfbyte_check_archive("${archive}" ${arg_SHA256} ok)
+    halfbyte_check_archive("${archive}" "${arg_SHA256}" ok)
   endif()
   if(NOT ok)
     message(STATUS "${name}: ${status}; trying apt")
     halfbyte_source_from_apt("${CMAKE_BINARY_DIR}/${name}-apt" ${arg_DEBIAN}
       ${arg_PACKAGE} ${arg_FILE} "${archive}")
-    halfbyte_check_archive("${archive}" ${arg_SHA256} ok)
+    halfbyte_check_archive("${archive}" "${arg_SHA256}" ok)
   endif()
   if(NOT ok)
     string(TOUPPER ${name} upper)
