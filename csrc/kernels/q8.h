@@ -18,7 +18,7 @@ struct Q8Block {
   // Minus the sum of all codes, and of the last 16: times a format's zero point, the
   // start value of the dot product that multiplies the same codes.
   int32_t neg_sum, neg_sum_last;
-  int8_t q[kLen];  // -127 .. 127: -128 would break the sign trick of simd-inl.h
+  int8_t q[kLen];  // -127 .. 127
 };
 
 // Codes are x / d rounded to nearest even, equal on every target. A block that holds a
