@@ -51,6 +51,7 @@ struct DotQuads {
 };
 
 #if HWY_ARCH_X86
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
 // The same where Highway's target does not promise the instruction but the CPU has it:
 // AVX-512 VNNI before Ice Lake's other extensions, AVX-VNNI beside AVX2. Assembly, as
 // the intrinsic needs a target attribute that is not set here.
@@ -60,12 +61,13 @@ struct DotVnni : DotQuads {
                                       hn::Vec<DI32> sum) {
 #if HWY_TARGET == HWY_AVX3
     asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(codes.raw), "v"(q.raw));
-#elif HWY_TARGET == HWY_AVX2
+#else
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum.raw) : "x"(codes.raw), "x"(q.raw));
 #endif
     return sum;
   }
 };
+#endif
 
 // Pairs of products are summed in 16 bits, with saturation: a run is as long as the
 // largest codes allow, 2 * kMaxCode * 128 * kRun < 2^15. Codes above 127 allow none:
