@@ -456,12 +456,13 @@ def kernel_speeds(
 
 
 def _weights(fmt: str, matrix: str, arena: NDArray[np.uint8]) -> list[halfbyte.Weight]:
-    """Fill the arena with copies of a matrix."""
+    """Fill the arena with copies of a matrix, repacked as those of a model are."""
     n, k = MATRICES[matrix]
     copies, rows = _copies(fmt, matrix), math.gcd(n, 192)
     used = arena[: copies * _bytes_of(fmt, n, k)]
     used.reshape(copies * n // rows, -1)[:] = _rows(fmt, rows, k)
-    return [halfbyte.Weight(piece, fmt, (n, k)) for piece in np.split(used, copies)]
+    pieces = np.split(used, copies)
+    return [halfbyte.Weight(piece, fmt, (n, k)).repack() for piece in pieces]
 
 
 def _rows(fmt: str, n: int, k: int) -> NDArray[np.uint8]:

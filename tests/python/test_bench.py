@@ -24,6 +24,7 @@ import pytest
 import tiny
 from halfbyte import bench, roof, targets
 from halfbyte.cli import main
+from halfbyte.formats import format_info
 from halfbyte.model import LayerConfig, ModelConfig
 
 MIB = 1 << 20
@@ -423,6 +424,9 @@ def test_weights_rotate_through_copies_that_fill_the_memory(fmt: str) -> None:
     steps = {b - a for a, b in pairwise(starts)}
     assert steps == {weights[0].nbytes}
     assert bench.ROOF_BYTES <= len(weights) * weights[0].nbytes <= arena.size
+    # What is timed is what a model runs: packed weights in kernel order.
+    packed = format_info(fmt).block_len > 1
+    assert all((w.repacked_nbytes > 0) == packed for w in weights)
     assert all((w.data == weights[0].data).all() for w in weights)
     assert np.unique(weights[0].dequantize(), axis=0).shape[0] == 96  # no row twice
 
