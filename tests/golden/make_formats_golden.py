@@ -5,7 +5,8 @@
     PYTHONPATH=tests/python python tests/golden/make_formats_golden.py
 
 writes ``<format>.npz`` beside this file: `blocks`, random bytes whose float16 fields run
-through every extreme, and `weights`, what the `gguf` package decodes them to. For the
+through every extreme, and `weights`, what the `gguf` package decodes them to; levels of
+w4 and w2 come from transformers' Gemma modules, those of w8 are NumPy's int8. For the
 formats that llama.cpp packs without a search, whose outcome depends on how it was
 compiled, there are also `rows` and `packed`, the bytes that its library makes of them.
 """
@@ -19,8 +20,10 @@ from typing import Any
 import halfbyte
 import llama_cpp
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from samples import extreme_rows, gguf_dequantize, qtype, sizes, tricky_rows
+from transformers.integrations import gemma_quant
 
 HERE = Path(__file__).parent
 NUM_BLOCKS = 15 + 9  # every extreme once, then random scales
@@ -44,6 +47,17 @@ def llama_quantize(rows: NDArray[np.float32], fmt: str) -> NDArray[np.uint8]:
     return out
 
 
+def decoded(blocks: NDArray[np.uint8], fmt: str) -> NDArray[np.float32]:
+    """Weights of blocks, or their levels where a row's scale lies elsewhere."""
+    if fmt == "w8":
+        return blocks.view(np.int8).astype(np.float32)
+    if fmt in ("w4", "w2"):
+        unpack = {"w4": gemma_quant._unpack_int4, "w2": gemma_quant._unpack_int2}[fmt]
+        levels = unpack(torch.from_numpy(blocks), sizes(fmt)[0])
+        return levels.numpy().astype(np.float32)
+    return gguf_dequantize(blocks, fmt)
+
+
 def main() -> None:
     """Write one file a format."""
     for fmt in halfbyte.formats():
@@ -53,7 +67,7 @@ def main() -> None:
         # One of each extreme step, under changing minima.
         blocks = np.concatenate([blocks[: 15 * 15 : 16], blocks[15 * 15 :][:9]])
         golden: dict[str, NDArray[Any]] = {"blocks": blocks}
-        golden["weights"] = gguf_dequantize(blocks, fmt)
+        golden["weights"] = decoded(blocks, fmt)
         if fmt in PACKED:
             golden["rows"] = tricky_rows(32)
             golden["packed"] = llama_quantize(golden["rows"], fmt)
