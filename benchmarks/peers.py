@@ -63,10 +63,10 @@ def main() -> None:
         "not_installed": missing,
         "cases": [],
     }
-    todo = list(cases(options))
+    wanted = list(cases(options))
     with terminal.progress("cases") as update:
-        for done, (case, workers) in enumerate(with_workers(todo, present)):
-            update(done, len(todo))
+        for done, (case, workers) in enumerate(with_workers(wanted, present)):
+            update(done, len(wanted))
             result["cases"].append(run(case, workers, options))
             if options.json is not None:  # after each, as all of them take hours
                 save(options.json, result)
@@ -125,13 +125,13 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
 
 
 def with_workers(
-    todo: Sequence[Case], names: Sequence[str]
+    wanted: Sequence[Case], names: Sequence[str]
 ) -> Iterator[tuple[Case, dict[str, Worker]]]:
     """Go through the cases with a process a side; new ones for new threads."""
     workers: dict[str, Worker] = {}
     threads = 0
     try:
-        for case in todo:
+        for case in wanted:
             if case.threads != threads:
                 for worker in workers.values():
                     worker.close()

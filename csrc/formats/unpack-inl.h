@@ -36,11 +36,9 @@ HWY_INLINE hn::Vec<DF> F32FromBF16(DF df, hn::Vec<HalfBytes<DF>> bytes) {
 }
 
 // One f16 through the conversion instruction where there is one.
-HWY_INLINE float LoadF16Fast(const uint8_t* p) {
-  if constexpr (!kConvertsF16) return LoadF16(p);
+HWY_INLINE float F32FromF16Fast(uint16_t bits) {
+  if constexpr (!kConvertsF16) return halfbyte::F32FromF16(bits);
   const hn::CappedTag<float, 1> df;
-  uint16_t bits;
-  memcpy(&bits, p, sizeof(bits));
   return hn::GetLane(PromoteF16(df, hn::Set(HalfBits<decltype(df)>(), bits)));
 }
 

@@ -13,7 +13,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/format_kernels.h"
 #include "kernels/tile-inl.h"

@@ -45,14 +45,9 @@ HWY_INLINE void DecodeFloats(const uint8_t* w, size_t K, float* HWY_RESTRICT out
 // The f32 scale of each group of a block, and its minimum.
 template <class Fmt, class DF>
 HWY_INLINE void Scales(DF df, const typename Fmt::Block& b, float* scale, float* min) {
-  const hn::CappedTag<float, 1> d1;
-  float d = 1.0f;
-  if constexpr (!kHasRowScale<Fmt>) d = LoadF16Fast(b.d);
-  float dmin = 0.0f;
-  if constexpr (Fmt::kHasMin) {
-    const HalfBits<decltype(d1)> bits;
-    dmin = hn::GetLane(PromoteF16(d1, hn::Set(bits, Fmt::MinBits(b))));
-  }
+  float d = 1.0f, dmin = 0.0f;
+  if constexpr (!kHasRowScale<Fmt>) d = F32FromF16Fast(LoadU16(b.d));
+  if constexpr (Fmt::kHasMin) dmin = F32FromF16Fast(Fmt::MinBits(b));
   if constexpr (Fmt::kSubScales) {
     int8_t s[16], m[16];
     Fmt::SubScales(b, s, m);

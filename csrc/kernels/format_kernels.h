@@ -21,22 +21,22 @@ inline constexpr size_t kPanelRows = 16;
 struct LinearArgs {
   // Float formats: row 0, and the bytes to the next. Quantised formats: panel 0,
   // aligned to 64 bytes, and the bytes to the next panel.
-  const uint8_t* w;
-  size_t w_row_bytes;
+  const uint8_t* w = nullptr;
+  size_t w_row_bytes = 0;
   // M rows of K activations: f32, x_ld elements apart, or K / 32 blocks, x_ld blocks
   // apart. The table says which of the two a format multiplies with.
   const void* x;
   size_t x_ld;
   float* y;  // y_ld floats between the rows; must not alias w or x
   size_t y_ld;
-  size_t row_begin, row_end;  // quantised formats: row_begin begins a panel
-  size_t M, K;                // K is a multiple of the block length
+  size_t row_begin = 0, row_end = 0;  // quantised formats: row_begin begins a panel
+  size_t M, K;                        // K is a multiple of the block length
 };
 
 // The same for weights with one scale a row and activations with one step a token.
 struct ChannelArgs {
-  const uint8_t* w;  // panels, as in LinearArgs
-  size_t w_row_bytes;
+  const uint8_t* w = nullptr;  // panels, as in LinearArgs
+  size_t w_row_bytes = 0;
   const float* w_scale;  // [N]
   const int8_t* x;       // M rows of K codes, x_ld apart
   size_t x_ld;
@@ -44,11 +44,11 @@ struct ChannelArgs {
   const float* x_scale;      // [M]: what a code of the row stands for
   // 0: y is the product. Else it is rounded to -128 .. 127 times y_step, and where
   // y_codes is not null, the codes are written there and y stays as it is.
-  float y_step;
-  float* y;
-  int8_t* y_codes;
+  float y_step = 0.0f;
+  float* y = nullptr;
+  int8_t* y_codes = nullptr;
   size_t y_ld;
-  size_t row_begin, row_end;
+  size_t row_begin = 0, row_end = 0;
   size_t M, K;  // K <= 65536: sums of 255 * 128 stay below 2^31
 };
 

@@ -68,23 +68,6 @@ uint64_t ReadAll(const uint8_t* data, size_t bytes, size_t num_streams) {
 
 // ---- arithmetic
 
-// Makes the compiler believe that `v` has just changed, and costs nothing. Without it
-// the sums of the loops below are all one, and of a product that takes several
-// instructions all but the last addition leaves the loop.
-template <class V>
-HWY_INLINE V Hide(V& v) {
-#if HWY_ARCH_X86 && HWY_TARGET != HWY_EMU128
-  asm volatile("" : "+v"(v.raw));
-#elif HWY_TARGET_IS_NEON
-  asm volatile("" : "+w"(v.raw));
-#elif HWY_TARGET_IS_SVE
-  asm volatile("" : "+w"(v));
-#else
-  asm volatile("" : "+m"(v));
-#endif
-  return v;
-}
-
 template <class V>
 HWY_INLINE V Sum4(V a, V b, V c, V d) {
   return hn::Add(hn::Add(a, b), hn::Add(c, d));

@@ -162,6 +162,23 @@ using BaseDot = DotSigned;
 #define HALFBYTE_HAVE_FAST_DOT 0
 #endif
 
+// Makes the compiler believe that `v` has just changed, and costs nothing. A loop
+// that measures needs it: sums of equal terms are all one otherwise, and what does not
+// change leaves the loop.
+template <class V>
+HWY_INLINE V Hide(V& v) {
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_EMU128
+  asm volatile("" : "+v"(v.raw));
+#elif HWY_TARGET_IS_NEON
+  asm volatile("" : "+w"(v.raw));
+#elif HWY_TARGET_IS_SVE
+  asm volatile("" : "+w"(v));
+#else
+  asm volatile("" : "+m"(v));
+#endif
+  return v;
+}
+
 // Before a loop over registers: if it stays a loop, they become memory.
 #undef HALFBYTE_UNROLL
 #if HWY_COMPILER_CLANG

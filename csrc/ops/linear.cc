@@ -182,19 +182,14 @@ void CheckChannels(const WeightView& w) {
 void LinearRowScaled(LinearInput& x, const WeightView& w, Mat<float> y) {
   CheckChannels(w);
   const LinearInput::Rows8& codes = x.I8(w.x_step);
-  const ChannelArgs args = {.w = nullptr,
-                            .w_row_bytes = 0,
-                            .w_scale = w.row_scale,
+  const ChannelArgs args = {.w_scale = w.row_scale,
                             .x = codes.codes.data(),
                             .x_ld = codes.ld,
                             .x_neg_sum = codes.neg_sum.data(),
                             .x_scale = codes.scale.data(),
                             .y_step = w.y_step,
                             .y = y.data,
-                            .y_codes = nullptr,
                             .y_ld = y.ld,
-                            .row_begin = 0,
-                            .row_end = 0,
                             .M = y.rows,
                             .K = w.K};
   LinearSlices(x.context(), w, args, KernelsFor(w.format).linear_channels);
@@ -236,14 +231,10 @@ void Linear(LinearInput& x, const WeightView& w, Mat<float> y) {
     return LinearFloats(x, w, y);
   }
   if (kernels.activations == Activations::kI8) return LinearRowScaled(x, w, y);
-  const LinearArgs args = {.w = nullptr,
-                           .w_row_bytes = 0,
-                           .x = x.Q8(),
+  const LinearArgs args = {.x = x.Q8(),
                            .x_ld = x.q8_ld(),
                            .y = y.data,
                            .y_ld = y.ld,
-                           .row_begin = 0,
-                           .row_end = 0,
                            .M = in.rows,
                            .K = w.K};
   LinearSlices(x.context(), w, args, kernels.linear);
@@ -264,19 +255,14 @@ void LinearCodes(const Context& context, Mat<const int8_t> x, float x_step,
     neg_sum[m] = -std::accumulate(row, row + x.cols, int32_t{0});
   });
   const std::vector<float> scale(x.rows, x_step);
-  const ChannelArgs args = {.w = nullptr,
-                            .w_row_bytes = 0,
-                            .w_scale = w.row_scale,
+  const ChannelArgs args = {.w_scale = w.row_scale,
                             .x = x.data,
                             .x_ld = x.ld,
                             .x_neg_sum = neg_sum.data(),
                             .x_scale = scale.data(),
                             .y_step = y_step,
-                            .y = nullptr,
                             .y_codes = y.data,
                             .y_ld = y.ld,
-                            .row_begin = 0,
-                            .row_end = 0,
                             .M = x.rows,
                             .K = w.K};
   LinearSlices(context, w, args, KernelsFor(w.format).linear_channels);
