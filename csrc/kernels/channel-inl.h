@@ -13,6 +13,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <type_traits>
+
 #include "hwy/highway.h"
 #include "kernels/format_kernels.h"
 #include "kernels/tile-inl.h"
@@ -46,12 +48,20 @@ HWY_INLINE void StoreChannel(const ChannelArgs& a, hn::Vec<TileI32> sum, size_t 
   StoreRows(df, y, num_rows, a.y + at);
 }
 
+// Codes in place for so few sums that half the registers hold those of every plane.
+template <class Fmt, class Dot, size_t kSums>
+using CodesFor = std::conditional_t<Dot::kTakesBytes && kSums * kPlanes<InPlace<Fmt>> <=
+                                                            HALFBYTE_REGISTERS / 2,
+                                    InPlace<Fmt>, Fmt>;
+
 // Rows [row[v], row[v] + kTileRows) against tokens [m, m + T).
-template <class Fmt, class Dot, size_t V, size_t T>
-HWY_NOINLINE void ChannelTile(const ChannelArgs& a, const size_t (&row)[V], size_t m) {
+template <class Fmt, class Dot, size_t V, size_t T, class Fetch>
+HWY_NOINLINE void ChannelTile(const ChannelArgs& a, const size_t (&row)[V], size_t m,
+                              Fetch fetch) {
   using P = Panel<Fmt>;
+  using Codes = CodesFor<Fmt, Dot, V * T>;
   // Dot products in flight: more than their latency, if registers allow.
-  constexpr size_t C = HWY_MAX(HWY_MIN(kMaxSums / (V * T), size_t{4}), size_t{1});
+  constexpr size_t C = HWY_MAX(HWY_MIN(kMaxSums / (V * T), size_t{4}), kPlanes<Codes>);
   const TileI32 di32;
   hn::Vec<TileI32> sum[C][V][T];
   const uint8_t* codes[V];
@@ -74,20 +84,25 @@ HWY_NOINLINE void ChannelTile(const ChannelArgs& a, const size_t (&row)[V], size
       for (size_t c = 1; c < C; ++c) sum[c][v][t] = hn::Zero(di32);
     }
   }
-  for (size_t unit = 0; unit < a.K / P::kUnitLen; ++unit) {
-    if constexpr (T >= kPrefetchTokens) PrefetchUnit<P::kUnitBytes>(codes[0]);
-    AddRuns<Fmt, Dot, 0, P::kUnitLen / 4>(codes, q, sum);
+  for (size_t unit = 0; unit < a.K / kUnitLen; ++unit) {
+    fetch.template Unit<P::kUnitBytes>(codes[0]);
+    AddRuns<Codes, Dot, 0, kUnitLen / 4>(codes, q, sum);
     HALFBYTE_UNROLL
     for (size_t v = 0; v < V; ++v) codes[v] += P::kUnitBytes;
     HALFBYTE_UNROLL
-    for (size_t t = 0; t < T; ++t) q[t] += P::kUnitLen;
+    for (size_t t = 0; t < T; ++t) q[t] += kUnitLen;
   }
   HALFBYTE_UNROLL
   for (size_t i = 0; i < V * T; ++i) {
     const size_t v = i / T, t = i % T;
     auto total = sum[0][v][t];
     HALFBYTE_UNROLL
-    for (size_t c = 1; c < C; ++c) total = hn::Add(total, sum[c][v][t]);
+    for (size_t c = 1; c < C; ++c) {
+      // Exact: every product in it has that factor.
+      constexpr int kPlaneBits = static_cast<int>(P::kBits);
+      const int shift = kPlaneBits * static_cast<int>(c * kPlanes<Codes> / C);
+      total = hn::Add(total, hn::ShiftRightSame(sum[c][v][t], shift));
+    }
     StoreChannel(a, total, row[v], m + t);
   }
 }
@@ -99,9 +114,9 @@ struct ChannelTiles {
   static constexpr size_t kT = HALFBYTE_REGISTERS == 32 ? 8 : 4;
   static size_t ActivationBytes(size_t K) { return K; }
 
-  template <size_t V, size_t T>
-  static void Run(const ChannelArgs& a, const size_t (&row)[V], size_t m) {
-    ChannelTile<Fmt, Dot, V, T>(a, row, m);
+  template <size_t V, size_t T, class Fetch>
+  static void Run(const ChannelArgs& a, const size_t (&row)[V], size_t m, Fetch fetch) {
+    ChannelTile<Fmt, Dot, V, T>(a, row, m, fetch);
   }
 };
 

@@ -35,21 +35,45 @@ inline constexpr size_t kMaxTokens = 8, kGemmV = 2, kMaxSums = 8;
 inline constexpr size_t kMaxTokens = 4, kGemmV = 1, kMaxSums = 2;
 #endif
 
-// From so many tokens a pass computes for longer than the core looks ahead in the
-// stream of weights, and prefetching pays; below, it costs.
-inline constexpr size_t kPrefetchTokens = 3;
-
 // Registers of rows for T tokens: neighbours in one panel.
 template <size_t T>
 inline constexpr size_t kRegisters =
     HWY_MAX(HWY_MIN(kPanelRows / kTileRows, kMaxSums / T), size_t{1});
 
+// What a tile asks memory for with each unit that it computes. A pass of few tokens
+// reads on in its own stream of weights.
+template <size_t T>
+struct FetchStream {
+  template <size_t kUnitBytes>
+  HWY_INLINE void Unit(const uint8_t* stream) {
+    if constexpr (T >= kPrefetchTokens) PrefetchAhead<kUnitBytes>(stream);
+  }
+};
+
+// Tiles of one block of rows, which are in a cache after the first, share what is to be
+// read of the next block: memory never waits.
+struct FetchNext {
+  const uint8_t* next = nullptr;
+  const uint8_t* end = nullptr;
+  size_t lines = 0;  // a unit
+
+  template <size_t /*kUnitBytes*/>
+  HWY_INLINE void Unit(const uint8_t* /*stream*/) {
+    for (size_t i = 0; i < lines; ++i, next += kLineBytes) PrefetchLine(next);
+  }
+  // Moves on by what a tile of so many units has asked for.
+  void Skip(size_t units) {
+    next += units * lines * kLineBytes;
+    if (next >= end) lines = 0;
+  }
+};
+
 // `Tiles` has
-//   Args               the slice: w, row_begin, row_end, M, K
+//   Args               the slice: w, w_row_bytes, row_begin, row_end, M, K
 //   kT                 tokens in a tile of longer prompts
 //   ActivationBytes(K) of one token
-//   Run<V, T>(args, row, m)  rows [row[v], row[v] + kTileRows) for each v, against
-//   tokens
+//   Run<V, T>(args, row, m, fetch)
+//                      rows [row[v], row[v] + kTileRows) for each v, against tokens
 //                      [m, m + T); rows from row_end on are not written
 
 // Rows [begin, end) against tokens [m, m + T).
@@ -61,10 +85,12 @@ void CoverTokens(const typename Tiles::Args& a, size_t begin, size_t end, size_t
     for (; row + V * kTileRows <= end; row += V * kTileRows) {
       size_t rows[V];
       for (size_t v = 0; v < V; ++v) rows[v] = row + v * kTileRows;
-      Tiles::template Run<V, T>(a, rows, m);
+      Tiles::template Run<V, T>(a, rows, m, FetchStream<T>());
     }
   }
-  for (; row < end; row += kTileRows) Tiles::template Run<1, T>(a, {row}, m);
+  for (; row < end; row += kTileRows) {
+    Tiles::template Run<1, T>(a, {row}, m, FetchStream<T>());
+  }
 }
 
 // The same for as many tokens as `count` says, at most T.
@@ -87,35 +113,59 @@ void CoverOneToken(const typename Tiles::Args& a) {
   }
   const size_t far = panels / 2 * kPanelRows;
   for (size_t row = a.row_begin; row < a.row_begin + far; row += kPanelRows) {
-    Tiles::template Run<2, 1>(a, {row, row + far}, 0);
+    Tiles::template Run<2, 1>(a, {row, row + far}, 0, FetchStream<1>());
   }
   CoverTokens<Tiles, 1>(a, a.row_begin + 2 * far, a.row_end, 0);
+}
+
+// Rows of whole panels, which stay in the first caches while all tokens pass over them.
+inline constexpr size_t kGemmRows = kGemmV * kTileRows;
+inline constexpr size_t kBlockRows = HWY_MAX(kGemmRows, kPanelRows);
+
+// What each tile of the block at `row` asks for of the block that follows it in the
+// slice.
+template <class Tiles>
+FetchNext NextBlock(const typename Tiles::Args& a, size_t row) {
+  constexpr size_t kTilesPerPass = kBlockRows / kGemmRows;
+  const size_t units = a.M / Tiles::kT * kTilesPerPass * (a.K / kUnitLen);
+  if (row + 2 * kBlockRows > a.row_end || units == 0) return {};
+  const uint8_t* begin = a.w + (row + kBlockRows) / kPanelRows * a.w_row_bytes;
+  const size_t bytes = kBlockRows / kPanelRows * a.w_row_bytes;
+  return {begin, begin + bytes, hwy::DivCeil(bytes / kLineBytes, units)};
+}
+
+template <class Tiles>
+void CoverBlock(const typename Tiles::Args& a, size_t row) {
+  constexpr size_t kT = Tiles::kT;
+  const size_t end = HWY_MIN(row + kBlockRows, a.row_end);
+  FetchNext fetch = NextBlock<Tiles>(a, row);
+  size_t m = 0;
+  // What is left for the last tile is never so little that it runs at half speed.
+  const bool whole = row + kBlockRows <= a.row_end;
+  for (; whole && (a.M - m > kMaxTokens || a.M - m == kT); m += kT) {
+    for (size_t begin = row; begin < end; begin += kGemmRows) {
+      size_t rows[kGemmV];
+      for (size_t v = 0; v < kGemmV; ++v) rows[v] = begin + v * kTileRows;
+      Tiles::template Run<kGemmV, kT>(a, rows, m, fetch);
+      fetch.Skip(a.K / kUnitLen);
+    }
+  }
+  while (m < a.M) {
+    const size_t count = HWY_MIN(a.M - m, kMaxTokens);
+    CoverUpTo<Tiles, kMaxTokens>(a, row, end, m, count);
+    m += count;
+  }
 }
 
 template <class Tiles>
 void CoverRows(const typename Tiles::Args& a) {
   if (a.row_begin >= a.row_end || a.M == 0) return;
   if (a.M == 1) return CoverOneToken<Tiles>(a);
-  if (a.M <= kMaxTokens) {
+  if (a.M <= kMaxTokens && a.M != Tiles::kT) {
     return CoverUpTo<Tiles, kMaxTokens>(a, a.row_begin, a.row_end, 0, a.M);
   }
-  // A few registers of rows stay in the first caches while all tokens pass over them.
-  constexpr size_t kRows = kGemmV * kTileRows, kT = Tiles::kT;
-  for (size_t row = a.row_begin; row < a.row_end; row += kRows) {
-    size_t rows[kGemmV];
-    for (size_t v = 0; v < kGemmV; ++v) rows[v] = row + v * kTileRows;
-    const bool whole = rows[kGemmV - 1] < a.row_end;
-    const size_t end = HWY_MIN(row + kRows, a.row_end);
-    size_t m = 0;
-    // What is left for the last tile is never so little that it runs at half speed.
-    for (; whole && (a.M - m > kMaxTokens || a.M - m == kT); m += kT) {
-      Tiles::template Run<kGemmV, kT>(a, rows, m);
-    }
-    while (m < a.M) {
-      const size_t count = HWY_MIN(a.M - m, kMaxTokens);
-      CoverUpTo<Tiles, kMaxTokens>(a, row, end, m, count);
-      m += count;
-    }
+  for (size_t row = a.row_begin; row < a.row_end; row += kBlockRows) {
+    CoverBlock<Tiles>(a, row);
   }
 }
 

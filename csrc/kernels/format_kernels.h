@@ -15,6 +15,7 @@ namespace halfbyte {
 
 // Rows that a panel interleaves: see kernels/panel-inl.h.
 inline constexpr size_t kPanelRows = 16;
+inline constexpr size_t kUnitLen = 32;  // weights of a row that a panel keeps together
 
 // y[m, n] = dot(row n of W, row m of X) for n in [row_begin, row_end), m in [0, M).
 // W is N x K: N output features, K input features.

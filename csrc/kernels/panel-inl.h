@@ -42,7 +42,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class Fmt>
 struct Panel {
   static constexpr size_t kChunk = 4 * kPanelRows;  // bytes
-  static constexpr size_t kUnitLen = 32;            // weights of a row
   static constexpr size_t kBits = Fmt::kMaxCode > 63   ? 8
                                   : Fmt::kMaxCode > 31 ? 6
                                   : Fmt::kMaxCode > 15 ? 5
@@ -167,8 +166,8 @@ void PackPanel(const uint8_t* rows, size_t row_bytes, size_t num_rows, size_t K,
                uint8_t* panel) noexcept {
   using P = Panel<Fmt>;
   const hn::Full128<uint8_t> d;
-  constexpr size_t kBlocks = P::kUnits * P::kUnitLen / Fmt::kBlockLen;
-  constexpr size_t kBlockUnits = Fmt::kBlockLen / P::kUnitLen;
+  constexpr size_t kBlocks = P::kUnits * kUnitLen / Fmt::kBlockLen;
+  constexpr size_t kBlockUnits = Fmt::kBlockLen / kUnitLen;
   const size_t num_blocks = K / Fmt::kBlockLen;
   if (num_rows < kPanelRows || num_blocks % kBlocks != 0) {
     memset(panel, 0, P::Bytes(K));
@@ -181,8 +180,8 @@ void PackPanel(const uint8_t* rows, size_t row_bytes, size_t num_rows, size_t K,
           reinterpret_cast<const typename Fmt::Block*>(rows + r * row_bytes)[i];
       PackScales<Fmt>(b, unit, r, super);
       for (size_t u = 0; u < kBlockUnits; ++u) {
-        const auto low = Codes(Fmt(), d, b, u * P::kUnitLen);
-        const auto high = Codes(Fmt(), d, b, u * P::kUnitLen + 16);
+        const auto low = Codes(Fmt(), d, b, u * kUnitLen);
+        const auto high = Codes(Fmt(), d, b, u * kUnitLen + 16);
         PackCodes<Fmt>(low, high, super + P::UnitAt(unit + u) + 4 * r);
       }
     }
@@ -235,6 +234,28 @@ HWY_INLINE hn::Vec<DU8> UnitCodes(DU8 du8, const uint8_t* HWY_RESTRICT unit) {
     codes = AddBits<kAt - kGroup, (1 << kAt)>(du8, codes, hn::Load(du8, unit));
   }
   return codes;
+}
+
+// Codes that stay where they are in their bytes: 2^(kBits * plane) times as large, and
+// no shift to get them. Their sums are shifted in the end, so each plane needs its own.
+template <class Fmt>
+struct InPlace : Fmt {};
+template <class Fmt>
+inline constexpr size_t kPlanes = 1;
+template <class Fmt>
+inline constexpr size_t kPlanes<InPlace<Fmt>> = 8 / Panel<Fmt>::kBits;
+
+// The plane that group g of a unit is in: all of a plane's chunks come before the next.
+template <class Fmt>
+constexpr size_t PlaneOf(size_t g) {
+  return g * kPlanes<Fmt> / (kUnitLen / 4);
+}
+
+template <class Fmt, size_t g, class DU8>
+HWY_INLINE hn::Vec<DU8> UnitCodesInPlace(DU8 du8, const uint8_t* HWY_RESTRICT unit) {
+  constexpr size_t kBits = Panel<Fmt>::kBits, kChunk = Panel<Fmt>::kChunk;
+  constexpr uint8_t kMask = ((1 << kBits) - 1) << (kBits * PlaneOf<Fmt>(g));
+  return hn::And(hn::Load(du8, unit + g % kBits * kChunk), hn::Set(du8, kMask));
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

@@ -5,7 +5,8 @@
 // A policy sums u8 codes times i8 activations, four products a 32-bit lane, over a run
 // of kRun groups of four: Begin, then Add for each group, then End. Between Begin and
 // End the sum may live in 16 bits, where that is what the multiplier gives.
-// SPDX-License-Identifier: Apache-2.0
+// kTakesBytes: any u8 will do, whatever a format's largest code is. kSignsWide: codes
+// above 127 are taken as signed, less 128. SPDX-License-Identifier: Apache-2.0
 
 #if defined(HALFBYTE_KERNELS_SIMD_INL_TOGGLE) == defined(HWY_TARGET_TOGGLE)
 #ifdef HALFBYTE_KERNELS_SIMD_INL_TOGGLE
@@ -13,6 +14,9 @@
 #else
 #define HALFBYTE_KERNELS_SIMD_INL_TOGGLE
 #endif
+
+#include <stddef.h>
+#include <stdint.h>
 
 #include <type_traits>
 
@@ -33,6 +37,7 @@ struct DotQuads {
   static constexpr const char* kName = "VNNI";
   template <class Fmt>
   static constexpr size_t kRun = 8;
+  static constexpr bool kTakesBytes = true;
   static constexpr bool kSignsWide = false;
 
   template <class Fmt, class DI32>
@@ -79,6 +84,7 @@ struct DotPairs {
                                  : Fmt::kMaxCode <= 31 ? 4
                                  : Fmt::kMaxCode <= 63 ? 2
                                                        : 8;
+  static constexpr bool kTakesBytes = false;
   static constexpr bool kSignsWide = false;
 
   template <class Fmt, class DI32>
@@ -132,6 +138,7 @@ struct DotPairs {
 // Signed bytes times signed bytes: codes up to 127 are valid ones.
 struct DotSigned : DotQuads {
   static constexpr const char* kName = "SDOT";
+  static constexpr bool kTakesBytes = false;
   static constexpr bool kSignsWide = true;
 
   template <class Fmt, class DI32, class VU8, class VI8>
@@ -194,6 +201,33 @@ HWY_INLINE V Hide(V& v) {
 #else
 #define HALFBYTE_REGISTERS 16
 #endif
+
+// From so many tokens on, what a pass reads is asked for 4 KiB ahead. Intel's cores
+// hold too few waiting instructions to look further than some lines by themselves, so
+// that computing and reading would take turns; the second cache is enough of a head
+// start. Zen 4 does well alone until a pass computes for longer than it reads; before,
+// prefetching costs.
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3 && HWY_TARGET != HWY_AVX3_ZEN4
+inline constexpr size_t kPrefetchTokens = 1;
+inline constexpr int kPrefetchLocality = 2;  // the second cache
+#else
+inline constexpr size_t kPrefetchTokens = 3;
+inline constexpr int kPrefetchLocality = 3;  // all caches
+#endif
+
+inline constexpr size_t kLineBytes = 64;
+
+// Into the second cache.
+HWY_INLINE void PrefetchLine(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }
+
+template <size_t kBytes>
+HWY_INLINE void PrefetchAhead(const uint8_t* stream) {
+  constexpr size_t kAhead = 4096;
+  HALFBYTE_UNROLL
+  for (size_t i = 0; i < kBytes; i += kLineBytes) {
+    __builtin_prefetch(stream + kAhead + i, 0, kPrefetchLocality);
+  }
+}
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE

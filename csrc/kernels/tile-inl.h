@@ -17,7 +17,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/cover-inl.h"
 #include "kernels/format_kernels.h"
@@ -43,7 +42,13 @@ HWY_INLINE hn::Vec<TileI8> Quad(const int8_t* q, size_t g) {
 }
 
 // The sums of V registers of rows and T tokens come in C chains, which groups take in
-// turn: with few sums, one dot product would wait for the one before.
+// turn: with few sums, one dot product would wait for the one before. A chain stays in
+// one plane.
+template <class Fmt, size_t C>
+constexpr size_t ChainOf(size_t g) {
+  constexpr size_t kOfPlane = C / kPlanes<Fmt>;
+  return PlaneOf<Fmt>(g) * kOfPlane + g % kOfPlane;
+}
 
 // run[c][v][t] += codes of groups [kBegin, kEnd) . activations.
 template <class Fmt, class Dot, size_t kBegin, size_t kEnd, class Run, size_t C,
@@ -54,13 +59,19 @@ HWY_INLINE void AddGroups(const uint8_t* const (&unit)[V], const int8_t* const (
   const TileU8 du8;
   hn::Vec<TileU8> codes[V];
   HALFBYTE_UNROLL
-  for (size_t v = 0; v < V; ++v) codes[v] = UnitCodes<Fmt, kBegin>(du8, unit[v]);
+  for (size_t v = 0; v < V; ++v) {
+    if constexpr (kPlanes < Fmt >> 1) {
+      codes[v] = UnitCodesInPlace<Fmt, kBegin>(du8, unit[v]);
+    } else {
+      codes[v] = UnitCodes<Fmt, kBegin>(du8, unit[v]);
+    }
+  }
   HALFBYTE_UNROLL
   for (size_t t = 0; t < T; ++t) {
     const auto quad = Quad(q[t], kBegin);
     HALFBYTE_UNROLL
     for (size_t v = 0; v < V; ++v) {
-      auto& sum = run[kBegin % C][v][t];
+      auto& sum = run[ChainOf<Fmt, C>(kBegin)][v][t];
       sum = Dot::template Add<Fmt>(di32, codes[v], quad, sum);
     }
   }
@@ -153,7 +164,7 @@ HWY_INLINE void UnitSums(const TileRows (&rows)[V], size_t unit,
   PartSums<Fmt, Dot, 0>(codes, x, sum);
   if constexpr (Fmt::kSubScales) {
     const auto scale = [&](size_t v, size_t part) HWY_ATTR {
-      const size_t group = unit * P::kUnitLen / Fmt::kGroupLen + part;
+      const size_t group = unit * kUnitLen / Fmt::kGroupLen + part;
       return SubScale(rows[v].super + P::SubScaleAt(group) + rows[v].lane);
     };
     HALFBYTE_UNROLL
@@ -184,7 +195,7 @@ HWY_INLINE hn::Vec<TileI32> MinSum(const TileRows& rows, size_t unit,
   using P = Panel<Fmt>;
   const TileI32 di32;
   if constexpr (!Fmt::kSubScales) return hn::Set(di32, x.neg_sum);
-  const size_t group = unit * P::kUnitLen / Fmt::kGroupLen;
+  const size_t group = unit * kUnitLen / Fmt::kGroupLen;
   const uint8_t* mins = rows.super + P::SubMinAt(group) + rows.lane;
   auto sum = hn::Mul(SubScale(mins), hn::Set(di32, NegSum<Fmt, 0>(x)));
   if constexpr (Fmt::kGroupLen == 16) {
@@ -223,14 +234,6 @@ HWY_INLINE void AddUnit(const TileRows (&rows)[V], size_t unit,
   }
 }
 
-// The part of a stream of weights that is needed some units later.
-template <size_t kBytes>
-HWY_INLINE void PrefetchUnit(const uint8_t* unit) {
-  constexpr size_t kAhead = 4096, kLine = 64;
-  HALFBYTE_UNROLL
-  for (size_t i = 0; i < kBytes; i += kLine) hwy::Prefetch(unit + kAhead + i);
-}
-
 // A register of outputs, or as many of them as there are rows.
 template <class D, class V>
 HWY_INLINE void StoreRows(D d, V v, size_t num_rows, hn::TFromD<D>* to) {
@@ -243,8 +246,9 @@ HWY_INLINE void StoreRows(D d, V v, size_t num_rows, hn::TFromD<D>* to) {
 
 // acc = rows . tokens. Not inlined: a register for everything needs a function of its
 // own.
-template <class Fmt, class Dot, size_t V, size_t T>
-HWY_NOINLINE void Tile(const LinearArgs& a, const size_t (&row)[V], size_t m) {
+template <class Fmt, class Dot, size_t V, size_t T, class Fetch>
+HWY_NOINLINE void Tile(const LinearArgs& a, const size_t (&row)[V], size_t m,
+                       Fetch fetch) {
   using P = Panel<Fmt>;
   const TileF32 df;
   hn::Vec<TileF32> acc[V][T];
@@ -260,12 +264,10 @@ HWY_NOINLINE void Tile(const LinearArgs& a, const size_t (&row)[V], size_t m) {
   for (size_t t = 0; t < T; ++t) {
     x[t] = static_cast<const Q8Block*>(a.x) + (m + t) * a.x_ld;
   }
-  for (size_t left = a.K / P::kUnitLen; left != 0;) {
+  for (size_t left = a.K / kUnitLen; left != 0;) {
     const size_t units = HWY_MIN(left, P::kUnits);
     for (size_t unit = 0; unit < units; ++unit) {
-      if constexpr (T >= kPrefetchTokens) {
-        PrefetchUnit<P::kUnitBytes>(rows[0].super + P::UnitAt(unit));
-      }
+      fetch.template Unit<P::kUnitBytes>(rows[0].super + P::UnitAt(unit));
       AddUnit<Fmt, Dot>(rows, unit, x, acc);
       HALFBYTE_UNROLL
       for (size_t t = 0; t < T; ++t) ++x[t];
@@ -290,9 +292,9 @@ struct BlockTiles {
     return K / Q8Block::kLen * sizeof(Q8Block);
   }
 
-  template <size_t V, size_t T>
-  static void Run(const LinearArgs& a, const size_t (&row)[V], size_t m) {
-    Tile<Fmt, Dot, V, T>(a, row, m);
+  template <size_t V, size_t T, class Fetch>
+  static void Run(const LinearArgs& a, const size_t (&row)[V], size_t m, Fetch fetch) {
+    Tile<Fmt, Dot, V, T>(a, row, m, fetch);
   }
 };
 
