@@ -22,8 +22,7 @@ SCHEMA = 1
 EXAMPLES = """\b
 Examples:
   halfbyte run "The first thing I saw was"
-  halfbyte run model.gguf "Why is the sky dark at night?" -n 256
-  halfbyte run google/gemma-4-E2B-it-qat-q4_0-gguf "Why is the sky dark at night?"
+  halfbyte run google/gemma-4-E2B-it-qat-q4_0-gguf "Why is it dark?" -n 256
   halfbyte run model.gguf --temp 0.8 --top-p 0.95 --seed 7 "A haiku:"
   git diff | halfbyte run model.gguf -s "Write a commit message." --json
 """
