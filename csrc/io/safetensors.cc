@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <numeric>
 #include <optional>
+#include <set>
 #include <string_view>
 #include <system_error>
 
@@ -527,6 +528,45 @@ std::vector<IndexEntry> DistinctShards(const std::vector<IndexEntry>& entries) {
   return shards;
 }
 
+// Whether a tensor is of a part that sees or hears: one word of its name says so.
+bool IsOfEncoder(std::string_view name) {
+  constexpr std::string_view kParts[] = {"vision_tower", "audio_tower", "embed_vision",
+                                         "embed_audio", "multi_modal_projector"};
+  for (size_t begin = 0; begin < name.size();) {
+    const size_t end = std::min(name.find('.', begin), name.size());
+    const std::string_view word = name.substr(begin, end - begin);
+    if (std::find(std::begin(kParts), std::end(kParts), word) != std::end(kParts)) {
+      return true;
+    }
+    begin = end + 1;
+  }
+  return false;
+}
+
+// A text model runs without its encoders, and a download may leave out a shard that has
+// nothing else. What is said of such a shard is forgotten here, if it is not there.
+void ForgetAbsentEncoders(const std::filesystem::path& dir,
+                          std::vector<IndexEntry>* entries,
+                          std::vector<IndexEntry>* shards, SafetensorsFile* out) {
+  std::set<std::string_view> text, absent;
+  for (const IndexEntry& e : *entries) {
+    if (!IsOfEncoder(e.name)) text.insert(e.shard);
+  }
+  if (text.empty()) return;
+  for (const IndexEntry& s : *shards) {
+    std::error_code ignored;
+    if (text.contains(s.shard) || std::filesystem::exists(dir / s.shard, ignored)) {
+      continue;
+    }
+    absent.insert(s.shard);
+    out->warnings.push_back(Quote(s.shard) +
+                            ", which has encoders alone, is not there");
+  }
+  const auto is_absent = [&](const IndexEntry& e) { return absent.contains(e.shard); };
+  std::erase_if(*entries, is_absent);
+  std::erase_if(*shards, is_absent);
+}
+
 // Moves what `shard` holds into `out`; equal metadata keys keep their first value.
 void Append(SafetensorsFile shard, SafetensorsFile* out) {
   const auto number = static_cast<uint32_t>(out->files.size());
@@ -629,8 +669,8 @@ SafetensorsFile OpenIndexed(const std::string& path, const SafetensorsLimits& li
   options.max_string_bytes = kSafetensorsMaxStringBytes;
   try {
     const JsonDocument document = ParseJson(text, options);
-    const std::vector<IndexEntry> entries = ReadWeightMap(document.root());
-    const std::vector<IndexEntry> shards = DistinctShards(entries);
+    std::vector<IndexEntry> entries = ReadWeightMap(document.root());
+    std::vector<IndexEntry> shards = DistinctShards(entries);
     if (shards.size() > limits.shards) {
       FailIndex(ErrorClass::kLimit, "IDX_SHARD_COUNT", {}, "weight_map",
                 document.root().offset(), std::to_string(shards.size()) + " shards",
@@ -638,6 +678,7 @@ SafetensorsFile OpenIndexed(const std::string& path, const SafetensorsLimits& li
     }
     SafetensorsFile out;
     const std::filesystem::path dir = std::filesystem::path(path).parent_path();
+    ForgetAbsentEncoders(dir, &entries, &shards, &out);
     for (const IndexEntry& s : shards) Append(OpenShard(dir, s, limits, mode), &out);
     CheckAgainstShards(entries, shards, &out);
     KeepFirstOfEqualKeys(&out.metadata);

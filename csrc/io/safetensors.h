@@ -46,7 +46,8 @@ struct SafetensorsFile {
   std::vector<std::shared_ptr<const MappedFile>> files;  // a shard each, sorted by name
   SafetensorsMetadata metadata;  // of all files; the first of two equal keys
   std::vector<TensorView> tensors;
-  std::vector<std::string> warnings;  // tensors that the index does not name
+  // Tensors that the index does not name; shards of encoders alone that are not there.
+  std::vector<std::string> warnings;
 };
 
 // `path` is a safetensors file, an index (….index.json), or a directory.

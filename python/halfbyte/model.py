@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte import _core, _onednn, targets, template
+from halfbyte import _core, _onednn, names, targets, template
 from halfbyte._arrays import F32Array, as_indices
 from halfbyte.errors import ArgumentError, ContextOverflowError, ModelError
 from halfbyte.files import PathLike, StreamDecoder, Tokenizer
@@ -781,6 +781,8 @@ def load(
     threads: int | None = None,
     kv: str = "f32",
     repack: str = "auto",
+    revision: str | None = None,
+    local_files_only: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a model.
@@ -792,7 +794,9 @@ def load(
     Parameters
     ----------
     path : str or path-like
-        A GGUF file, or a directory with config.json, safetensors and tokenizer.json.
+        A GGUF file, or a directory with config.json, safetensors and tokenizer.json. Or
+        a name for `halfbyte.names.resolve`: ``"owner/repo"`` or ``"owner/repo:Q4_0"`` of
+        the Hugging Face Hub, ``"ollama:model:tag"``, ``"lmstudio:publisher/model"``.
     context : int, optional
         Tokens that a session may hold; what the model was made for by default. Memory
         is taken as it is used.
@@ -809,8 +813,13 @@ def load(
         product: the first token comes sooner, memory is shared with other processes,
         decoding is slower. ``"auto"`` copies if the free memory holds the weights with
         a fifth to spare.
+    revision : str, optional
+        Branch, tag or commit of a repository on the Hugging Face Hub.
+    local_files_only : bool
+        Take a repository from the cache, and ask no server.
     progress : callable, optional
-        Called with the bytes repacked and their total.
+        Called with the bytes done and their total: those fetched, if there are any to
+        fetch, then those repacked.
 
     Returns
     -------
@@ -824,7 +833,9 @@ def load(
     OutOfMemoryError
         If the weights that every token needs exceed the memory there is.
     OSError
-        If a file cannot be opened.
+        If a file cannot be opened, or a name leads to none.
+    ImportError
+        If a name takes the extra ``hub``, and it is not installed.
 
     Notes
     -----
@@ -835,7 +846,10 @@ def load(
         raise ArgumentError(f"context: expected 1 or more, got {context}")
     if threads is not None:
         threads = targets._valid(threads, "threads")
-    name = os.fsdecode(path)
+    found = names.resolve(
+        path, revision=revision, local_files_only=local_files_only, progress=progress
+    )
+    name = os.fsdecode(found)
     activations = os.environ.get("HALFBYTE_ACTIVATIONS", "auto")
     _onednn.open_if_asked()
     core = _core.Model.load(

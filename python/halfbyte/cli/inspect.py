@@ -39,7 +39,8 @@ def inspect(
         str,
         typer.Argument(
             metavar="FILE",
-            help="A GGUF file, a safetensors file or a Hugging Face directory.",
+            help="A GGUF file, a safetensors file, a Hugging Face directory, or a name "
+            "as run takes it.",
         ),
     ],
     tensors: Annotated[
@@ -52,7 +53,7 @@ def inspect(
 
     Only the header is read. The file need not be a model that can be run here.
     """
-    path = models.existing(file)
+    path = models.find(file)
     opened = _open(path)
     metadata = dict(opened.metadata)
     config = _config(path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import sys
 from pathlib import Path
@@ -48,8 +49,12 @@ class Sampling(NamedTuple):
 
 def is_model_path(text: str) -> bool:
     """Whether a lone argument names a model rather than being a prompt."""
+    from halfbyte import names
+
     try:
         path = Path(text)
+        if not names.is_path(text):
+            return not re.search(r"\s", text)
         return (
             path.suffix == ".gguf"
             or (path.is_dir() and (path / "config.json").exists())
@@ -64,19 +69,21 @@ def _starts_like_gguf(path: Path) -> bool:
         return file.read(4) == b"GGUF"
 
 
-def split_positionals(first: str | None, second: str | None) -> tuple[str | None, str]:
+def split_positionals(
+    first: str | None, second: str | None, *, quiet: bool = False
+) -> tuple[str | None, str]:
     """Tell MODEL and text apart, and read the text from stdin where it is not given.
 
     Returns
     -------
     tuple of (str or None, str)
-        The model, None for the demo model, and the text.
+        The model's path, None for the demo model, and the text.
     """
     model, text = first, second
     if second is None and first is not None and not is_model_path(first):
         model, text = None, first
     if model is not None:
-        existing(model)  # before waiting for a text
+        model = str(find(model, quiet=quiet))  # before waiting for a text
     if text == "-" or (text is None and not _typed()):
         return model, read_stdin()
     if text is None:
@@ -103,10 +110,14 @@ def read_stdin() -> str:
 
 
 def find(model: str | None, *, quiet: bool = False) -> Path:
-    """Path of the named model, or of the demo model, made if needed."""
-    if model is not None:
+    """Path of the named model, fetched or made if needed; of the demo model if none."""
+    from halfbyte import demo, names
+
+    if model is not None and names.is_path(model):
         return existing(model)
-    from halfbyte import demo
+    if model is not None:
+        with terminal.progress(f"fetching {model}", quiet=quiet) as update:
+            return names.resolve(model, progress=update)
 
     if (cached := demo.cached_path()) is not None:
         return cached

@@ -22,7 +22,7 @@ SCHEMA = 1
 EXAMPLES = """\b
 Examples:
   halfbyte run "The first thing I saw was"
-  halfbyte run model.gguf "Why is the sky dark at night?" -n 256
+  halfbyte run google/gemma-4-E2B-it-qat-q4_0-gguf "Why is it dark?" -n 256
   halfbyte run model.gguf --temp 0.8 --top-p 0.95 --seed 7 "A haiku:"
   git diff | halfbyte run model.gguf -s "Write a commit message." --json
 """
@@ -33,8 +33,10 @@ def run(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="A GGUF file or a Hugging Face directory. Left out, the demo model: "
-            "a lone argument is the prompt unless it names a model.",
+            help="A GGUF file, a Hugging Face directory, or the name of a model: "
+            "OWNER/REPO (:TYPE, @REVISION), ollama:NAME:TAG, lmstudio:PUBLISHER/MODEL. "
+            "Left out, the demo model: a lone argument is the prompt unless it names a "
+            "model.",
             show_default=False,
         ),
     ] = None,
@@ -74,7 +76,7 @@ def run(
     model's own recommendation if its file has one, else it is greedy; --top-k, --top-p
     or --min-p alone mean --temp 1.
     """
-    name, text = models.split_positionals(model, prompt)
+    name, text = models.split_positionals(model, prompt, quiet=quiet)
     path = models.find(name, quiet=quiet)
     loaded = models.open_model(path, threads, context, quiet=quiet)
     chosen = models.sampling(loaded, temp, top_k, top_p, min_p, repeat_penalty, seed)

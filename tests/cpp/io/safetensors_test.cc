@@ -496,6 +496,28 @@ TEST_F(SafetensorsDir, IndexAndShardsAgree) {
   EXPECT_EQ(Refusal()->info().tensor, "a");
 }
 
+TEST_F(SafetensorsDir, AShardOfEncodersAloneMayBeAbsent) {
+  Write("m-1.safetensors", Pack("{\"a\":" + std::string(kA) + "}", 8));
+  WriteIndex(R"("a":"m-1.safetensors","x.vision_tower.b":"m-2.safetensors",)"
+             R"("embed_audio.c":"m-2.safetensors")");
+  const SafetensorsFile f = OpenSafetensorsDir(dir_);
+  EXPECT_EQ(f.tensors.size(), 1u);
+  EXPECT_EQ(f.files.size(), 1u);
+  ASSERT_EQ(f.warnings.size(), 1u);
+  EXPECT_NE(f.warnings[0].find("'m-2.safetensors'"), std::string::npos);
+
+  // Not if there is anything else in it, or the word is only part of one.
+  WriteIndex(R"("a":"m-1.safetensors","vision_tower.b":"m-2.safetensors",)"
+             R"("vision_tower_b":"m-2.safetensors")");
+  EXPECT_EQ(Refusal()->info().code, "IDX_SHARD_MISSING");
+  WriteIndex(R"("vision_tower.b":"m-2.safetensors")");
+  EXPECT_EQ(Refusal()->info().code, "IDX_SHARD_MISSING");
+
+  Write("m-2.safetensors", Pack("{\"vision_tower.b\":" + std::string(kA) + "}", 8));
+  WriteIndex(R"("a":"m-1.safetensors","vision_tower.b":"m-2.safetensors")");
+  EXPECT_EQ(OpenSafetensorsDir(dir_).tensors.size(), 2u);
+}
+
 TEST_F(SafetensorsDir, ADamagedShardIsTheOneNamed) {
   Write("m-1.safetensors", Pack("{\"a\":" + std::string(kA) + "}", 7));
   WriteIndex(R"("a":"m-1.safetensors")");
