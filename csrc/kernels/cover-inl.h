@@ -14,6 +14,7 @@
 
 #include "hwy/highway.h"
 #include "kernels/format_kernels.h"
+#include "kernels/prefetch.h"
 #include "kernels/simd-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -44,9 +45,13 @@ inline constexpr size_t kRegisters =
 // reads on in its own stream of weights.
 template <size_t T>
 struct FetchStream {
+  bool early = PrefetchOneToken();
+
   template <size_t kUnitBytes>
   HWY_INLINE void Unit(const uint8_t* stream) {
-    if constexpr (T >= kPrefetchTokens) PrefetchAhead<kUnitBytes>(stream);
+    if (T >= kPrefetchTokens || early) {
+      PrefetchAhead<kUnitBytes, kPrefetchLocality>(stream);
+    }
   }
 };
 

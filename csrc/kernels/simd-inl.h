@@ -202,32 +202,12 @@ HWY_INLINE V Hide(V& v) {
 #define HALFBYTE_REGISTERS 16
 #endif
 
-// From so many tokens on, what a pass reads is asked for 4 KiB ahead. Intel's cores
-// hold too few waiting instructions to look further than some lines by themselves, so
-// that computing and reading would take turns; the second cache is enough of a head
-// start. Zen 4 does well alone until a pass computes for longer than it reads; before,
-// prefetching costs.
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3 && HWY_TARGET != HWY_AVX3_ZEN4
-inline constexpr size_t kPrefetchTokens = 1;
-inline constexpr int kPrefetchLocality = 2;  // the second cache
+// The cache that a stream of weights is prefetched into: see prefetch.h. Measured.
+#if HWY_TARGET == HWY_AVX3_ZEN4
+inline constexpr int kPrefetchLocality = 3;
 #else
-inline constexpr size_t kPrefetchTokens = 3;
-inline constexpr int kPrefetchLocality = 3;  // all caches
+inline constexpr int kPrefetchLocality = 2;
 #endif
-
-inline constexpr size_t kLineBytes = 64;
-
-// Into the second cache.
-HWY_INLINE void PrefetchLine(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }
-
-template <size_t kBytes>
-HWY_INLINE void PrefetchAhead(const uint8_t* stream) {
-  constexpr size_t kAhead = 4096;
-  HALFBYTE_UNROLL
-  for (size_t i = 0; i < kBytes; i += kLineBytes) {
-    __builtin_prefetch(stream + kAhead + i, 0, kPrefetchLocality);
-  }
-}
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE
