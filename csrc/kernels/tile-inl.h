@@ -15,9 +15,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 
-#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/cover-inl.h"
 #include "kernels/format_kernels.h"
@@ -35,13 +33,6 @@ using TileI32 = hn::RebindToSigned<TileF32>;
 using TileU8 = hn::Repartition<uint8_t, TileF32>;
 using TileI8 = hn::Repartition<int8_t, TileF32>;
 
-// The four activations that meet group g, in every lane.
-HWY_INLINE hn::Vec<TileI8> Quad(const int8_t* q, size_t g) {
-  int32_t quad;
-  memcpy(&quad, q + 4 * g, sizeof(quad));
-  return hn::BitCast(TileI8(), hn::Set(TileI32(), quad));
-}
-
 // The sums of V registers of rows and T tokens come in C chains, which groups take in
 // turn: with few sums, one dot product would wait for the one before.
 
@@ -57,11 +48,11 @@ HWY_INLINE void AddGroups(const uint8_t* const (&unit)[V], const int8_t* const (
   for (size_t v = 0; v < V; ++v) codes[v] = UnitCodes<Fmt, kBegin>(du8, unit[v]);
   HALFBYTE_UNROLL
   for (size_t t = 0; t < T; ++t) {
-    const auto quad = Quad(q[t], kBegin);
+    const auto quad = Dot::template Load<kBegin>(TileI8(), q[t]);
     HALFBYTE_UNROLL
     for (size_t v = 0; v < V; ++v) {
       auto& sum = run[kBegin % C][v][t];
-      sum = Dot::template Add<Fmt>(di32, codes[v], quad, sum);
+      sum = Dot::template Add<Fmt, kBegin>(di32, codes[v], quad, sum);
     }
   }
   if constexpr (kBegin + 1 < kEnd) AddGroups<Fmt, Dot, kBegin + 1, kEnd>(unit, q, run);
@@ -223,12 +214,13 @@ HWY_INLINE void AddUnit(const TileRows (&rows)[V], size_t unit,
   }
 }
 
-// The part of a stream of weights that is needed some units later.
+// The part of a stream of weights that is needed some units later. Highway's Prefetch
+// is empty on Arm (1.2).
 template <size_t kBytes>
 HWY_INLINE void PrefetchUnit(const uint8_t* unit) {
   constexpr size_t kAhead = 4096, kLine = 64;
   HALFBYTE_UNROLL
-  for (size_t i = 0; i < kBytes; i += kLine) hwy::Prefetch(unit + kAhead + i);
+  for (size_t i = 0; i < kBytes; i += kLine) __builtin_prefetch(unit + kAhead + i);
 }
 
 // A register of outputs, or as many of them as there are rows.
