@@ -12,9 +12,13 @@
 // ten instructions instead of one.
 #define HWY_WANT_AVX3_DL
 
-#if HWY_ARCH_ARM
+#if HWY_ARCH_ARM && HALFBYTE_ALL_TARGETS
 // Tiles are arrays of registers, and SVE's have no size. CPUs with SVE run NEON's.
 #define HWY_DISABLED_TARGETS (HWY_ALL_SVE | HWY_SCALAR)
+#elif HWY_ARCH_ARM
+// And no kernel uses what NEON's better targets add: AES, and arithmetic on f16 and
+// bf16. SDOT is a policy of the baseline, as compilers before GCC 13.2 lack NEON_BF16.
+#define HWY_DISABLED_TARGETS (HWY_ALL_SVE | HWY_NEON_BF16 | HWY_NEON | HWY_SCALAR)
 #elif HALFBYTE_ALL_TARGETS  // tests and fuzzers: whatever this compiler can build
 #if HWY_COMPILER_GCC_ACTUAL
 // Byte-to-int repartition does not exist on HWY_SCALAR, which GCC falls back to.

@@ -9,6 +9,9 @@
 
 #if HWY_ARCH_X86
 #include <cpuid.h>
+#elif HWY_ARCH_ARM_A64 && HWY_OS_LINUX
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace halfbyte {
@@ -38,6 +41,9 @@ bool CpuHasFastDot([[maybe_unused]] int64_t target) {
   static const bool avx_vnni = (Leaf7(1).eax >> 4 & 1) != 0;
   if (target == HWY_AVX3) return avx512_vnni;
   if (target == HWY_AVX2) return avx_vnni;
+#elif HWY_ARCH_ARM_A64 && HWY_OS_LINUX
+  static const bool dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+  if (target == HWY_NEON || target == HWY_NEON_WITHOUT_AES) return dotprod;
 #endif
   return false;
 }

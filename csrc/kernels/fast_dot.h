@@ -10,7 +10,7 @@
 namespace halfbyte {
 
 // True if this CPU has one beside `target` (an HWY_TARGET): AVX-512 VNNI on Cascade
-// Lake beside AVX3, AVX-VNNI on Alder Lake beside AVX2.
+// Lake beside AVX3, AVX-VNNI on Alder Lake beside AVX2, SDOT on Armv8.2 beside NEON.
 bool CpuHasFastDot(int64_t target);
 
 // True if kernels compiled for `target` are to use it: it is there and not switched

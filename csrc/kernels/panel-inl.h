@@ -33,6 +33,7 @@
 #include "hwy/highway.h"
 #include "kernels/dequantize-inl.h"  // kGroups
 #include "kernels/format_kernels.h"  // kPanelRows
+#include "kernels/simd-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace halfbyte {
@@ -203,6 +204,14 @@ HWY_INLINE hn::Vec<DU8> MoveBits(DU8 du8, hn::Vec<DU8> bytes) {
   return bytes;
 }
 
+// kLen bits of each byte, from bit kFrom on.
+template <int kFrom, int kLen, class DU8>
+HWY_INLINE hn::Vec<DU8> Field(DU8 du8, hn::Vec<DU8> bytes) {
+  if constexpr (kShiftsBytes && kFrom + kLen == 8) return hn::ShiftRight<kFrom>(bytes);
+  constexpr uint8_t kMask = (1 << kLen) - 1;
+  return hn::And(MoveBits<-kFrom>(du8, bytes), hn::Set(du8, kMask));
+}
+
 // The bits of kMask of `bytes` after such a move, and those of `below`.
 template <int kUp, int kMask, class DU8>
 HWY_INLINE hn::Vec<DU8> AddBits(DU8 du8, hn::Vec<DU8> below, hn::Vec<DU8> bytes) {
@@ -218,15 +227,17 @@ HWY_INLINE hn::Vec<DU8> UnitCodes(DU8 du8, const uint8_t* HWY_RESTRICT unit) {
   auto codes = hn::Zero(du8);
   if constexpr (kBits >= 4) {
     const auto nibbles = hn::Load(du8, unit + g % 4 * kChunk);
-    const auto low = MoveBits<(g < 4 ? 0 : -4)>(du8, nibbles);
-    codes = hn::And(low, hn::Set(du8, uint8_t{15}));
+    codes = Field<g / 4 * 4, 4>(du8, nibbles);
     unit += 4 * kChunk;
   }
   if constexpr (kBits % 4 >= 2) {
-    constexpr int kAt = kBits > 4 ? 4 : 0, kUp = kAt - 2 * (kGroup / 2);
+    constexpr int kFrom = kGroup / 2 * 2;
     const auto pairs = hn::Load(du8, unit + g % 2 * kChunk);
-    codes = kBits > 4 ? AddBits<kUp, (3 << kAt)>(du8, codes, pairs)
-                      : hn::And(MoveBits<kUp>(du8, pairs), hn::Set(du8, uint8_t{3}));
+    if constexpr (kBits > 4) {
+      codes = AddBits<4 - kFrom, (3 << 4)>(du8, codes, pairs);
+    } else {
+      codes = Field<kFrom, 2>(du8, pairs);
+    }
     unit += 2 * kChunk;
   }
   if constexpr (kBits % 2 == 1) {

@@ -104,7 +104,7 @@ HWY_INLINE uint64_t CountDotsOf(size_t rounds) {
     for (size_t k = 0; k < kDotRun; ++k) {
       HALFBYTE_UNROLL
       for (size_t j = 0; j < kDotSums; ++j) {
-        run[j] = Policy::template Add<SmallCodes>(di32, u, Hide(s), run[j]);
+        run[j] = Policy::template Add<SmallCodes, 0>(di32, u, Hide(s), run[j]);
         Hide(run[j]);  // or GCC 12 spreads each over three registers
       }
     }

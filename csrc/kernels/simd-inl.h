@@ -3,10 +3,11 @@
 // file with `#if HWY_TARGET`.
 //
 // A policy sums u8 codes times i8 activations, four products a 32-bit lane, over a run
-// of kRun groups of four: Begin, then Add for each group, then End. Between Begin and
-// End the sum may live in 16 bits, where that is what the multiplier gives.
-// kTakesBytes: any u8 will do, whatever a format's largest code is. kSignsWide: codes
-// above 127 are taken as signed, less 128. SPDX-License-Identifier: Apache-2.0
+// of kRun groups of four: Begin, then Add for each group g, with what Load gives of the
+// activations, then End. Between Begin and End the sum may live in 16 bits, where that
+// is what the multiplier gives. kTakesBytes: any u8 will do, whatever a format's
+// largest code is. kSignsWide: codes above 127 are taken as signed, less 128.
+// SPDX-License-Identifier: Apache-2.0
 
 #if defined(HALFBYTE_KERNELS_SIMD_INL_TOGGLE) == defined(HWY_TARGET_TOGGLE)
 #ifdef HALFBYTE_KERNELS_SIMD_INL_TOGGLE
@@ -17,6 +18,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include <type_traits>
 
@@ -32,8 +34,18 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class Fmt>
 inline constexpr bool kIsWide = Fmt::kMaxCode > 127;
 
+// The four activations of group g in every lane.
+struct LoadQuad {
+  template <size_t g, class DI8>
+  static HWY_INLINE hn::Vec<DI8> Load(DI8 di8, const int8_t* q) {
+    int32_t quad;
+    memcpy(&quad, q + 4 * g, sizeof(quad));
+    return hn::BitCast(di8, hn::Set(hn::Repartition<int32_t, DI8>(), quad));
+  }
+};
+
 // One instruction multiplies unsigned with signed bytes and adds to 32 bits.
-struct DotQuads {
+struct DotQuads : LoadQuad {
   static constexpr const char* kName = "VNNI";
   template <class Fmt>
   static constexpr size_t kRun = 8;
@@ -44,7 +56,7 @@ struct DotQuads {
   static HWY_INLINE hn::Vec<DI32> Begin(DI32 /*di32*/, hn::Vec<DI32> sum) {
     return sum;
   }
-  template <class Fmt, class DI32, class VU8, class VI8>
+  template <class Fmt, size_t g, class DI32, class VU8, class VI8>
   static HWY_INLINE hn::Vec<DI32> Add(DI32 di32, VU8 codes, VI8 q, hn::Vec<DI32> sum) {
     return hn::SumOfMulQuadAccumulate(di32, codes, q, sum);
   }
@@ -61,7 +73,7 @@ struct DotQuads {
 // AVX-512 VNNI before Ice Lake's other extensions, AVX-VNNI beside AVX2. Assembly, as
 // the intrinsic needs a target attribute that is not set here.
 struct DotVnni : DotQuads {
-  template <class Fmt, class DI32, class VU8, class VI8>
+  template <class Fmt, size_t g, class DI32, class VU8, class VI8>
   static HWY_INLINE hn::Vec<DI32> Add(DI32 /*di32*/, VU8 codes, VI8 q,
                                       hn::Vec<DI32> sum) {
 #if HWY_TARGET == HWY_AVX3
@@ -77,7 +89,7 @@ struct DotVnni : DotQuads {
 // Pairs of products are summed in 16 bits, with saturation: a run is as long as the
 // largest codes allow, 2 * kMaxCode * 128 * kRun < 2^15. Codes above 127 allow none:
 // their products are widened to 32 bits at once.
-struct DotPairs {
+struct DotPairs : LoadQuad {
   static constexpr const char* kName = "MADD";
   template <class Fmt>
   static constexpr size_t kRun = Fmt::kMaxCode <= 15   ? 8
@@ -99,7 +111,7 @@ struct DotPairs {
       return hn::Zero(hn::Repartition<int16_t, DI32>());
     }
   }
-  template <class Fmt, class DI32, class VU8, class VI8>
+  template <class Fmt, size_t g, class DI32, class VU8, class VI8>
   static HWY_INLINE Run<Fmt, DI32> Add(DI32 di32, VU8 codes, VI8 q,
                                        Run<Fmt, DI32> run) {
     const hn::Repartition<int16_t, DI32> di16;
@@ -135,18 +147,72 @@ struct DotPairs {
   }
 };
 #else
-// Signed bytes times signed bytes: codes up to 127 are valid ones.
+// Both factors signed: codes up to 127 are valid ones as they are.
 struct DotSigned : DotQuads {
-  static constexpr const char* kName = "SDOT";
+  static constexpr const char* kName = "SIGNED";
   static constexpr bool kTakesBytes = false;
   static constexpr bool kSignsWide = true;
 
-  template <class Fmt, class DI32, class VU8, class VI8>
-  static HWY_INLINE hn::Vec<DI32> Add(DI32 di32, VU8 codes, VI8 q, hn::Vec<DI32> sum) {
+  template <class Fmt, class DI32, class VU8>
+  static HWY_INLINE auto Signed(DI32 /*di32*/, VU8 codes) {
     const hn::Repartition<uint8_t, DI32> du8;
     const hn::Repartition<int8_t, DI32> di8;
     if constexpr (kIsWide<Fmt>) codes = hn::Xor(codes, hn::Set(du8, uint8_t{128}));
-    return hn::SumOfMulQuadAccumulate(di32, hn::BitCast(di8, codes), q, sum);
+    return hn::BitCast(di8, codes);
+  }
+  template <class Fmt, size_t g, class DI32, class VU8, class VI8>
+  static HWY_INLINE hn::Vec<DI32> Add(DI32 di32, VU8 codes, VI8 q, hn::Vec<DI32> sum) {
+    return hn::SumOfMulQuadAccumulate(di32, Signed<Fmt>(di32, codes), q, sum);
+  }
+};
+#endif
+
+#if HWY_TARGET_IS_NEON && HWY_ARCH_ARM_A64
+// Four instructions where Highway takes fourteen: products in 16 bits, pairs of them,
+// pairs of pairs added to 32 bits.
+struct DotSmull : DotSigned {
+  static constexpr const char* kName = "SMULL";
+
+  template <class Fmt, size_t g, class DI32, class VU8, class VI8>
+  static HWY_INLINE hn::Vec<DI32> Add(DI32 di32, VU8 codes, VI8 q, hn::Vec<DI32> sum) {
+    const int8x16_t c = Signed<Fmt>(di32, codes).raw;
+    const int16x8_t low = vmull_s8(vget_low_s8(c), vget_low_s8(q.raw));
+    const int16x8_t high = vmull_high_s8(c, q.raw);
+    if constexpr (kIsWide<Fmt>) {  // -128 * -128 * 2 does not fit
+      const int32x4_t quads = vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
+      return hn::Vec<DI32>(vaddq_s32(sum.raw, quads));
+    } else {
+      return hn::Vec<DI32>(vpadalq_s16(sum.raw, vpaddq_s16(low, high)));
+    }
+  }
+};
+
+// What the assembler has to be told before it takes the instruction. Nothing else in
+// kernels needs more than this: it stays told until the next target.
+#undef HALFBYTE_ARCH_DOTPROD
+#if HWY_TARGET == HWY_NEON_BF16 || defined(__ARM_FEATURE_DOTPROD)
+#define HALFBYTE_ARCH_DOTPROD ""
+#else
+#define HALFBYTE_ARCH_DOTPROD ".arch armv8.2-a+dotprod\n\t"
+#endif
+
+// One instruction, from Armv8.2 on, if the CPU has it. It takes four activations out of
+// a register of sixteen: a load serves four groups, and none is a broadcast, which
+// would take a slot of the multipliers. Assembly, as the intrinsic needs a target
+// attribute, and Highway's op does not use it before 1.3.
+struct DotSdot : DotSigned {
+  static constexpr const char* kName = "SDOT";
+
+  template <size_t g, class DI8>
+  static HWY_INLINE hn::Vec<DI8> Load(DI8 di8, const int8_t* q) {
+    return hn::LoadU(di8, q + g / 4 * 16);
+  }
+  template <class Fmt, size_t g, class DI32, class VU8, class VI8>
+  static HWY_INLINE hn::Vec<DI32> Add(DI32 di32, VU8 codes, VI8 q, hn::Vec<DI32> sum) {
+    asm(HALFBYTE_ARCH_DOTPROD "sdot %0.4s, %1.16b, %2.4b[%3]"
+        : "+w"(sum.raw)
+        : "w"(Signed<Fmt>(di32, codes).raw), "w"(q.raw), "i"(g % 4));
+    return sum;
   }
 };
 #endif
@@ -164,10 +230,20 @@ using FastDot = DotVnni;
 #elif HWY_ARCH_X86
 using BaseDot = DotPairs;
 #define HALFBYTE_HAVE_FAST_DOT 0
+#elif HWY_TARGET == HWY_NEON_BF16
+using BaseDot = DotSdot;
+#define HALFBYTE_HAVE_FAST_DOT 0
+#elif HWY_TARGET_IS_NEON && HWY_ARCH_ARM_A64
+using BaseDot = DotSmull;
+using FastDot = DotSdot;
+#define HALFBYTE_HAVE_FAST_DOT 1
 #else
 using BaseDot = DotSigned;
 #define HALFBYTE_HAVE_FAST_DOT 0
 #endif
+
+// True if bytes can be shifted. Elsewhere wider lanes are, and their bits masked.
+inline constexpr bool kShiftsBytes = HWY_TARGET_IS_NEON;
 
 // Makes the compiler believe that `v` has just changed, and costs nothing. A loop
 // that measures needs it: sums of equal terms are all one otherwise, and what does not

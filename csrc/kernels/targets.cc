@@ -16,7 +16,11 @@ namespace {
 
 // "AVX3+MADD": the target without the byte dot product that this CPU has beside it;
 // "AVX3+VNNI" is the same as "AVX3".
+#if HWY_ARCH_ARM
+constexpr std::string_view kFast = "+SDOT", kPlain = "+SMULL";
+#else
 constexpr std::string_view kFast = "+VNNI", kPlain = "+MADD";
+#endif
 
 std::string NameOf(int64_t target, bool fast) {
   std::string name = hwy::TargetName(target);

@@ -15,7 +15,6 @@
 
 #include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 
 #include "hwy/highway.h"
 #include "kernels/cover-inl.h"
@@ -33,13 +32,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 using TileI32 = hn::RebindToSigned<TileF32>;
 using TileU8 = hn::Repartition<uint8_t, TileF32>;
 using TileI8 = hn::Repartition<int8_t, TileF32>;
-
-// The four activations that meet group g, in every lane.
-HWY_INLINE hn::Vec<TileI8> Quad(const int8_t* q, size_t g) {
-  int32_t quad;
-  memcpy(&quad, q + 4 * g, sizeof(quad));
-  return hn::BitCast(TileI8(), hn::Set(TileI32(), quad));
-}
 
 // The sums of V registers of rows and T tokens come in C chains, which groups take in
 // turn: with few sums, one dot product would wait for the one before. A chain stays in
@@ -60,7 +52,7 @@ HWY_INLINE void AddGroups(const uint8_t* const (&unit)[V], const int8_t* const (
   hn::Vec<TileU8> codes[V];
   HALFBYTE_UNROLL
   for (size_t v = 0; v < V; ++v) {
-    if constexpr (kPlanes < Fmt >> 1) {
+    if constexpr (kPlanes<Fmt> != 1) {
       codes[v] = UnitCodesInPlace<Fmt, kBegin>(du8, unit[v]);
     } else {
       codes[v] = UnitCodes<Fmt, kBegin>(du8, unit[v]);
@@ -68,11 +60,11 @@ HWY_INLINE void AddGroups(const uint8_t* const (&unit)[V], const int8_t* const (
   }
   HALFBYTE_UNROLL
   for (size_t t = 0; t < T; ++t) {
-    const auto quad = Quad(q[t], kBegin);
+    const auto quad = Dot::template Load<kBegin>(TileI8(), q[t]);
     HALFBYTE_UNROLL
     for (size_t v = 0; v < V; ++v) {
       auto& sum = run[ChainOf<Fmt, C>(kBegin)][v][t];
-      sum = Dot::template Add<Fmt>(di32, codes[v], quad, sum);
+      sum = Dot::template Add<Fmt, kBegin>(di32, codes[v], quad, sum);
     }
   }
   if constexpr (kBegin + 1 < kEnd) AddGroups<Fmt, Dot, kBegin + 1, kEnd>(unit, q, run);

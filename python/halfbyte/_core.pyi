@@ -21,7 +21,7 @@ def cpu_target() -> str:
     """Name of the instruction set in use."""
 
 def cpu_dot() -> str:
-    """How the target in use multiplies bytes: VNNI, MADD or SDOT."""
+    """How the target in use multiplies bytes: VNNI, MADD, SDOT and so on."""
 
 def cpu_targets() -> list[str]:
     """Instruction sets of this build and this CPU, best first."""

@@ -49,9 +49,9 @@ def cpu_dot() -> str:
 
     Returns
     -------
-    {"VNNI", "MADD", "SDOT"}
-        One instruction for four products; pairs of products in 16 bits; signed bytes
-        on Arm.
+    {"VNNI", "MADD", "SDOT", "SMULL", "SIGNED"}
+        x86: one instruction for four products, or pairs of products in 16 bits. Arm:
+        the same two. Elsewhere: signed bytes by whatever Highway finds.
     """
     return _core.cpu_dot()
 
@@ -63,7 +63,8 @@ def cpu_targets() -> list[str]:
     -------
     list of str
         Best first. Where a CPU has a byte dot product that its instruction set does not
-        promise, the set is there twice: ``"AVX3+VNNI"`` and ``"AVX3+MADD"``.
+        promise, the set is there twice: ``"AVX3+VNNI"`` and ``"AVX3+MADD"``, or
+        ``"NEON_WITHOUT_AES+SDOT"`` and ``"NEON_WITHOUT_AES+SMULL"``.
     """
     return _core.cpu_targets()
 

@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "guarded.h"
@@ -22,7 +23,7 @@ HALFBYTE_INSTANTIATE_TARGETS(SoftmaxTest);
 
 double Max(const std::vector<float>& x) {
   double max = -kInf;
-  for (float v : x) max = fmax(max, v);
+  for (float v : x) max = std::max(max, double{v});
   return max;
 }
 
