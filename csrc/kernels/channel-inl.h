@@ -85,7 +85,7 @@ HWY_NOINLINE void ChannelTile(const ChannelArgs& a, const size_t (&row)[V], size
     }
   }
   for (size_t unit = 0; unit < a.K / kUnitLen; ++unit) {
-    fetch.template Unit<P::kUnitBytes>(codes[0]);
+    fetch.template Unit<P::kUnitBytes>(codes);
     AddRuns<Codes, Dot, 0, kUnitLen / 4>(codes, q, sum);
     HALFBYTE_UNROLL
     for (size_t v = 0; v < V; ++v) codes[v] += P::kUnitBytes;

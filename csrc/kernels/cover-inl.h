@@ -41,16 +41,22 @@ template <size_t T>
 inline constexpr size_t kRegisters =
     HWY_MAX(HWY_MIN(kPanelRows / kTileRows, kMaxSums / T), size_t{1});
 
+// Streams of weights that V registers of rows are in: a panel each, or all in one.
+template <size_t V>
+inline constexpr size_t kStreams = kTileRows == kPanelRows ? V : 1;
+
 // What a tile asks memory for with each unit that it computes. A pass of few tokens
 // reads on in its own stream of weights.
 template <size_t T>
 struct FetchStream {
   bool early = PrefetchOneToken();
 
-  template <size_t kUnitBytes>
-  HWY_INLINE void Unit(const uint8_t* stream) {
-    if (T >= kPrefetchTokens || early) {
-      PrefetchAhead<kUnitBytes, kPrefetchLocality>(stream);
+  template <size_t kUnitBytes, size_t V>
+  HWY_INLINE void Unit(const uint8_t* const (&stream)[V]) const {
+    if (T < kPrefetchTokens && !early) return;
+    HALFBYTE_UNROLL
+    for (size_t v = 0; v < kStreams<V>; ++v) {
+      PrefetchAhead<kUnitBytes, kPrefetchLocality>(stream[v]);
     }
   }
 };
@@ -62,8 +68,8 @@ struct FetchNext {
   const uint8_t* end = nullptr;
   size_t lines = 0;  // a unit
 
-  template <size_t /*kUnitBytes*/>
-  HWY_INLINE void Unit(const uint8_t* /*stream*/) {
+  template <size_t /*kUnitBytes*/, size_t V>
+  HWY_INLINE void Unit(const uint8_t* const (&/*stream*/)[V]) {
     for (size_t i = 0; i < lines; ++i, next += kLineBytes) PrefetchLine(next);
   }
   // Moves on by what a tile of so many units has asked for.

@@ -259,7 +259,12 @@ HWY_NOINLINE void Tile(const LinearArgs& a, const size_t (&row)[V], size_t m,
   for (size_t left = a.K / kUnitLen; left != 0;) {
     const size_t units = HWY_MIN(left, P::kUnits);
     for (size_t unit = 0; unit < units; ++unit) {
-      fetch.template Unit<P::kUnitBytes>(rows[0].super + P::UnitAt(unit));
+      // A unit's share of the superblock, its head too.
+      constexpr size_t kShare = P::kBytes / P::kUnits;
+      const uint8_t* shares[V];
+      HALFBYTE_UNROLL
+      for (size_t v = 0; v < V; ++v) shares[v] = rows[v].super + unit * kShare;
+      fetch.template Unit<kShare>(shares);
       AddUnit<Fmt, Dot>(rows, unit, x, acc);
       HALFBYTE_UNROLL
       for (size_t t = 0; t < T; ++t) ++x[t];

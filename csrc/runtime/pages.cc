@@ -33,10 +33,10 @@ PageBuffer::PageBuffer(size_t bytes) : bytes_(bytes) {
   if (bytes == 0) return;
   const MemoryBudget memory = TotalMemory();
   const bool known = memory.bytes != 0;
-  if (bytes > SIZE_MAX - kHugePage || (known && bytes > memory.bytes)) {
+  if (bytes > SIZE_MAX - 2 * kHugePage || (known && bytes > memory.bytes)) {
     ThrowOutOfMemory(bytes);
   }
-  mapped_bytes_ = bytes + kHugePage;
+  mapped_bytes_ = bytes + 2 * kHugePage;  // to begin and to end at one
   void* const map = mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (map == MAP_FAILED) ThrowOutOfMemory(bytes);
@@ -45,7 +45,10 @@ PageBuffer::PageBuffer(size_t bytes) : bytes_(bytes) {
   const uintptr_t aligned = (address + kHugePage - 1) / kHugePage * kHugePage;
   data_ = reinterpret_cast<uint8_t*>(aligned);
 #ifdef MADV_HUGEPAGE
-  madvise(data_, bytes, MADV_HUGEPAGE);  // a wish: refused, it is small pages
+  // A wish: refused, it is small pages. The last page is wished for as a whole if at
+  // least half of it is used.
+  const size_t huge = (bytes + kHugePage / 2) / kHugePage * kHugePage;
+  if (huge != 0) madvise(data_, huge, MADV_HUGEPAGE);
 #endif
 }
 
