@@ -69,6 +69,7 @@ HWY_NOINLINE void ChannelTile(const ChannelArgs& a, const size_t (&row)[V], size
   HALFBYTE_UNROLL
   for (size_t v = 0; v < V; ++v) {
     codes[v] = a.w + row[v] / kPanelRows * a.w_row_bytes + row[v] % kPanelRows * 4;
+    PrefetchLine(reinterpret_cast<const uint8_t*>(a.w_scale + row[v]));
   }
   HALFBYTE_UNROLL
   for (size_t t = 0; t < T; ++t) {

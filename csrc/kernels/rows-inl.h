@@ -14,6 +14,7 @@
 
 #include "hwy/highway.h"
 #include "kernels/format_kernels.h"
+#include "kernels/prefetch.h"
 #include "kernels/simd-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -29,6 +30,9 @@ HWY_NOINLINE void FloatTile(const LinearArgs& a, size_t n, size_t m) {
   const size_t lanes = hn::Lanes(df);
   const auto* x = static_cast<const float*>(a.x) + m * a.x_ld;
   const uint8_t* w = a.w + n * a.w_row_bytes;
+  // What the next tile reads while one token is multiplied.
+  const bool early = T == 1 && PrefetchOneToken();
+  const uint8_t* next = w + R * a.w_row_bytes;
   VF sum[R][T];
   HALFBYTE_UNROLL
   for (size_t i = 0; i < R * T; ++i) sum[i / T][i % T] = hn::Zero(df);
@@ -38,6 +42,8 @@ HWY_NOINLINE void FloatTile(const LinearArgs& a, size_t n, size_t m) {
     HALFBYTE_UNROLL
     for (size_t r = 0; r < R; ++r) {
       row[r] = LoadWeights(Fmt(), df, w + r * a.w_row_bytes, k);
+      if (early)
+        PrefetchLine(next + r * a.w_row_bytes + k * sizeof(typename Fmt::Block));
     }
     HALFBYTE_UNROLL
     for (size_t t = 0; t < T; ++t) {
