@@ -111,17 +111,25 @@ py::array_t<double> Score(GuardedSession& guarded, const py::array& ids, int64_t
   });
 }
 
-// pybind11 holds no pointers to const.
-struct ModelHandle {
-  std::shared_ptr<const Model> model;
-};
-
 Repack RepackNamed(const std::string& name) {
   if (name == "auto") return Repack::kAuto;
   if (name == "always") return Repack::kAlways;
   if (name == "never") return Repack::kNever;
   throw Error(ErrorClass::kValue,
               "repack: found '" + Escape(name) + "'; expected auto, always or never");
+}
+
+void SetActivations(const std::string& name, ModelOptions& options) {
+  if (name == "f32") {
+    options.activations = ActivationMode::kF32;
+  } else if (name == "static") {
+    options.steps = TrainedSteps::kRequire;
+  } else if (name == "dynamic") {
+    options.steps = TrainedSteps::kDrop;
+  } else if (name != "auto") {
+    throw Error(ErrorClass::kValue, "activations: found '" + Escape(name) +
+                                        "'; expected auto, static, dynamic or f32");
+  }
 }
 
 ModelHandle LoadModel(const std::string& path, size_t context, const std::string& kv,
@@ -134,13 +142,7 @@ ModelHandle LoadModel(const std::string& path, size_t context, const std::string
                 "kv: found '" + Escape(kv) + "'; expected f32 or f16");
   }
   options.kv = kv == "f16" ? KvType::kF16 : KvType::kF32;
-  if (activations != "auto" && activations != "f32") {
-    throw Error(ErrorClass::kValue, "HALFBYTE_ACTIVATIONS: found '" +
-                                        Escape(activations) +
-                                        "'; expected auto or f32");
-  }
-  options.activations =
-      activations == "f32" ? ActivationMode::kF32 : ActivationMode::kAuto;
+  SetActivations(activations, options);
   options.repack = RepackNamed(repack);
   LoadProgress report;
   if (!progress.is_none()) {
@@ -190,6 +192,21 @@ py::dict ConfigDict(const Model& model) {
   return d;
 }
 
+// Of each layer, the trained steps of its keys and values, or None. Layers that share
+// have their source's.
+py::list KvScales(const Model& model) {
+  py::list steps;
+  for (const LayerConfig& layer : model.config().layers) {
+    const LayerWeights& w = model.weights().layers[layer.kv_source];
+    if (w.k_cache_step == 0.0f && w.v_cache_step == 0.0f) {
+      steps.append(py::none());
+    } else {
+      steps.append(py::make_tuple(w.k_cache_step, w.v_cache_step));
+    }
+  }
+  return steps;
+}
+
 py::list Types(const Model& model) {
   py::list types;
   for (const TypeUse& use : model.types()) {
@@ -211,6 +228,9 @@ void BindModel(py::module_& m) {
                   py::arg("progress"), py::arg("threads"))
       .def_property_readonly("config", Property(&ConfigDict))
       .def_property_readonly("types", Property(&Types))
+      .def_property_readonly("kv_scales", Property(&KvScales))
+      .def_property_readonly("has_steps",
+                             Property([](const Model& x) { return x.has_steps(); }))
       .def_property_readonly(
           "context", Property([](const Model& x) { return x.options().context; }))
       .def_property_readonly("sampling",

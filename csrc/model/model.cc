@@ -91,7 +91,7 @@ void Model::LoadGguf(const std::string& path) {
   const GgufFile file = OpenGguf(path);
   files_ = file.files;
   config_ = ConfigFromGguf(file);
-  Finish(file.tensors, TensorNames::kGguf);
+  Finish(file.tensors, TensorNames::kGguf, {});
   if (file.metadata.Has("tokenizer.ggml.tokens")) {
     tokenizer_ = Tokenizer::FromGguf(file);
     chat_template_ = tokenizer_->chat_template();
@@ -113,14 +113,16 @@ void Model::LoadGguf(const std::string& path) {
 void Model::LoadDirectory(const std::string& dir) {
   const fs::path root = dir;
   const JsonDocument config = ReadJsonFile((root / "config.json").string());
+  Quantization quantization;
   try {
     config_ = ConfigFromJson(config.root());
+    quantization = QuantizationFromJson(config.root());
   } catch (const Error& e) {
     throw e.WithPath((root / "config.json").string());
   }
   const SafetensorsFile file = OpenSafetensorsDir(dir);
   files_ = file.files;
-  Finish(file.tensors, TensorNames::kHuggingFace);
+  Finish(file.tensors, TensorNames::kHuggingFace, quantization);
   const auto generation = ReadIfThere(root / "generation_config.json");
   if (const auto tokenizer = ReadIfThere(root / "tokenizer.json")) {
     const auto tokenizer_config = ReadIfThere(root / "tokenizer_config.json");
@@ -144,8 +146,10 @@ void Model::LoadDirectory(const std::string& dir) {
   FindSuppressed();
 }
 
-void Model::Finish(const std::vector<TensorView>& tensors, TensorNames names) {
-  weights_ = LoadWeights(config_, tensors, names);
+void Model::Finish(const std::vector<TensorView>& tensors, TensorNames names,
+                   const Quantization& quantization) {
+  weights_ = LoadWeights(config_, tensors, names, quantization);
+  ChooseSteps();
   if (options_.context == 0) options_.context = config_.context_length;
   if (options_.context > config_.context_length) {
     throw Error(ErrorClass::kValue, "context: " + std::to_string(options_.context) +
@@ -161,6 +165,26 @@ void Model::Finish(const std::vector<TensorView>& tensors, TensorNames names) {
   }
   MakeRope();
   CheckMemory();
+}
+
+void Model::ChooseSteps() {
+  const bool drop = options_.steps == TrainedSteps::kDrop ||
+                    options_.activations == ActivationMode::kF32;
+  const auto choose = [&](WeightView& w) {
+    if (drop) w.x_step = w.y_step = 0.0f;
+    has_steps_ = has_steps_ || w.x_step != 0.0f || w.y_step != 0.0f;
+  };
+  for (LayerWeights& layer : weights_.layers) ForEachMatrix(layer, choose);
+  choose(weights_.head);
+  if (has_steps_ || options_.steps != TrainedSteps::kRequire) return;
+  ErrorInfo info;
+  info.kind = "model";
+  info.code = "MODEL_STEPS";
+  info.subject = "steps of activations";
+  info.found = "none";
+  info.expected = "those that activations=static rounds by";
+  info.hint = "load with activations=auto";
+  throw Error(ErrorClass::kModel, std::move(info));
 }
 
 void Model::MakeRope() {

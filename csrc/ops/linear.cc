@@ -155,20 +155,23 @@ const Q8Block* LinearInput::Q8() {
 }
 
 const LinearInput::Rows8& LinearInput::I8(float step) {
-  if (i8_.step == step) return i8_;
+  for (const Rows8& made : i8_) {
+    if (made.step == step) return made;
+  }
   const size_t M = x_.rows, K = x_.cols;
+  Rows8& rows = i8_.emplace_back();
+  rows.step = step;
   // Rows a power of two apart would share their places in the first cache.
-  i8_.ld = K + 64;
-  i8_.step = step;
-  i8_.codes.resize(M * i8_.ld);
-  i8_.neg_sum.resize(M);
-  i8_.scale.resize(M);
+  rows.ld = K + 64;
+  rows.codes.resize(M * rows.ld);
+  rows.neg_sum.resize(M);
+  rows.scale.resize(M);
   ForEachRow(context_, M, K, [&](size_t m) {
     const float scale = step != 0.0f ? step : MaxMagnitude(x_.Row(m), K) / 127.0f;
-    i8_.scale[m] = scale;
-    i8_.neg_sum[m] = QuantizeI8(x_.Row(m), K, scale, &i8_.codes[m * i8_.ld]);
+    rows.scale[m] = scale;
+    rows.neg_sum[m] = QuantizeI8(x_.Row(m), K, scale, &rows.codes[m * rows.ld]);
   });
-  return i8_;
+  return rows;
 }
 
 namespace {

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <list>
 #include <span>
 #include <vector>
 
@@ -50,8 +51,8 @@ enum class ActivationMode {
   kF32,   // f32 always: slow, and exact up to rounding of the sums
 };
 
-// The input of one or several products. Its 8-bit form is made at most once, so q, k, v
-// (and gate, up) share it.
+// The input of one or several products. Its 8-bit form is made at most once for each
+// step, so q, k, v (and gate, up) share it.
 class LinearInput {
  public:
   // Borrows `x`, which must outlive this object and stay as it is.
@@ -69,6 +70,7 @@ class LinearInput {
     std::vector<int32_t> neg_sum;
     std::vector<float> scale;
   };
+  // Valid as long as this object.
   const Rows8& I8(float step);
 
   // M rows of K / 32 blocks, q8_ld() blocks apart. K must be a multiple of 32.
@@ -81,7 +83,7 @@ class LinearInput {
   Mat<const float> x_;
   ActivationMode mode_;
   std::vector<Q8Block> q8_;
-  Rows8 i8_ = {.step = -1.0f, .ld = 0, .codes = {}, .neg_sum = {}, .scale = {}};
+  std::list<Rows8> i8_;  // one for each step
 };
 
 // y[M, N] = x[M, K] W[N, K]^T. `y` must not overlap x. Throws ShapeError.

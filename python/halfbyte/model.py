@@ -35,6 +35,8 @@ __all__ = [
     "load",
 ]
 
+_ACTIVATIONS = ("auto", "static", "dynamic", "f32")
+
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
 
@@ -550,6 +552,17 @@ class Model:
         """Sampling settings that the files recommend: temp, top_k, top_p."""
         return dict(self._core.sampling)
 
+    @property
+    def kv_scales(self) -> list[tuple[float, float] | None]:
+        """Steps of each layer's cached keys and values that the files name.
+
+        A mobile checkpoint was trained to keep its cache in integers. Sliding layers
+        have 8 bits with this step; full layers 4 bits, or 8 with a sixteenth of it.
+        They are read and checked, and the cache is kept in floats all the same. None
+        for a layer without.
+        """
+        return self._core.kv_scales
+
     def report(self) -> Report:
         """Say what is loaded and how it runs.
 
@@ -568,7 +581,7 @@ class Model:
             context=self.context,
             kv=self._kv,
             kv_bytes_at_context=self._core.kv_bytes(self.context),
-            activations=self._activations,
+            activations="static" if self._core.has_steps else self._activations,
             target=targets.cpu_target(),
             threads=self.threads,
             threads_reason="threads=" if scoped else targets.thread_reason(),
@@ -780,6 +793,7 @@ def load(
     context: int | None = None,
     threads: int | None = None,
     kv: str = "f32",
+    activations: str | None = None,
     repack: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
@@ -802,6 +816,14 @@ def load(
     kv : {"f32", "f16"}
         How keys and values are kept. f16 takes half the memory; Gemma 4 does not scale
         its attention scores, so the rounding shows in the logits.
+    activations : {"auto", "static", "dynamic", "f32"}, optional
+        How the inputs of products are rounded. ``"auto"``, the default, computes what
+        the checkpoint was trained for: mobile checkpoints have a step for what goes
+        into a matrix and one for what comes out, and both are rounded to 8-bit codes;
+        where a step is 0 (the head), and for other quantised weights, inputs are
+        rounded to 8 bits by their own range. ``"static"`` does the same, and refuses
+        files without steps. ``"dynamic"`` ignores the steps: other results than those
+        the checkpoint was trained for. ``"f32"`` rounds nothing: slow, for comparisons.
     repack : {"auto", "always", "never"}
         Whether to copy the weights into kernel order, which changes no value and no
         result. It takes about a second for 1.5 GB, and the file's own pages are let go
@@ -828,7 +850,7 @@ def load(
 
     Notes
     -----
-    ``HALFBYTE_ACTIVATIONS=f32`` keeps activations in float32: slow, for comparisons.
+    ``HALFBYTE_ACTIVATIONS`` is the default of `activations`.
     ``HALFBYTE_ONEDNN_LIBRARY=auto`` turns `use_onednn` on, if oneDNN is there.
     """
     if context is not None and context < 1:
@@ -836,7 +858,13 @@ def load(
     if threads is not None:
         threads = targets._valid(threads, "threads")
     name = os.fsdecode(path)
-    activations = os.environ.get("HALFBYTE_ACTIVATIONS", "auto")
+    source = "activations"
+    if activations is None:
+        source = "HALFBYTE_ACTIVATIONS"
+        activations = os.environ.get(source, "auto")
+    if activations not in _ACTIVATIONS:
+        names = ", ".join(_ACTIVATIONS)
+        raise ArgumentError(f"{source}: found {activations!r}; expected one of {names}")
     _onednn.open_if_asked()
     core = _core.Model.load(
         os.fsencode(name),
