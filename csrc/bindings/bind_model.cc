@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "base/error.h"
 #include "bindings/array.h"
 #include "bindings/bindings.h"
+#include "kernels/format_kernels.h"
 #include "kernels/softmax.h"
 #include "model/model.h"
 #include "model/sampler.h"
@@ -132,8 +134,22 @@ void SetActivations(const std::string& name, ModelOptions& options) {
   }
 }
 
+// A format of blocks that a row of floats can be rounded to by itself.
+Format FormatToRoundTo(const std::string& name) {
+  std::string known;
+  for (const FormatInfo& info : kFormats) {
+    if (info.block_len == 1 || KernelsFor(info.format).encode_row_ref == nullptr)
+      continue;
+    if (name == info.stem) return info.format;
+    known += (known.empty() ? "" : ", ") + std::string(info.stem);
+  }
+  throw Error(ErrorClass::kValue,
+              "quantize: found '" + Escape(name) + "'; expected one of " + known);
+}
+
 ModelHandle LoadModel(const std::string& path, size_t context, const std::string& kv,
                       const std::string& activations, const std::string& repack,
+                      const std::optional<std::string>& quantize,
                       const py::object& progress, size_t threads) {
   ModelOptions options;
   options.context = context;
@@ -144,6 +160,12 @@ ModelHandle LoadModel(const std::string& path, size_t context, const std::string
   options.kv = kv == "f16" ? KvType::kF16 : KvType::kF32;
   SetActivations(activations, options);
   options.repack = RepackNamed(repack);
+  if (quantize) options.quantize = FormatToRoundTo(*quantize);
+  if (quantize && options.repack == Repack::kNever) {
+    throw Error(ErrorClass::kValue,
+                "repack: found 'never' with quantize; expected auto or always: weights "
+                "are rounded as they are repacked");
+  }
   LoadProgress report;
   if (!progress.is_none()) {
     report = [&progress](uint64_t done, uint64_t total) {
@@ -225,7 +247,7 @@ void BindModel(py::module_& m) {
   py::class_<ModelHandle>(m, "Model")
       .def_static("load", &LoadModel, py::arg("path"), py::arg("context"),
                   py::arg("kv"), py::arg("activations"), py::arg("repack"),
-                  py::arg("progress"), py::arg("threads"))
+                  py::arg("quantize"), py::arg("progress"), py::arg("threads"))
       .def_property_readonly("config", Property(&ConfigDict))
       .def_property_readonly("types", Property(&Types))
       .def_property_readonly("kv_scales", Property(&KvScales))

@@ -53,6 +53,8 @@ struct ModelOptions {
   ActivationMode activations = ActivationMode::kAuto;
   TrainedSteps steps = TrainedSteps::kUse;
   Repack repack = Repack::kAuto;
+  // Round float matrices to this format as they are repacked.
+  std::optional<Format> quantize;
 };
 
 // How many tensors, and how many bytes, the text model has of one type.
@@ -113,6 +115,7 @@ class Model {
   void Finish(const std::vector<TensorView>& tensors, TensorNames names,
               const Quantization& quantization);
   void ChooseSteps();
+  void QuantizeFloats();
   void MakeRope();
   void CheckMemory() const;
   void RepackWeights(const Context& context, const LoadProgress& progress);

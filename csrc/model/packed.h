@@ -8,6 +8,7 @@
 
 #include <stddef.h>
 
+#include <span>
 #include <string>
 #include <vector>
 
@@ -17,8 +18,9 @@
 
 namespace halfbyte {
 
-// Codes stay where the file has them: its layout is that of W2, W4 and W8. Problems are
-// noted in the checkpoint.
+struct CodeLayout;  // of a tensor of codes
+
+// Codes stay where the file has them. Problems are noted in the checkpoint.
 class PackedLoader {
  public:
   // Scales that have to be decoded are added to `scales`, which must live as long as
@@ -29,20 +31,28 @@ class PackedLoader {
 
   // True if `module` ("….q_proj") is kept in that way.
   bool Has(const std::string& module) const;
-  // N x K weights with one scale a row.
+  // N x K weights.
   WeightView Matrix(const std::string& module, size_t N, size_t K);
   // N rows of `blocks` blocks of K weights. With a scale a block it is N x blocks rows
   // of K, with a scale a row N rows of blocks x K.
   WeightView Table(const std::string& module, size_t N, size_t blocks, size_t K);
+
+  // Whether a layer's attention ("….self_attn.") has steps for its cache.
+  bool HasCacheSteps(const std::string& attention) const;
   // A step, which 0 says is not used.
   float Step(const std::string& name);
-  bool HasCacheSteps(const std::string& attention) const;
 
  private:
   bool IsEmbedding(const std::string& module) const;
-  std::string CodesName(const std::string& module) const;
   std::string ScaleName(const std::string& module) const;
-  WeightView Codes(const std::string& name, size_t N, size_t K);
+  WeightView Codes(const std::string& module, size_t N, size_t K);
+  WeightView CodesIn(const std::string& name, std::span<const CodeLayout> layouts,
+                     size_t N, size_t K);
+  void CheckCompressed(const std::string& module, size_t N, size_t K);
+  void LoadSteps(const std::string& module, WeightView& w);
+  WeightView Grouped(const std::string& scale_name, const TensorView& scale,
+                     WeightView w);
+
   const float* Scales(const std::string& name, const Shape& shape);
   const float* InPlace(const TensorView& tensor);
   bool AreScales(const std::string& name, const float* values, size_t count);

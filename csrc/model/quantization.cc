@@ -57,6 +57,63 @@ Quantization ReadGemma(const JsonValue& config) {
   return q;
 }
 
+// ---- compressed-tensors
+
+std::string_view Text(const JsonValue& object, std::string_view key) {
+  const auto v = Find(object, key);
+  return v ? v->AsString() : std::string_view();
+}
+
+[[noreturn]] void Unsupported(const std::string& key, const JsonValue& object,
+                              std::string_view member, std::string expected) {
+  const auto v = Find(object, member);
+  std::string found = "none";
+  if (v) found = v->IsString() ? "'" + Escape(v->AsString()) + "'" : v->Describe();
+  Bad(ErrorClass::kUnsupported, "MODEL_QUANTIZATION", key + "." + std::string(member),
+      std::move(found), std::move(expected));
+}
+
+// Integers around zero; what else there is, floats and zero points, is refused.
+size_t IntegerWidth(const std::string& key, const JsonValue& args) {
+  if (Text(args, "type") != "int") Unsupported(key, args, "type", "'int'");
+  const auto symmetric = Find(args, "symmetric");
+  if (symmetric && !symmetric->AsBool()) {
+    Unsupported(key, args, "symmetric", "true: weights without zero points");
+  }
+  return WidthOf(args, key + ".num_bits", 8);  // the library's default
+}
+
+void CheckFormat(const std::string& key, const JsonValue& object) {
+  if (!Find(object, "format")) return;
+  const std::string_view format = Text(object, "format");
+  for (const char* known : {"pack-quantized", "int-quantized", "naive-quantized",
+                            "mixed-precision", "dense"}) {
+    if (format == known) return;
+  }
+  Unsupported(key, object, "format", "pack-quantized or int-quantized");
+}
+
+Quantization ReadCompressedTensors(const JsonValue& config) {
+  Quantization q = {.method = QuantMethod::kCompressedTensors};
+  CheckFormat("", config);
+  const auto groups = Find(config, "config_groups");
+  if (!groups) return q;
+  for (const JsonMember& member : groups->Members()) {
+    const JsonValue& group = member.value;
+    CheckFormat("config_groups", group);
+    if (const auto weights = Find(group, "weights")) {
+      q.widths.push_back(IntegerWidth("config_groups.weights", *weights));
+    }
+    for (const std::string side : {"input_activations", "output_activations"}) {
+      const auto args = Find(group, side);
+      if (args && IntegerWidth("config_groups." + side, *args) != 8) {
+        Unsupported("config_groups." + side, *args, "num_bits", "8");
+      }
+    }
+  }
+  return q;
+}
+
 }  // namespace
 
 bool Quantization::MayHave(size_t bits) const {
@@ -72,8 +129,9 @@ Quantization QuantizationFromJson(const JsonValue& root) {
   const auto method = Find(*config, "quant_method");
   const std::string_view name = method ? method->AsString() : "";
   if (name == "gemma") return ReadGemma(*config);
+  if (name == "compressed-tensors") return ReadCompressedTensors(*config);
   Bad(ErrorClass::kUnsupported, "MODEL_QUANTIZATION", "quant_method",
-      "'" + Escape(name) + "'", "gemma");
+      "'" + Escape(name) + "'", "gemma or compressed-tensors");
 }
 
 }  // namespace halfbyte

@@ -14,16 +14,18 @@
 namespace halfbyte {
 
 enum class QuantMethod {
-  kNone,   // tensors are matrices
-  kGemma,  // the mobile schema: codes, a scale a row, steps of activations
+  kNone,               // tensors are matrices
+  kGemma,              // the mobile schema: codes, a scale a row, steps of activations
+  kCompressedTensors,  // codes, scales of rows or groups, perhaps steps
 };
 
 struct Quantization {
   QuantMethod method = QuantMethod::kNone;
   // Widths in bits that some module may have. Which module has which of them is seen
-  // from its tensor's shape, which leaves no choice. The config's own way to say it,
-  // regular expressions over names, is not followed: it could only repeat the shape
-  // or contradict it, and an expression from a stranger may take forever to match.
+  // from its tensors' names and shapes, which leave no choice. The configs' own ways to
+  // say it, lists of regular expressions over names, are not followed: they could only
+  // repeat the tensors or contradict them, and an expression from a stranger may take
+  // forever to match.
   std::vector<size_t> widths;
 
   bool MayHave(size_t bits) const;

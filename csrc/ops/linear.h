@@ -19,11 +19,25 @@
 
 namespace halfbyte {
 
+// What the rows of a view are as they are stored. Products read blocks: other rows are
+// made into some as they are packed, 16 at a time.
+enum class Stored : uint8_t {
+  kBlocks,  // of the view's format
+  kApart,   // codes of the format, neighbours together, whose scales lie elsewhere
+  kFloats,  // floats, to be rounded to the format
+};
+
 // Packed weights: N rows of K, in the format's blocks. Never owns.
 struct WeightView {
   Format format = Format::kF32;
   size_t N = 0, K = 0;
   const uint8_t* data = nullptr;  // any alignment
+  Stored stored = Stored::kBlocks;
+  // kApart: [N, K / group_len] of two bytes, any alignment; null where rows have
+  // scales.
+  const uint8_t* group_scale = nullptr;
+  size_t group_len = 0;
+  Format floats = Format::kF32;  // kFloats: which
   // The same weights in panels of 16 rows, aligned to 64 bytes: what products read.
   // Null until someone packs them (PackPanels); products then pack as they go.
   const uint8_t* panels = nullptr;
@@ -36,6 +50,8 @@ struct WeightView {
 
   size_t row_bytes() const { return RowBytes(format, K); }
   size_t bytes() const { return N * row_bytes(); }
+  // Of a row at `data`.
+  size_t stored_row_bytes() const;
   // Null for float formats, which are multiplied as they are stored.
   size_t panel_bytes() const;
   // Of all panels.

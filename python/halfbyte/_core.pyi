@@ -274,6 +274,7 @@ class Model:
         kv: str,
         activations: str,
         repack: str,
+        quantize: str | None,
         progress: Callable[[int, int], None] | None,
         threads: int,
     ) -> Model:

@@ -85,6 +85,7 @@ class Report:
     types: dict[str, tuple[int, int]]  # type: tensors, bytes
     file_bytes: int
     repacked_bytes: int  # copied into kernel order; 0: used where the file maps them
+    quantize: str | None  # what float matrices were rounded to as they were copied
     bytes_per_token: int
     context: int
     kv: str
@@ -113,7 +114,8 @@ class Report:
         lines = [
             f"{self.path} ({self.architecture})",
             f"  file        {file}, {read} read per token",
-            f"  repacked    {repacked}",
+            f"  repacked    {repacked}"
+            + (f", floats rounded to {self.quantize}" if self.quantize else ""),
             *(
                 f"  {name:<11} {count} tensors, {size / gib:.2f} GiB"
                 for name, (count, size) in self.types.items()
@@ -488,11 +490,12 @@ class Model:
         path: str,
         kv: str,
         activations: str,
+        quantize: str | None,
         threads: int | None,
     ) -> None:
         self._core = core
         self._path, self._kv, self._activations = path, kv, activations
-        self._threads = threads
+        self._quantize, self._threads = quantize, threads
         config = dict(core.config)
         layers = tuple(LayerConfig(**layer) for layer in config.pop("layers"))
         self._config = ModelConfig(**config, layers=layers)
@@ -577,6 +580,7 @@ class Model:
             types={name: (count, size) for name, count, size in self._core.types},
             file_bytes=self._core.file_bytes,
             repacked_bytes=self._core.repacked_bytes,
+            quantize=self._quantize,
             bytes_per_token=self._core.bytes_per_token,
             context=self.context,
             kv=self._kv,
@@ -795,6 +799,7 @@ def load(
     kv: str = "f32",
     activations: str | None = None,
     repack: str = "auto",
+    quantize: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a model.
@@ -831,6 +836,12 @@ def load(
         product: the first token comes sooner, memory is shared with other processes,
         decoding is slower. ``"auto"`` copies if the free memory holds the weights with
         a fifth to spare.
+    quantize : str, optional
+        Round the float matrices to a format as they are repacked, such as ``"q4_0"``:
+        a directory in BF16 then runs in a quarter of its memory. `halfbyte.quantize`
+        says how; it is not what the QAT checkpoints were trained for, and a file that
+        was quantised with care is better. Embeddings, which are gathered by rows, stay
+        in the file as they are.
     progress : callable, optional
         Called with the bytes repacked and their total.
 
@@ -843,6 +854,8 @@ def load(
     FormatError, UnsupportedError, ModelError
         If the files are damaged, of a kind not handled, or no model that can run. The
         message names the tensor or key.
+    ArgumentError
+        If an option is none of those it may be.
     OutOfMemoryError
         If the weights that every token needs exceed the memory there is.
     OSError
@@ -872,7 +885,8 @@ def load(
         kv,
         activations,
         repack,
+        quantize,
         progress,
         threads or targets.num_threads(),
     )
-    return Model(core, name, kv, activations, threads)
+    return Model(core, name, kv, activations, quantize, threads)
