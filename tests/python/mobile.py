@@ -239,7 +239,6 @@ def build(name: str, *, ple_blocks: bool = True) -> Any:
     with torch.no_grad():
         _replace_weights(model, source, ple_blocks)
     _calibrate(model)
-    model.source = source
     return model
 
 
@@ -278,7 +277,7 @@ def kv_scales(model: Any) -> dict[str, torch.Tensor]:
     dict
         Names to scalars.
     """
-    config, out = model.source.config, {}
+    config, out = model.config.text_config, {}
     owners = config.num_hidden_layers - config.num_kv_shared_layers
     for layer in range(config.num_hidden_layers):
         kind = config.layer_types[layer]
@@ -303,7 +302,7 @@ def _dead(model: Any) -> dict[str, torch.Tensor]:
     dict
         Names to tensors.
     """
-    config, out = model.source.config, {}
+    config, out = model.config.text_config, {}
     first = config.num_hidden_layers - config.num_kv_shared_layers
     for layer in range(first, config.num_hidden_layers):
         own = config.per_layer_config[layer]
@@ -344,6 +343,59 @@ def tensors(model: Any) -> dict[str, torch.Tensor]:
     return out | kv_scales(model) | _dead(model)
 
 
+def rewrapped(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Give the same integers in the form of compressed-tensors, scales in bfloat16.
+
+    Parameters
+    ----------
+    model : Gemma4ForConditionalGeneration
+        The reference.
+
+    Returns
+    -------
+    tensors : dict
+        Names to tensors.
+    config : dict
+        The `quantization_config`.
+    """
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(
+            module, gemma_quant.QuantizedLinear | gemma_quant.QuantizedEmbedding
+        )
+    }
+    out = {
+        k: v for k, v in tensors(model).items() if k.rpartition(".")[0] not in modules
+    }
+    for name, module in modules.items():
+        linear = isinstance(module, gemma_quant.QuantizedLinear)
+        codes = module.weight if linear else module.embedding_quantized
+        scale = module.weight_scale if linear else module.embedding_scale
+        out[f"{name}.weight_scale"] = scale.data.bfloat16()
+        if module.num_bits == 8:
+            out[f"{name}.weight"] = codes.data
+        else:
+            columns = codes.shape[1] * 8 // module.num_bits
+            out[f"{name}.weight_packed"] = codes.data.view(torch.int32)
+            out[f"{name}.weight_shape"] = torch.tensor([len(codes), columns])
+        if linear and float(module.input_activation_scale) != 0:
+            out[f"{name}.input_scale"] = module.input_activation_scale.data
+            out[f"{name}.output_scale"] = module.output_activation_scale.data
+    static = {"type": "int", "num_bits": 8, "symmetric": True, "dynamic": False}
+    groups = {
+        f"group_{bits}": {
+            "weights": {"type": "int", "num_bits": bits, "symmetric": True},
+            "input_activations": static,
+            "output_activations": static,
+            "format": "int-quantized" if bits == 8 else "pack-quantized",
+        }
+        for bits in (2, 4, 8)
+    }
+    config = {"quant_method": "compressed-tensors", "format": "mixed-precision"}
+    return out, config | {"config_groups": groups}
+
+
 def save(
     model: Any,
     folder: Path,
@@ -351,6 +403,7 @@ def save(
     *,
     replace: dict[str, torch.Tensor | None] | None = None,
     config: dict[str, Any] | None = None,
+    rewrap: bool = False,
 ) -> Path:
     """Write the checkpoint of a reference.
 
@@ -366,6 +419,8 @@ def save(
         Tensors to write instead, or None to leave one out.
     config : dict, optional
         What to change in `quantization_config`; None values leave a key out.
+    rewrap : bool
+        In the form of compressed-tensors.
 
     Returns
     -------
@@ -373,13 +428,16 @@ def save(
         `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    out = tensors(model) | (replace or {})
+    out, made = tensors(model), quantization(name)
+    if rewrap:
+        out, made = rewrapped(model)
+    out, made = out | (replace or {}), made | (config or {})
     kept = {k: v.contiguous().clone() for k, v in out.items() if v is not None}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
-    text = tiny.text_config(model.source, released=True) | {"dtype": "bfloat16"}
+    source = tiny.build(name, wide=True)
+    text = tiny.text_config(source, released=True) | {"dtype": "bfloat16"}
     outer = tiny._outer(text, released=True)
     outer["tie_word_embeddings"] = text["tie_word_embeddings"] = False
-    made = quantization(name) | (config or {})
     outer["quantization_config"] = {k: v for k, v in made.items() if v is not None}
     (folder / "config.json").write_text(json.dumps(outer, indent=1))
     return folder

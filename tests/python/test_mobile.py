@@ -291,6 +291,23 @@ def test_an_embedding_serves_as_head(name: str, folder: Path, tmp_path: Path) ->
     np.testing.assert_array_equal(stages(tmp_path).head(h), stages(folder).head(h))
 
 
+def test_the_same_integers_as_compressed_tensors(name: str, tmp_path: Path) -> None:
+    # That form has its scales in bfloat16: given the same ones, it has the same bits.
+    ref = reference(name)
+    scales = {
+        key: value.bfloat16().float()
+        for key, value in mobile.tensors(ref).items()
+        if key.endswith(("weight_scale", "embedding_scale")) and "tower" not in key
+    }
+    mobile.save(ref, tmp_path / "mobile", name, replace=scales)
+    mobile.save(ref, tmp_path / "other", name, rewrap=True)
+    other = halfbyte.load(tmp_path / "other", threads=1, activations="static")
+    np.testing.assert_array_equal(
+        other.logits(IDS), halfbyte.load(tmp_path / "mobile", threads=1).logits(IDS)
+    )
+    assert set(other.kv_scales) == {None}
+
+
 # --- Files that would load and be wrong ------------------------------------------------
 
 Q = mobile.ROOT + "layers.3.self_attn.q_proj."
