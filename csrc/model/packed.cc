@@ -3,6 +3,8 @@
 #include "model/packed.h"
 
 #include <math.h>
+#include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <utility>
@@ -75,7 +77,7 @@ WeightView PackedLoader::Table(const std::string& module, size_t N, size_t block
   const bool by_row = scale != nullptr && scale->shape == Shape{N, 1};
   WeightView w = Codes(module, N, blocks * K);
   if (by_row || w.data == nullptr) {
-    w.row_scale = Scales(name, {N, 1});
+    w.row_scale = TableScales(name, {N, 1});
     return w;
   }
   // Rows are chosen by 32-bit numbers.
@@ -86,7 +88,7 @@ WeightView PackedLoader::Table(const std::string& module, size_t N, size_t block
   }
   w.N = N * blocks;
   w.K = K;
-  w.row_scale = Scales(name, {N, blocks});
+  w.row_scale = TableScales(name, {N, blocks});
   return w;
 }
 
@@ -205,35 +207,33 @@ WeightView PackedLoader::Grouped(const std::string& scale_name, const TensorView
   return w;
 }
 
+// Every token reads them: a copy beside the repacked weights.
 const float* PackedLoader::Scales(const std::string& name, const Shape& shape) {
-  const TensorView* tensor = checkpoint_.OfShape(name, shape);
-  if (tensor == nullptr) return nullptr;
-  if (const float* in_place = InPlace(*tensor)) {
-    const size_t count = tensor->bytes / sizeof(float);
-    return AreScales(name, in_place, count) ? in_place : nullptr;
-  }
   Vector values = checkpoint_.Values(name, shape);
   if (!AreScales(name, values.data(), values.size())) return nullptr;
   scales_.push_back(std::move(values));
   return scales_.back().data();
 }
 
-// The scales of a large table stay in the file, as its codes do, if they are aligned
-// there. Those that every token reads are worth a copy beside the repacked weights.
-const float* PackedLoader::InPlace(const TensorView& tensor) {
-  constexpr uint64_t kLarge = 8u << 20;
-  if (tensor.bytes < kLarge || tensor.type != "F32") return nullptr;
-  const bool aligned = reinterpret_cast<uintptr_t>(tensor.data) % alignof(float) == 0;
-  return aligned ? reinterpret_cast<const float*>(tensor.data) : nullptr;
+// A table is large and a token reads one row of it: its scales stay in the file, as its
+// codes do, if they are aligned there.
+const float* PackedLoader::TableScales(const std::string& name, const Shape& shape) {
+  const TensorView* tensor = checkpoint_.OfShape(name, shape);
+  if (tensor == nullptr) return nullptr;
+  const bool aligned = reinterpret_cast<uintptr_t>(tensor->data) % alignof(float) == 0;
+  if (tensor->type != "F32" || !aligned) return Scales(name, shape);
+  const auto* scales = reinterpret_cast<const float*>(tensor->data);
+  return AreScales(name, scales, tensor->bytes / sizeof(float)) ? scales : nullptr;
 }
 
 bool PackedLoader::AreScales(const std::string& name, const float* values,
                              size_t count) {
   for (size_t i = 0; i < count; ++i) {
     if (std::isfinite(values[i]) && values[i] >= 0.0f) continue;
-    checkpoint_.Problem("MODEL_SCALE", name,
-                        std::to_string(values[i]) + " at index " + std::to_string(i),
-                        "finite numbers, none below 0");
+    char found[48];
+    snprintf(found, sizeof(found), "%g at index %zu", static_cast<double>(values[i]),
+             i);
+    checkpoint_.Problem("MODEL_SCALE", name, found, "finite numbers, none below 0");
     return false;
   }
   return true;

@@ -54,7 +54,7 @@ class PackedLoader {
                      WeightView w);
 
   const float* Scales(const std::string& name, const Shape& shape);
-  const float* InPlace(const TensorView& tensor);
+  const float* TableScales(const std::string& name, const Shape& shape);
   bool AreScales(const std::string& name, const float* values, size_t count);
 
   const Quantization& q_;

@@ -162,7 +162,8 @@ class Loader {
     const bool may_lack =
         c_.full_value_is_key ||
         (names_ == TensorNames::kGguf && c_.ple_len == 0 && c_.family->value_norm);
-    if (Has(NameOf(kV)) || !may_lack || layer.sliding) w.v = Matrix(kV, kv_rows, H);
+    const bool has_v = Has(NameOf(kV)) || packed_.Has(ModuleOf(kV));
+    if (has_v || !may_lack || layer.sliding) w.v = Matrix(kV, kv_rows, H);
   }
 
   void LoadCacheSteps(LayerWeights& w) {
