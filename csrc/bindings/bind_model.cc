@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "base/error.h"
 #include "bindings/array.h"
 #include "bindings/bindings.h"
+#include "kernels/format_kernels.h"
 #include "kernels/softmax.h"
 #include "model/model.h"
 #include "model/sampler.h"
@@ -111,11 +113,6 @@ py::array_t<double> Score(GuardedSession& guarded, const py::array& ids, int64_t
   });
 }
 
-// pybind11 holds no pointers to const.
-struct ModelHandle {
-  std::shared_ptr<const Model> model;
-};
-
 Repack RepackNamed(const std::string& name) {
   if (name == "auto") return Repack::kAuto;
   if (name == "always") return Repack::kAlways;
@@ -124,8 +121,35 @@ Repack RepackNamed(const std::string& name) {
               "repack: found '" + Escape(name) + "'; expected auto, always or never");
 }
 
+void SetActivations(const std::string& name, ModelOptions& options) {
+  if (name == "f32") {
+    options.activations = ActivationMode::kF32;
+  } else if (name == "static") {
+    options.steps = TrainedSteps::kRequire;
+  } else if (name == "dynamic") {
+    options.steps = TrainedSteps::kDrop;
+  } else if (name != "auto") {
+    throw Error(ErrorClass::kValue, "activations: found '" + Escape(name) +
+                                        "'; expected auto, static, dynamic or f32");
+  }
+}
+
+// A format of blocks that a row of floats can be rounded to by itself.
+Format FormatToRoundTo(const std::string& name) {
+  std::string known;
+  for (const FormatInfo& info : kFormats) {
+    if (info.block_len == 1 || KernelsFor(info.format).encode_row_ref == nullptr)
+      continue;
+    if (name == info.stem) return info.format;
+    known += (known.empty() ? "" : ", ") + std::string(info.stem);
+  }
+  throw Error(ErrorClass::kValue,
+              "quantize: found '" + Escape(name) + "'; expected one of " + known);
+}
+
 ModelHandle LoadModel(const std::string& path, size_t context, const std::string& kv,
                       const std::string& activations, const std::string& repack,
+                      const std::optional<std::string>& quantize,
                       const py::object& progress, size_t threads) {
   ModelOptions options;
   options.context = context;
@@ -134,14 +158,14 @@ ModelHandle LoadModel(const std::string& path, size_t context, const std::string
                 "kv: found '" + Escape(kv) + "'; expected f32 or f16");
   }
   options.kv = kv == "f16" ? KvType::kF16 : KvType::kF32;
-  if (activations != "auto" && activations != "f32") {
-    throw Error(ErrorClass::kValue, "HALFBYTE_ACTIVATIONS: found '" +
-                                        Escape(activations) +
-                                        "'; expected auto or f32");
-  }
-  options.activations =
-      activations == "f32" ? ActivationMode::kF32 : ActivationMode::kAuto;
+  SetActivations(activations, options);
   options.repack = RepackNamed(repack);
+  if (quantize) options.quantize = FormatToRoundTo(*quantize);
+  if (quantize && options.repack == Repack::kNever) {
+    throw Error(ErrorClass::kValue,
+                "repack: found 'never' with quantize; expected auto or always: weights "
+                "are rounded as they are repacked");
+  }
   LoadProgress report;
   if (!progress.is_none()) {
     report = [&progress](uint64_t done, uint64_t total) {
@@ -190,6 +214,21 @@ py::dict ConfigDict(const Model& model) {
   return d;
 }
 
+// Of each layer, the trained steps of its keys and values, or None. Layers that share
+// have their source's.
+py::list KvScales(const Model& model) {
+  py::list steps;
+  for (const LayerConfig& layer : model.config().layers) {
+    const LayerWeights& w = model.weights().layers[layer.kv_source];
+    if (w.k_cache_step == 0.0f && w.v_cache_step == 0.0f) {
+      steps.append(py::none());
+    } else {
+      steps.append(py::make_tuple(w.k_cache_step, w.v_cache_step));
+    }
+  }
+  return steps;
+}
+
 py::list Types(const Model& model) {
   py::list types;
   for (const TypeUse& use : model.types()) {
@@ -208,9 +247,12 @@ void BindModel(py::module_& m) {
   py::class_<ModelHandle>(m, "Model")
       .def_static("load", &LoadModel, py::arg("path"), py::arg("context"),
                   py::arg("kv"), py::arg("activations"), py::arg("repack"),
-                  py::arg("progress"), py::arg("threads"))
+                  py::arg("quantize"), py::arg("progress"), py::arg("threads"))
       .def_property_readonly("config", Property(&ConfigDict))
       .def_property_readonly("types", Property(&Types))
+      .def_property_readonly("kv_scales", Property(&KvScales))
+      .def_property_readonly("has_steps",
+                             Property([](const Model& x) { return x.has_steps(); }))
       .def_property_readonly(
           "context", Property([](const Model& x) { return x.options().context; }))
       .def_property_readonly("sampling",

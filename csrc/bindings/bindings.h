@@ -7,8 +7,10 @@
 
 #include <pybind11/pybind11.h>
 
+#include <memory>
 #include <string>
 
+#include "model/model.h"
 #include "runtime/thread_pool.h"
 
 namespace halfbyte {
@@ -17,7 +19,13 @@ void RegisterErrors();
 void RegisterOps(pybind11::module_& m);
 void RegisterFiles(pybind11::module_& m);
 void RegisterModel(pybind11::module_& m);
+void RegisterStages(pybind11::module_& m);
 void RegisterRoof(pybind11::module_& m);
+
+// A model as Python holds it: pybind11 keeps no pointers to const.
+struct ModelHandle {
+  std::shared_ptr<const Model> model;
+};
 
 // Text from the operating system, as Python's own file functions give it: bytes that
 // are not UTF-8 become surrogates.

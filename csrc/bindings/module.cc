@@ -57,5 +57,6 @@ PYBIND11_MODULE(_core, m) {
   halfbyte::RegisterOps(m);
   halfbyte::RegisterFiles(m);
   halfbyte::RegisterModel(m);
+  halfbyte::RegisterStages(m);
   halfbyte::RegisterRoof(m);
 }

@@ -57,6 +57,18 @@ struct Q4_0 {
       }
     }
   }
+
+  // From 16 bytes whose nibbles are neighbours, and a scale, as files have them that
+  // keep the two apart.
+  static void Join(const uint8_t* codes, const uint8_t* scale, Block& b) noexcept {
+    b.d[0] = scale[0];
+    b.d[1] = scale[1];
+    for (size_t i = 0; i < 8; ++i) {
+      const int low = codes[i], high = codes[i + 8];
+      b.qs[2 * i] = static_cast<uint8_t>((low & 15) | (high & 15) << 4);
+      b.qs[2 * i + 1] = static_cast<uint8_t>(low >> 4 | (high & 0xF0));
+    }
+  }
 };
 
 }  // namespace halfbyte

@@ -86,6 +86,26 @@ HWY_INLINE hn::Vec<DU8> Nibbles(DU8 du8, const uint8_t* qs, size_t i) {
   }
 }
 
+// The same where neighbours share a byte, the first in the low bits.
+template <class DU8>
+HWY_INLINE hn::Vec<DU8> NibblePairs(DU8 du8, const uint8_t* qs, size_t i) {
+  alignas(32) uint8_t codes[32];
+  const hn::CappedTag<uint8_t, 16> d16;
+  for (size_t j = 0; j < hn::Lanes(du8); j += 16) {
+    // Eight bytes, each widened to the two codes it holds.
+    uint64_t pairs;
+    memcpy(&pairs, qs + (i + j) / 2, sizeof(pairs));
+    const hn::Repartition<uint16_t, decltype(d16)> d8;
+    const hn::Half<decltype(d16)> dh;
+    const hn::Repartition<uint64_t, decltype(dh)> d64;
+    const auto wide = hn::PromoteTo(d8, hn::BitCast(dh, hn::Set(d64, pairs)));
+    const auto both = hn::Or(wide, hn::ShiftLeft<4>(wide));
+    const auto mask = hn::Set(d16, uint8_t{15});
+    hn::Store(hn::And(hn::BitCast(d16, both), mask), d16, codes + j);
+  }
+  return hn::Load(du8, codes);
+}
+
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE
 }  // namespace halfbyte

@@ -38,6 +38,13 @@ struct W8 {
     b.q[i] = static_cast<int8_t>(level);
   }
 
+  // From codes, level + 128. There is no scale to join.
+  static void Join(const uint8_t* codes, const uint8_t* /*scale*/, Block& b) noexcept {
+    for (size_t i = 0; i < kBlockLen; ++i) {
+      b.q[i] = static_cast<int8_t>(codes[i] - 128);
+    }
+  }
+
   static float EncodeRowScaledRef(const float* in, size_t num_blocks,
                                   Block* row) noexcept {
     return EncodeRowScaled<W8>(in, num_blocks, row);

@@ -27,6 +27,12 @@ inline constexpr bool kHasRowScale = requires {
   Fmt::kRowScale;
 };
 
+// The scale of a block is a bf16 instead of an f16.
+template <class Fmt>
+inline constexpr bool kHasBF16Scale = requires {
+  Fmt::kBF16Scale;
+};
+
 // Groups of a block: weights that share a scale.
 template <class Fmt>
 inline constexpr size_t kGroups = Fmt::kBlockLen / Fmt::kGroupLen;
@@ -46,7 +52,11 @@ HWY_INLINE void DecodeFloats(const uint8_t* w, size_t K, float* HWY_RESTRICT out
 template <class Fmt, class DF>
 HWY_INLINE void Scales(DF df, const typename Fmt::Block& b, float* scale, float* min) {
   float d = 1.0f, dmin = 0.0f;
-  if constexpr (!kHasRowScale<Fmt>) d = F32FromF16Fast(LoadU16(b.d));
+  if constexpr (kHasBF16Scale<Fmt>) {
+    d = LoadBF16(b.d);
+  } else if constexpr (!kHasRowScale<Fmt>) {
+    d = F32FromF16Fast(LoadU16(b.d));
+  }
   if constexpr (Fmt::kHasMin) dmin = F32FromF16Fast(Fmt::MinBits(b));
   if constexpr (Fmt::kSubScales) {
     int8_t s[16], m[16];

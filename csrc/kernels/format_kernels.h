@@ -70,6 +70,11 @@ struct FormatKernels {
   size_t (*panel_bytes)(size_t K) noexcept;
   void (*pack_panel)(const uint8_t* rows, size_t row_bytes, size_t num_rows, size_t K,
                      uint8_t* panel) noexcept;
+  // Formats whose levels and 2-byte scales some files keep apart, else null: makes a
+  // row of blocks. A scale serves group_len weights, a multiple of the block; formats
+  // with a scale a row get none.
+  void (*join_row)(const uint8_t* codes, const uint8_t* scales, size_t group_len,
+                   size_t K, uint8_t* w) noexcept;
   // Scalar, the same on every target: the definition, and the oracle for tests.
   void (*decode_row_ref)(const uint8_t* w, size_t K, float* out) noexcept;
   // Null where the format can only be read.

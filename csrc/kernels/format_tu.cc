@@ -47,6 +47,25 @@ constexpr auto EncodeRowRef() -> void (*)(const float*, size_t, uint8_t*) noexce
 }
 
 template <class Fmt>
+constexpr auto JoinRow()
+    -> void (*)(const uint8_t*, const uint8_t*, size_t, size_t, uint8_t*) noexcept {
+  if constexpr (requires(const uint8_t* in, Block& b) { Fmt::Join(in, in, b); }) {
+    return [](const uint8_t* codes, const uint8_t* scales, size_t group_len, size_t K,
+              uint8_t* w) noexcept {
+      constexpr size_t kCodeBytes = Fmt::kBlockLen * (Fmt::kMaxCode > 15 ? 8 : 4) / 8;
+      auto* blocks = reinterpret_cast<Block*>(w);
+      for (size_t b = 0; b < K / Fmt::kBlockLen; ++b) {
+        const uint8_t* scale = scales;
+        if constexpr (!kHasRowScale<Fmt>) scale += b * Fmt::kBlockLen / group_len * 2;
+        Fmt::Join(codes + b * kCodeBytes, scale, blocks[b]);
+      }
+    };
+  } else {
+    return nullptr;
+  }
+}
+
+template <class Fmt>
 constexpr auto EncodeRowScaledRef() {
   return [](const float* in, size_t K, uint8_t* w) noexcept {
     return Fmt::EncodeRowScaledRef(in, K / Fmt::kBlockLen, reinterpret_cast<Block*>(w));
@@ -61,6 +80,7 @@ constexpr FormatKernels MakeTable() {
   table.decode_row = &DecodeRow<Fmt>;
   table.decode_row_ref = &DecodeRowRef;
   table.encode_row_ref = EncodeRowRef<Fmt>();
+  table.join_row = JoinRow<Fmt>();
   if constexpr (kIsFloat<Fmt>) {
     table.activations = Activations::kF32;
     table.linear = &LinearRows<Fmt>;

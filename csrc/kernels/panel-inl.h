@@ -2,7 +2,8 @@
 // Weights in the order in which a product reads them: panels of 16 rows. A panel is a
 // sequence of superblocks along K, each of them
 //
-//   head   f16 d of 16 rows, a set each 32 weights; then f16 minima likewise; or, for
+//   head   f16 (or bf16) d of 16 rows, a set each 32 weights; then f16 minima likewise;
+//   or, for
 //          formats with sub-scales, one set for the superblock and 16 bytes a group;
 //          nothing where a row has one scale, kept elsewhere
 //   units  the codes of 16 rows x 32 weights: `kBits` chunks of 64 bytes

@@ -131,9 +131,12 @@ HWY_INLINE hn::Vec<TileI32> SubScale(const uint8_t* p) {
   return hn::PromoteTo(TileI32(), hn::LoadU(di8, reinterpret_cast<const int8_t*>(p)));
 }
 
+template <bool kBF16>
 HWY_INLINE hn::Vec<TileF32> HalfScale(const uint8_t* p) {
+  const TileF32 df;
   const HalfBits<TileF32> du16;
-  return PromoteF16(TileF32(), hn::LoadU(du16, reinterpret_cast<const uint16_t*>(p)));
+  const auto half = hn::LoadU(du16, reinterpret_cast<const uint16_t*>(p));
+  return kBF16 ? PromoteBF16(df, half) : PromoteF16(df, half);
 }
 
 // Where one register of rows finds its part of a superblock.
@@ -208,7 +211,8 @@ HWY_INLINE void AddUnit(const TileRows (&rows)[V], size_t unit,
   hn::Vec<TileF32> scale[V];
   HALFBYTE_UNROLL
   for (size_t v = 0; v < V; ++v) {
-    scale[v] = HalfScale(rows[v].super + P::ScaleAt(unit) + 2 * rows[v].lane);
+    scale[v] = HalfScale<kHasBF16Scale<Fmt>>(rows[v].super + P::ScaleAt(unit) +
+                                             2 * rows[v].lane);
   }
   HALFBYTE_UNROLL
   for (size_t t = 0; t < T; ++t) {
@@ -218,7 +222,8 @@ HWY_INLINE void AddUnit(const TileRows (&rows)[V], size_t unit,
       acc[v][t] =
           hn::MulAdd(hn::ConvertTo(df, sum[0][v][t]), hn::Mul(scale[v], d), acc[v][t]);
       if constexpr (Fmt::kHasMin) {
-        const auto min = HalfScale(rows[v].super + P::MinAt(unit) + 2 * rows[v].lane);
+        const auto min =
+            HalfScale<false>(rows[v].super + P::MinAt(unit) + 2 * rows[v].lane);
         const auto min_sum = hn::ConvertTo(df, MinSum<Fmt>(rows[v], unit, *x[t]));
         acc[v][t] = hn::MulAdd(min_sum, hn::Mul(min, d), acc[v][t]);
       }

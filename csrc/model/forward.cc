@@ -23,37 +23,62 @@ namespace {
 class Pass {
  public:
   Pass(const Context& context, const Model& model,
-       std::vector<std::optional<KvLayer>>& kv, Workspace& workspace,
-       std::span<const int32_t> ids, size_t position)
+       std::vector<std::optional<KvLayer>>& kv, Workspace& workspace, size_t num_tokens,
+       size_t position)
       : context_(context),
         model_(model),
         c_(model.config()),
         kv_(kv),
         ws_(workspace),
-        ids_(ids),
+        num_tokens_(num_tokens),
         position_(position) {
-    std::vector<uint64_t> positions(ids.size());
+    std::vector<uint64_t> positions(num_tokens);
     std::iota(positions.begin(), positions.end(), position);
     turns_sliding_ = RopeTurns::Make(context, model.rope(true), positions);
     turns_full_ = RopeTurns::Make(context, model.rope(false), positions);
   }
 
-  void Run(Mat<float> logits) {
-    Mat<float> h = ws_.stream.Shape(ids_.size(), c_.hidden_size);
-    Embed(h);
-    if (c_.ple_len != 0) PerLayerInputs(h);
+  void Run(std::span<const int32_t> ids, Mat<float> logits) {
+    Mat<float> h = ws_.stream.Shape(num_tokens_, c_.hidden_size);
+    Inputs(ids, h);
     const size_t first_shared = c_.FirstSharedLayer();
     for (size_t l = 0; l < c_.layers.size(); ++l) {
       // Layers without keys of their own leave nothing behind for later tokens: from
       // here on only the tokens whose logits are wanted matter.
       if (l == first_shared) {
-        first_row_ = ids_.size() - logits.rows;
+        first_row_ = num_tokens_ - logits.rows;
         h = h.Slice(first_row_, logits.rows);
       }
       if (h.rows == 0) return;
       Layer(l, h);
     }
     if (logits.rows != 0) Head(h.Slice(h.rows - logits.rows, logits.rows), logits);
+  }
+
+  void Inputs(std::span<const int32_t> ids, Mat<float> h) const {
+    Embed(ids, h);
+    if (c_.ple_len != 0) PerLayerInputs(ids, h);
+  }
+
+  // What Inputs leaves for the layers: [num_tokens, L P].
+  Mat<float> Ple() const {
+    return ws_.ple.Shape(num_tokens_, c_.layers.size() * c_.ple_len);
+  }
+
+  void Layer(size_t l, Mat<float> h) const {
+    AttentionBlock(l, h);
+    FeedForward(l, h);
+    if (c_.ple_len != 0) PerLayerBlock(l, h);
+    if (c_.family->layer_scale) ScaleRows(W(l).scale, h);
+  }
+
+  void Head(Mat<const float> h, Mat<float> logits) const {
+    const Mat<float> y = ws_.head.Shape(h.rows, c_.hidden_size);
+    Norm(h, model_.weights().norm, y);
+    Product(y, model_.weights().head, logits);
+    if (c_.softcap == 0.0f) return;
+    ForEachRow(context_, logits.rows, logits.cols,
+               [&](size_t m) { Softcap(logits.Row(m), logits.cols, c_.softcap); });
   }
 
  private:
@@ -74,34 +99,39 @@ class Pass {
   }
 
   // h = embedding * sqrt(H)
-  void Embed(Mat<float> h) const {
-    EmbeddingRows(context_, model_.weights().embedding, ids_, h);
+  void Embed(std::span<const int32_t> ids, Mat<float> h) const {
+    EmbeddingRows(context_, model_.weights().embedding, ids, h);
     ScaleRows(sqrtf(static_cast<float>(c_.hidden_size)), h);
+  }
+
+  // The table has a row for each token, or for each token and layer.
+  void PleRows(const WeightView& table, std::span<const int32_t> ids,
+               Mat<float> y) const {
+    const size_t parts = y.cols / table.K;
+    std::vector<int32_t> rows(ids.size() * parts);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      rows[i] = ids[i / parts] * static_cast<int32_t>(parts) +
+                static_cast<int32_t>(i % parts);
+    }
+    EmbeddingRows(context_, table, rows, Mat<float>(y.data, rows.size(), table.K));
   }
 
   // ple[m, l] = (norm(projection of h) + table row * sqrt(P)) / sqrt(2): what each
   // layer adds that depends on the token itself.
-  void PerLayerInputs(Mat<const float> h) const {
+  void PerLayerInputs(std::span<const int32_t> ids, Mat<const float> h) const {
     const ModelWeights& w = model_.weights();
     const size_t L = c_.layers.size(), P = c_.ple_len;
-    const Mat<float> ple = ws_.ple.Shape(h.rows, L * P);
+    const Mat<float> ple = Ple();
     const Mat<float> row = ws_.ple_row.Shape(h.rows, L * P);
     Product(h, w.ple_model_proj, ple);
     ScaleRows(1.0f / sqrtf(static_cast<float>(c_.hidden_size)), ple);
     RmsNormHeads(context_, ple, L, w.ple_proj_norm, c_.norm_eps);
-    EmbeddingRows(context_, w.ple_table, ids_, row);
+    PleRows(w.ple_table, ids, row);
     const float scale = sqrtf(static_cast<float>(P));
     ForEachRow(context_, h.rows, L * P, [&](size_t m) {
       ScaledAdd(scale, row.Row(m), L * P, ple.Row(m));
       Scale(sqrtf(0.5f), L * P, ple.Row(m));
     });
-  }
-
-  void Layer(size_t l, Mat<float> h) const {
-    AttentionBlock(l, h);
-    FeedForward(l, h);
-    if (c_.ple_len != 0) PerLayerBlock(l, h);
-    if (c_.family->layer_scale) ScaleRows(W(l).scale, h);
   }
 
   void AttentionBlock(size_t l, Mat<float> h) const {
@@ -238,8 +268,7 @@ class Pass {
   void PerLayerBlock(size_t l, Mat<float> h) const {
     const LayerWeights& w = W(l);
     const size_t L = c_.layers.size(), P = c_.ple_len;
-    const Mat<float> all = ws_.ple.Shape(ids_.size(), L * P);
-    const Mat<const float> ple(all.Row(first_row_) + l * P, h.rows, P, L * P);
+    const Mat<const float> ple(Ple().Row(first_row_) + l * P, h.rows, P, L * P);
     const Mat<float> gate = ws_.gate.Shape(h.rows, P);
     const Mat<float> out = ws_.branch.Shape(h.rows, c_.hidden_size);
     Product(h, w.ple_gate, gate);
@@ -249,32 +278,45 @@ class Pass {
     AddRows(context_, out, h);
   }
 
-  void Head(Mat<const float> h, Mat<float> logits) const {
-    const Mat<float> y = ws_.head.Shape(h.rows, c_.hidden_size);
-    Norm(h, model_.weights().norm, y);
-    Product(y, model_.weights().head, logits);
-    if (c_.softcap == 0.0f) return;
-    ForEachRow(context_, logits.rows, logits.cols,
-               [&](size_t m) { Softcap(logits.Row(m), logits.cols, c_.softcap); });
-  }
-
   const Context& context_;
   const Model& model_;
   const ModelConfig& c_;
   std::vector<std::optional<KvLayer>>& kv_;
   Workspace& ws_;
-  const std::span<const int32_t> ids_;
-  const size_t position_;
+  const size_t num_tokens_, position_;
   size_t first_row_ = 0;  // of the tokens that are still in the stream
   RopeTurns turns_sliding_, turns_full_;
 };
+
+void CopyRows(Mat<const float> x, Mat<float> y) {
+  for (size_t m = 0; m < x.rows; ++m) {
+    memcpy(y.Row(m), x.Row(m), x.cols * sizeof(float));
+  }
+}
 
 }  // namespace
 
 void RunChunk(const Context& context, const Model& model,
               std::vector<std::optional<KvLayer>>& kv, Workspace& workspace,
               std::span<const int32_t> ids, size_t position, Mat<float> logits) {
-  Pass(context, model, kv, workspace, ids, position).Run(logits);
+  Pass(context, model, kv, workspace, ids.size(), position).Run(ids, logits);
+}
+
+void Stages::Inputs(std::span<const int32_t> ids, Mat<float> h, Mat<float> ple) const {
+  const Pass pass(context_, model_, kv_, workspace_, ids.size(), 0);
+  pass.Inputs(ids, h);
+  if (ple.cols != 0) CopyRows(pass.Ple(), ple);
+}
+
+void Stages::Layer(size_t layer, Mat<const float> ple, Mat<float> h) const {
+  const Pass pass(context_, model_, kv_, workspace_, h.rows, 0);
+  const Mat<float> all = pass.Ple();
+  CopyRows(ple, Mat<float>(all.data + layer * ple.cols, ple.rows, ple.cols, all.ld));
+  pass.Layer(layer, h);
+}
+
+void Stages::Head(Mat<const float> h, Mat<float> logits) const {
+  Pass(context_, model_, kv_, workspace_, h.rows, 0).Head(h, logits);
 }
 
 }  // namespace halfbyte

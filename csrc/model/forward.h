@@ -43,5 +43,28 @@ void RunChunk(const Context& context, const Model& model,
               std::vector<std::optional<KvLayer>>& kv, Workspace& workspace,
               std::span<const int32_t> ids, size_t position, Mat<float> logits);
 
+// The stages of RunChunk one at a time, for those who compare them with somebody
+// else's. Rows of `h`, hidden_size wide, are the positions from 0 on.
+class Stages {
+ public:
+  Stages(const Context& context, const Model& model,
+         std::vector<std::optional<KvLayer>>& kv, Workspace& workspace)
+      : context_(context), model_(model), kv_(kv), workspace_(workspace) {}
+
+  // The stream before the first layer, and what the layers add for the tokens
+  // themselves: [ids, layers x ple_len], not written if the model has no such thing.
+  void Inputs(std::span<const int32_t> ids, Mat<float> h, Mat<float> ple) const;
+  // `ple`: [h.rows, ple_len], the layer's part. A layer without keys of its own reads
+  // those that its source wrote.
+  void Layer(size_t layer, Mat<const float> ple, Mat<float> h) const;
+  void Head(Mat<const float> h, Mat<float> logits) const;
+
+ private:
+  const Context& context_;
+  const Model& model_;
+  std::vector<std::optional<KvLayer>>& kv_;
+  Workspace& workspace_;
+};
+
 }  // namespace halfbyte
 #endif  // HALFBYTE_MODEL_FORWARD_H_

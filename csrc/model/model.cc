@@ -91,7 +91,7 @@ void Model::LoadGguf(const std::string& path) {
   const GgufFile file = OpenGguf(path);
   files_ = file.files;
   config_ = ConfigFromGguf(file);
-  Finish(file.tensors, TensorNames::kGguf);
+  Finish(file.tensors, TensorNames::kGguf, {});
   if (file.metadata.Has("tokenizer.ggml.tokens")) {
     tokenizer_ = Tokenizer::FromGguf(file);
     chat_template_ = tokenizer_->chat_template();
@@ -113,14 +113,16 @@ void Model::LoadGguf(const std::string& path) {
 void Model::LoadDirectory(const std::string& dir) {
   const fs::path root = dir;
   const JsonDocument config = ReadJsonFile((root / "config.json").string());
+  Quantization quantization;
   try {
     config_ = ConfigFromJson(config.root());
+    quantization = QuantizationFromJson(config.root());
   } catch (const Error& e) {
     throw e.WithPath((root / "config.json").string());
   }
   const SafetensorsFile file = OpenSafetensorsDir(dir);
   files_ = file.files;
-  Finish(file.tensors, TensorNames::kHuggingFace);
+  Finish(file.tensors, TensorNames::kHuggingFace, quantization);
   const auto generation = ReadIfThere(root / "generation_config.json");
   if (const auto tokenizer = ReadIfThere(root / "tokenizer.json")) {
     const auto tokenizer_config = ReadIfThere(root / "tokenizer_config.json");
@@ -144,8 +146,11 @@ void Model::LoadDirectory(const std::string& dir) {
   FindSuppressed();
 }
 
-void Model::Finish(const std::vector<TensorView>& tensors, TensorNames names) {
-  weights_ = LoadWeights(config_, tensors, names);
+void Model::Finish(const std::vector<TensorView>& tensors, TensorNames names,
+                   const Quantization& quantization) {
+  weights_ = LoadWeights(config_, tensors, names, quantization);
+  ChooseSteps();
+  if (options_.quantize) QuantizeFloats();
   if (options_.context == 0) options_.context = config_.context_length;
   if (options_.context > config_.context_length) {
     throw Error(ErrorClass::kValue, "context: " + std::to_string(options_.context) +
@@ -161,6 +166,56 @@ void Model::Finish(const std::vector<TensorView>& tensors, TensorNames names) {
   }
   MakeRope();
   CheckMemory();
+}
+
+void Model::ChooseSteps() {
+  const bool drop = options_.steps == TrainedSteps::kDrop ||
+                    options_.activations == ActivationMode::kF32;
+  const auto choose = [&](WeightView& w) {
+    if (drop) w.x_step = w.y_step = 0.0f;
+    has_steps_ = has_steps_ || w.x_step != 0.0f || w.y_step != 0.0f;
+  };
+  for (LayerWeights& layer : weights_.layers) ForEachMatrix(layer, choose);
+  choose(weights_.head);
+  if (has_steps_ || options_.steps != TrainedSteps::kRequire) return;
+  ErrorInfo info;
+  info.kind = "model";
+  info.code = "MODEL_STEPS";
+  info.subject = "steps of activations";
+  info.found = "none";
+  info.expected = "those that activations=static rounds by";
+  info.hint = "load with activations=auto";
+  throw Error(ErrorClass::kModel, std::move(info));
+}
+
+// Marks float matrices to be rounded when they are packed: a panel at a time, from the
+// mapped file. Embeddings are gathered by rows and stay there. So do what chooses
+// experts, whose mistakes are not averaged away, and rows of no whole number of blocks.
+void Model::QuantizeFloats() {
+  const size_t block_len = InfoOf(*options_.quantize).block_len;
+  size_t count = 0;
+  const auto mark = [&](WeightView& w) {
+    if (InfoOf(w.format).block_len != 1 || w.K % block_len != 0) return;
+    w.stored = Stored::kFloats;
+    w.floats = w.format;
+    w.format = *options_.quantize;
+    ++count;
+  };
+  for (LayerWeights& layer : weights_.layers) {
+    const WeightView router = layer.moe.router;
+    ForEachMatrix(layer, mark);
+    layer.moe.router = router;
+  }
+  mark(weights_.head);
+  if (count != 0) return;
+  ErrorInfo info;
+  info.kind = "model";
+  info.code = "MODEL_QUANTIZE";
+  info.subject = "matrices";
+  info.found = "none in F32, F16 or BF16";
+  info.expected = "some that quantize can round";
+  info.hint = "load without quantize";
+  throw Error(ErrorClass::kModel, std::move(info));
 }
 
 void Model::MakeRope() {
@@ -235,13 +290,16 @@ void Model::RepackWeights(const Context& context, const LoadProgress& progress) 
   if (weights_.ple_model_proj.data != nullptr) add(weights_.ple_model_proj);
   add(weights_.head);
   const uint64_t free = AvailableMemory();
-  if (options_.repack == Repack::kAuto && free != 0 && free < bytes + bytes / 5) return;
+  // Weights that are rounded as they are packed would be rounded in every product.
+  const bool may_leave = options_.repack == Repack::kAuto && !options_.quantize;
+  if (may_leave && free != 0 && free < bytes + bytes / 5) return;
   panels_ = PageBuffer(bytes);
   uint8_t* panels = panels_.data();
   for (WeightView* view : views) {
     view->panels = panels;
     constexpr size_t kStepBytes = 32u << 20;
-    const size_t step = std::max<size_t>(kStepBytes / view->row_bytes() / 32 * 32, 32);
+    const size_t row_bytes = view->stored_row_bytes();
+    const size_t step = std::max<size_t>(kStepBytes / row_bytes / 32 * 32, 32);
     for (size_t row = 0; row < view->N; row += step) {
       WeightView rows = view->Rows(row, std::min(step, view->N - row));
       PackPanels(context, rows, panels);
@@ -256,7 +314,7 @@ void Model::Forget(const WeightView& w) const {
   for (const auto& file : files_) {
     const uint8_t* begin = file->bytes().data();
     if (w.data < begin || w.data >= begin + file->bytes().size()) continue;
-    file->Forget({w.data, w.bytes()});
+    file->Forget({w.data, w.N * w.stored_row_bytes()});
   }
 }
 

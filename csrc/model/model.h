@@ -37,6 +37,13 @@ enum class Repack {
   kNever,
 };
 
+// What becomes of the steps that a checkpoint was trained to round activations with.
+enum class TrainedSteps {
+  kUse,      // where there are some
+  kRequire,  // and refuse a checkpoint without
+  kDrop,     // as if it had none: other arithmetic than it was trained for
+};
+
 // Called with the bytes repacked so far and in all.
 using LoadProgress = std::function<void(uint64_t done, uint64_t total)>;
 
@@ -44,7 +51,10 @@ struct ModelOptions {
   size_t context = 0;  // positions of a session; 0: what the model was made for
   KvType kv = KvType::kF32;
   ActivationMode activations = ActivationMode::kAuto;
+  TrainedSteps steps = TrainedSteps::kUse;
   Repack repack = Repack::kAuto;
+  // Round float matrices to this format as they are repacked.
+  std::optional<Format> quantize;
 };
 
 // How many tensors, and how many bytes, the text model has of one type.
@@ -78,6 +88,8 @@ class Model {
     return sampling_;
   }
   const std::vector<TypeUse>& types() const { return types_; }
+  // True if products round by the checkpoint's own steps.
+  bool has_steps() const { return has_steps_; }
   uint64_t file_bytes() const;
   // Weights that were repacked; 0 if they are used where the file maps them.
   uint64_t repacked_bytes() const { return panels_.bytes(); }
@@ -100,7 +112,10 @@ class Model {
   Model() = default;
   void LoadGguf(const std::string& path);
   void LoadDirectory(const std::string& dir);
-  void Finish(const std::vector<TensorView>& tensors, TensorNames names);
+  void Finish(const std::vector<TensorView>& tensors, TensorNames names,
+              const Quantization& quantization);
+  void ChooseSteps();
+  void QuantizeFloats();
   void MakeRope();
   void CheckMemory() const;
   void RepackWeights(const Context& context, const LoadProgress& progress);
@@ -117,6 +132,7 @@ class Model {
   std::vector<std::pair<std::string, double>> sampling_;
   std::vector<TypeUse> types_;
   std::vector<int32_t> suppressed_;
+  bool has_steps_ = false;
   RopeTable rope_sliding_, rope_full_;
 };
 

@@ -4,11 +4,9 @@
 
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 
-#include "base/error.h"
-#include "kernels/format_kernels.h"
+#include "model/packed.h"
 
 namespace halfbyte {
 namespace {
@@ -61,48 +59,59 @@ constexpr Name kDensePostNorm = {"post_ffw_norm_1.weight",
 constexpr Name kMoePostNorm = {"post_ffw_norm_2.weight",
                                "post_feedforward_layernorm_2.weight"};
 
-using Shape = std::vector<uint64_t>;
-
-std::string Text(const Shape& shape) {
-  std::string text = "[";
-  for (const uint64_t n : shape) {
-    text += (text.size() > 1 ? ", " : "") + std::to_string(n);
-  }
-  return text + "]";
-}
-
 class Loader {
  public:
   Loader(const ModelConfig& config, std::span<const TensorView> tensors,
-         TensorNames names)
-      : c_(config), names_(names) {
-    for (const TensorView& tensor : tensors) by_name_.emplace(tensor.name, &tensor);
+         TensorNames names, const Quantization& quantization)
+      : c_(config),
+        names_(names),
+        checkpoint_(tensors),
+        packed_(quantization, checkpoint_, w_.scales) {
     if (names_ == TensorNames::kHuggingFace) root_ = FindRoot();
   }
 
   ModelWeights Load() {
-    ModelWeights w;
+    ModelWeights& w = w_;
     const size_t H = c_.hidden_size, L = c_.layers.size();
     w.embedding = Matrix(kEmbedding, c_.vocab_size, H);
     w.norm = Norm(kNorm, H);
-    w.head = w.embedding;
-    // GGUF alone: in the other files a head is a copy of the tied embedding.
-    if (Has("output.weight")) w.head = Matrix({"output.weight", ""}, c_.vocab_size, H);
-    if (const TensorView* freqs = Find("rope_freqs.weight")) {
-      w.rope_freqs =
-          Values("rope_freqs.weight", {freqs->shape.empty() ? 1 : freqs->shape[0]});
+    w.head = Head();
+    if (const TensorView* freqs = checkpoint_.Find("rope_freqs.weight")) {
+      w.rope_freqs = checkpoint_.Values("rope_freqs.weight",
+                                        {freqs->shape.empty() ? 1 : freqs->shape[0]});
     }
     if (c_.ple_len != 0) {
-      w.ple_table = Matrix(kPleTable, c_.vocab_size, L * c_.ple_len);
+      w.ple_table = PleTable();
       w.ple_model_proj = Matrix(kPleModelProj, L * c_.ple_len, H);
       w.ple_proj_norm = Norm(kPleProjNorm, c_.ple_len);
     }
     for (size_t l = 0; l < L; ++l) w.layers.push_back(Layer(l));
-    if (num_problems_ != 0) Fail();
-    return w;
+    checkpoint_.ThrowProblems();
+    return std::move(w_);
   }
 
  private:
+  // A head beside a dense embedding in a directory is a copy of it: they are tied.
+  WeightView Head() {
+    if (checkpoint_.Has("output.weight")) {
+      return Matrix({"output.weight", ""}, c_.vocab_size, c_.hidden_size);
+    }
+    const size_t V = c_.vocab_size, H = c_.hidden_size;
+    if (packed_.Has("lm_head")) return packed_.Matrix("lm_head", V, H);
+    const std::string own = "lm_head.weight";
+    if (packed_.Has(ModuleOf(kEmbedding)) && Has(own)) return View(own, {V, H}, V, H);
+    return w_.embedding;
+  }
+
+  WeightView PleTable() {
+    const size_t L = c_.layers.size();
+    const std::string module = ModuleOf(kPleTable);
+    if (packed_.Has(module)) {
+      return packed_.Table(module, c_.vocab_size, L, c_.ple_len);
+    }
+    return Matrix(kPleTable, c_.vocab_size, L * c_.ple_len);
+  }
+
   LayerWeights Layer(size_t l) {
     prefix_ =
         (names_ == TensorNames::kGguf ? "blk." : "layers.") + std::to_string(l) + ".";
@@ -117,7 +126,7 @@ class Loader {
     w.down = Matrix(kDown, H, F);
     w.post_ffn_norm = Norm(kPostFfnNorm, H);
     if (c_.family->layer_scale) {
-      const Vector scale = Values(NameOf(kLayerScale), {1});
+      const Vector scale = checkpoint_.Values(NameOf(kLayerScale), {1});
       if (!scale.empty()) w.scale = scale[0];
     }
     if (P != 0) {
@@ -147,19 +156,28 @@ class Loader {
     w.q = Matrix(kQ, q_rows, H);
     if (!c_.OwnsKv(l)) return;  // what a file holds for shared layers is never used
     w.k = Matrix(kK, kv_rows, H);
+    LoadCacheSteps(w);
     // GGUF has no key that says "values are keys": a full layer without a matrix does.
     // Only models without per-layer embeddings are made that way.
     const bool may_lack =
         c_.full_value_is_key ||
         (names_ == TensorNames::kGguf && c_.ple_len == 0 && c_.family->value_norm);
-    if (Has(NameOf(kV)) || !may_lack || layer.sliding) w.v = Matrix(kV, kv_rows, H);
+    const bool has_v = Has(NameOf(kV)) || packed_.Has(ModuleOf(kV));
+    if (has_v || !may_lack || layer.sliding) w.v = Matrix(kV, kv_rows, H);
+  }
+
+  void LoadCacheSteps(LayerWeights& w) {
+    const std::string attention = root_ + prefix_ + "self_attn.";
+    if (!packed_.HasCacheSteps(attention)) return;
+    w.k_cache_step = packed_.Step(attention + "k_cache_scale");
+    w.v_cache_step = packed_.Step(attention + "v_cache_scale");
   }
 
   void LoadExperts(MoeWeights& w) {
     const size_t H = c_.hidden_size, F = c_.expert_ffn_len, E = c_.num_experts;
     w.router = Matrix(kRouter, E, H);
-    w.router_scale = Values(NameOf(kRouterScale), {H});
-    w.expert_scale = Values(NameOf(kExpertScale), {E});
+    w.router_scale = checkpoint_.Values(NameOf(kRouterScale), {H});
+    w.expert_scale = checkpoint_.Values(NameOf(kExpertScale), {E});
     w.pre_norm = Norm(kMoePreNorm, H);
     w.dense_post_norm = Norm(kDensePostNorm, H);
     w.post_norm = Norm(kMoePostNorm, H);
@@ -177,88 +195,40 @@ class Loader {
                                         : root_ + prefix_ + name.hf;
   }
 
+  // "….q_proj" of "….q_proj.weight"
+  std::string ModuleOf(const Name& name) const {
+    const std::string full = NameOf(name);
+    return full.substr(0, full.rfind('.'));
+  }
+
   // Text tensors have one of these prefixes; what lies beside them is never looked at.
   std::string FindRoot() const {
-    for (const char* root : {"model.language_model.", "language_model.model.",
-                             "language_model.", "model."}) {
-      if (Has(std::string(root) + kEmbedding.hf)) return root;
+    for (const std::string root : {"model.language_model.", "language_model.model.",
+                                   "language_model.", "model."}) {
+      if (Has(root + kEmbedding.hf) || Has(root + kNorm.hf)) return root;
     }
     return "model.";
   }
 
-  const TensorView* Find(std::string_view name) const {
-    const auto it = by_name_.find(name);
-    return it == by_name_.end() ? nullptr : it->second;
-  }
-  bool Has(std::string_view name) const { return Find(name) != nullptr; }
-
-  void Problem(const char* code, const std::string& tensor, const std::string& found,
-               const std::string& expected) {
-    constexpr size_t kListed = 10;
-    if (++num_problems_ > kListed) return;
-    if (num_problems_ == 1) {
-      first_.code = code;
-      first_.tensor = tensor;
-      first_.found = found;
-      first_.expected = expected;
-    } else {
-      others_ += "; tensor '" + tensor + "': found " + found + ", expected " + expected;
-    }
-  }
-
-  [[noreturn]] void Fail() {
-    first_.kind = "model";
-    first_.subject = "tensor '" + first_.tensor + "'";
-    first_.expected += others_;
-    if (num_problems_ > 1) {
-      first_.hint = std::to_string(num_problems_) + " tensors are missing or misshapen";
-    }
-    throw Error(ErrorClass::kModel, first_);
-  }
-
-  // The tensor, if it is there, has that shape and a type we decode.
-  const TensorView* Checked(const std::string& name, const Shape& shape) {
-    const TensorView* tensor = Find(name);
-    if (tensor == nullptr) {
-      Problem("MODEL_MISSING_TENSOR", name, "none", Text(shape));
-    } else if (tensor->shape != shape) {
-      Problem("MODEL_SHAPE", name, Text(tensor->shape), Text(shape));
-    } else if (!tensor->format) {
-      Problem("MODEL_TYPE", name, tensor->type, "a type that can be decoded");
-    } else {
-      return tensor;
-    }
-    return nullptr;
-  }
+  bool Has(std::string_view name) const { return checkpoint_.Has(name); }
 
   WeightView View(const std::string& name, const Shape& shape, size_t N, size_t K) {
-    const TensorView* tensor = Checked(name, shape);
+    const TensorView* tensor = checkpoint_.Decodable(name, shape);
     if (tensor == nullptr) return {};
     return {.format = *tensor->format, .N = N, .K = K, .data = tensor->data};
   }
 
   WeightView Matrix(const Name& name, size_t N, size_t K) {
+    const std::string module = ModuleOf(name);
+    if (packed_.Has(module)) return packed_.Matrix(module, N, K);
     return View(NameOf(name), {N, K}, N, K);
   }
   WeightView Experts(const Name& name, size_t E, size_t N, size_t K) {
     return View(NameOf(name), {E, N, K}, E * N, K);
   }
 
-  Vector Values(const std::string& name, const Shape& shape) {
-    const TensorView* tensor = Checked(name, shape);
-    if (tensor == nullptr) return {};
-    const FormatInfo& info = InfoOf(*tensor->format);
-    if (info.block_len != 1) {
-      Problem("MODEL_TYPE", name, tensor->type, "F32, F16 or BF16");
-      return {};
-    }
-    Vector values(shape[0]);
-    KernelsFor(*tensor->format).decode_row(tensor->data, values.size(), values.data());
-    return values;
-  }
-
   Vector Norm(const Name& name, size_t n) {
-    Vector values = Values(NameOf(name), {n});
+    Vector values = checkpoint_.Values(NameOf(name), {n});
     if (names_ == TensorNames::kHuggingFace && c_.family->norms_minus_one) {
       for (float& v : values) v += 1.0f;
     }
@@ -267,11 +237,10 @@ class Loader {
 
   const ModelConfig& c_;
   const TensorNames names_;
-  std::unordered_map<std::string_view, const TensorView*> by_name_;
+  ModelWeights w_;
+  Checkpoint checkpoint_;
+  PackedLoader packed_;
   std::string root_, prefix_;
-  size_t num_problems_ = 0;
-  ErrorInfo first_;
-  std::string others_;
 };
 
 }  // namespace
@@ -287,8 +256,8 @@ WeightView MoeWeights::Up(size_t expert, size_t ffn_len) const {
 }
 
 ModelWeights LoadWeights(const ModelConfig& config, std::span<const TensorView> tensors,
-                         TensorNames names) {
-  return Loader(config, tensors, names).Load();
+                         TensorNames names, const Quantization& quantization) {
+  return Loader(config, tensors, names, quantization).Load();
 }
 
 }  // namespace halfbyte

@@ -12,12 +12,12 @@
 #include <vector>
 
 #include "io/tensor.h"
+#include "model/checkpoint.h"
 #include "model/config.h"
+#include "model/quantization.h"
 #include "ops/linear.h"
 
 namespace halfbyte {
-
-using Vector = std::vector<float>;  // a norm's weights, decoded at load
 
 struct MoeWeights {
   WeightView router;    // [experts, hidden]
@@ -38,6 +38,9 @@ struct LayerWeights {
   Vector q_norm, k_norm;  // [head_dim]
   WeightView gate, up, down;
   float scale = 1.0f;
+  // Steps of the cache's codes that the checkpoint was trained with; 0: none. Owning
+  // layers only.
+  float k_cache_step = 0.0f, v_cache_step = 0.0f;
   // Per-layer embedding: [ple, hidden], [hidden, ple], [hidden]
   WeightView ple_gate, ple_proj;
   Vector ple_norm;
@@ -58,12 +61,13 @@ struct ModelWeights {
   WeightView embedding;       // [vocab, hidden]
   WeightView head;            // the same unless the file has its own
   Vector norm;                // [hidden]
-  WeightView ple_table;       // [vocab, layers x ple]
+  WeightView ple_table;       // [vocab, layers x ple], or [vocab x layers, ple]
   WeightView ple_model_proj;  // [layers x ple, hidden]
   Vector ple_proj_norm;       // [ple]
   // Divisors of the full layers' RoPE frequencies; empty: by the family's rule.
   Vector rope_freqs;
   std::vector<LayerWeights> layers;
+  std::vector<Vector> scales;  // what the views' row_scale point to
 };
 
 enum class TensorNames { kGguf, kHuggingFace };
@@ -71,7 +75,7 @@ enum class TensorNames { kGguf, kHuggingFace };
 // Finds every tensor that `config` asks for. Throws one Error(kModel) that lists up to
 // ten missing or misshapen tensors. The views point where the tensors do.
 ModelWeights LoadWeights(const ModelConfig& config, std::span<const TensorView> tensors,
-                         TensorNames names);
+                         TensorNames names, const Quantization& quantization);
 
 }  // namespace halfbyte
 #endif  // HALFBYTE_MODEL_WEIGHTS_H_

@@ -28,13 +28,43 @@ size_t RowsPerTask(const WeightView& w, size_t num_threads) {
   return (rows + kTileRows - 1) / kTileRows * kTileRows;
 }
 
-// Panels of rows [begin, end) of w.
-void PackRows(const WeightView& w, size_t begin, size_t end, uint8_t* panels) {
+// Memory that BlockRows needs for `count` rows: one of floats, then the blocks.
+size_t ScratchBytes(const WeightView& w, size_t count) {
+  return w.stored == Stored::kBlocks ? 0 : w.K * sizeof(float) + count * w.row_bytes();
+}
+
+// Rows [begin, begin + count) of w as blocks of its format: where they are, or made in
+// `scratch`, which is aligned.
+const uint8_t* BlockRows(const WeightView& w, size_t begin, size_t count,
+                         uint8_t* scratch) {
+  const uint8_t* row = w.data + begin * w.stored_row_bytes();
+  if (w.stored == Stored::kBlocks) return row;
+  const FormatKernels& kernels = KernelsFor(w.format);
+  auto* floats = reinterpret_cast<float*>(scratch);
+  uint8_t* blocks = scratch + w.K * sizeof(float);
+  for (size_t i = 0; i < count; ++i, row += w.stored_row_bytes()) {
+    uint8_t* to = blocks + i * w.row_bytes();
+    if (w.stored == Stored::kFloats) {
+      KernelsFor(w.floats).decode_row(row, w.K, floats);
+      kernels.encode_row_ref(floats, w.K, to);
+    } else {
+      const uint8_t* scales = w.group_scale;
+      if (scales != nullptr) scales += (begin + i) * (w.K / w.group_len) * 2;
+      kernels.join_row(row, scales, w.group_len, w.K, to);
+    }
+  }
+  return blocks;
+}
+
+// Panels of rows [begin, end) of w. `scratch`: for BlockRows, of one panel.
+void PackRows(const WeightView& w, size_t begin, size_t end, uint8_t* panels,
+              uint8_t* scratch) {
   const FormatKernels& kernels = KernelsFor(w.format);
   const size_t panel_bytes = w.panel_bytes();
   for (size_t n = begin; n < end; n += kPanelRows, panels += panel_bytes) {
-    kernels.pack_panel(w.data + n * w.row_bytes(), w.row_bytes(),
-                       std::min(kPanelRows, end - n), w.K, panels);
+    const size_t count = std::min(kPanelRows, end - n);
+    kernels.pack_panel(BlockRows(w, n, count, scratch), w.row_bytes(), count, w.K,
+                       panels);
   }
 }
 
@@ -51,11 +81,11 @@ void BeginAt(size_t n, ChannelArgs& a) {
 template <class Args>
 void LinearUnpacked(const WeightView& w, const Args& slice,
                     void (*linear)(const Args&) noexcept) {
-  const size_t panel_bytes = w.panel_bytes();
-  uint8_t* panels = ThreadScratch(2 * panel_bytes);
+  const size_t tile_bytes = kTileRows / kPanelRows * w.panel_bytes();
+  uint8_t* panels = ThreadScratch(tile_bytes + ScratchBytes(w, kPanelRows));
   for (size_t n = slice.row_begin; n < slice.row_end; n += kTileRows) {
     const size_t end = std::min(n + kTileRows, slice.row_end);
-    PackRows(w, n, end, panels);
+    PackRows(w, n, end, panels, panels + tile_bytes);
     Args tile = slice;
     BeginAt(n, tile);
     tile.w = panels;
@@ -82,7 +112,8 @@ void LinearSlices(const Context& context, const WeightView& w, const Args& args,
 }
 
 void DecodeRow(const WeightView& w, size_t row, float* out) {
-  KernelsFor(w.format).decode_row(w.data + row * w.row_bytes(), w.K, out);
+  uint8_t* scratch = ThreadScratch(ScratchBytes(w, 1));
+  KernelsFor(w.format).decode_row(BlockRows(w, row, 1, scratch), w.K, out);
   if (w.row_scale != nullptr) Scale(w.row_scale[row], w.K, out);
 }
 
@@ -122,10 +153,17 @@ size_t WeightView::packed_bytes() const {
   return (N + kPanelRows - 1) / kPanelRows * panel_bytes();
 }
 
+size_t WeightView::stored_row_bytes() const {
+  if (stored == Stored::kFloats) return RowBytes(floats, K);
+  if (stored == Stored::kBlocks) return row_bytes();
+  return group_scale != nullptr ? K / 2 : row_bytes();  // 4-bit codes, or W8
+}
+
 WeightView WeightView::Rows(size_t begin, size_t count) const {
   WeightView rows = *this;
   rows.N = count;
-  rows.data += begin * row_bytes();
+  rows.data += begin * stored_row_bytes();
+  if (group_scale != nullptr) rows.group_scale += begin * (K / group_len) * 2;
   if (row_scale != nullptr) rows.row_scale += begin;
   // Rows that begin inside a panel are still there as they were stored.
   if (panels != nullptr && begin % kPanelRows == 0) {
@@ -141,7 +179,8 @@ void PackPanels(const Context& context, const WeightView& w, uint8_t* panels) {
   context.ParallelFor((w.N + step - 1) / step, [&](size_t task) {
     const size_t begin = task * step;
     PackRows(w, begin, std::min(begin + step, w.N),
-             panels + begin / kPanelRows * w.panel_bytes());
+             panels + begin / kPanelRows * w.panel_bytes(),
+             ThreadScratch(ScratchBytes(w, kPanelRows)));
   });
 }
 
@@ -155,20 +194,23 @@ const Q8Block* LinearInput::Q8() {
 }
 
 const LinearInput::Rows8& LinearInput::I8(float step) {
-  if (i8_.step == step) return i8_;
+  for (const Rows8& made : i8_) {
+    if (made.step == step) return made;
+  }
   const size_t M = x_.rows, K = x_.cols;
+  Rows8& rows = i8_.emplace_back();
+  rows.step = step;
   // Rows a power of two apart would share their places in the first cache.
-  i8_.ld = K + 64;
-  i8_.step = step;
-  i8_.codes.resize(M * i8_.ld);
-  i8_.neg_sum.resize(M);
-  i8_.scale.resize(M);
+  rows.ld = K + 64;
+  rows.codes.resize(M * rows.ld);
+  rows.neg_sum.resize(M);
+  rows.scale.resize(M);
   ForEachRow(context_, M, K, [&](size_t m) {
     const float scale = step != 0.0f ? step : MaxMagnitude(x_.Row(m), K) / 127.0f;
-    i8_.scale[m] = scale;
-    i8_.neg_sum[m] = QuantizeI8(x_.Row(m), K, scale, &i8_.codes[m * i8_.ld]);
+    rows.scale[m] = scale;
+    rows.neg_sum[m] = QuantizeI8(x_.Row(m), K, scale, &rows.codes[m * rows.ld]);
   });
-  return i8_;
+  return rows;
 }
 
 namespace {

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <list>
 #include <span>
 #include <vector>
 
@@ -18,11 +19,25 @@
 
 namespace halfbyte {
 
+// What the rows of a view are as they are stored. Products read blocks: other rows are
+// made into some as they are packed, 16 at a time.
+enum class Stored : uint8_t {
+  kBlocks,  // of the view's format
+  kApart,   // codes of the format, neighbours together, whose scales lie elsewhere
+  kFloats,  // floats, to be rounded to the format
+};
+
 // Packed weights: N rows of K, in the format's blocks. Never owns.
 struct WeightView {
   Format format = Format::kF32;
   size_t N = 0, K = 0;
   const uint8_t* data = nullptr;  // any alignment
+  Stored stored = Stored::kBlocks;
+  // kApart: [N, K / group_len] of two bytes, any alignment; null where rows have
+  // scales.
+  const uint8_t* group_scale = nullptr;
+  size_t group_len = 0;
+  Format floats = Format::kF32;  // kFloats: which
   // The same weights in panels of 16 rows, aligned to 64 bytes: what products read.
   // Null until someone packs them (PackPanels); products then pack as they go.
   const uint8_t* panels = nullptr;
@@ -35,6 +50,8 @@ struct WeightView {
 
   size_t row_bytes() const { return RowBytes(format, K); }
   size_t bytes() const { return N * row_bytes(); }
+  // Of a row at `data`.
+  size_t stored_row_bytes() const;
   // Null for float formats, which are multiplied as they are stored.
   size_t panel_bytes() const;
   // Of all panels.
@@ -50,8 +67,8 @@ enum class ActivationMode {
   kF32,   // f32 always: slow, and exact up to rounding of the sums
 };
 
-// The input of one or several products. Its 8-bit form is made at most once, so q, k, v
-// (and gate, up) share it.
+// The input of one or several products. Its 8-bit form is made at most once for each
+// step, so q, k, v (and gate, up) share it.
 class LinearInput {
  public:
   // Borrows `x`, which must outlive this object and stay as it is.
@@ -69,6 +86,7 @@ class LinearInput {
     std::vector<int32_t> neg_sum;
     std::vector<float> scale;
   };
+  // Valid as long as this object.
   const Rows8& I8(float step);
 
   // M rows of K / 32 blocks, q8_ld() blocks apart. K must be a multiple of 32.
@@ -81,7 +99,7 @@ class LinearInput {
   Mat<const float> x_;
   ActivationMode mode_;
   std::vector<Q8Block> q8_;
-  Rows8 i8_ = {.step = -1.0f, .ld = 0, .codes = {}, .neg_sum = {}, .scale = {}};
+  std::list<Rows8> i8_;  // one for each step
 };
 
 // y[M, N] = x[M, K] W[N, K]^T. `y` must not overlap x. Throws ShapeError.

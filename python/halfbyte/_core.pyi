@@ -274,6 +274,7 @@ class Model:
         kv: str,
         activations: str,
         repack: str,
+        quantize: str | None,
         progress: Callable[[int, int], None] | None,
         threads: int,
     ) -> Model:
@@ -286,6 +287,14 @@ class Model:
     @property
     def types(self) -> list[tuple[str, int, int]]:
         """Type, number of tensors and bytes."""
+
+    @property
+    def kv_scales(self) -> list[tuple[float, float] | None]:
+        """Trained steps of each layer's keys and values."""
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether products round by the checkpoint's own steps."""
 
     @property
     def context(self) -> int:
@@ -358,3 +367,20 @@ class Session:
     @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values allocated."""
+
+@final
+class Stages:
+    """A model's parts one at a time. For tests."""
+
+    def __init__(self, model: Model) -> None: ...
+    def inputs(self, ids: _I64) -> tuple[_F32, _F32]:
+        """The stream before the first layer, and what the layers add per token."""
+
+    def layer(self, layer: int, h: _F32, ple: _F32) -> _F32:
+        """The stream after a layer; its keys and values are kept for those that share."""
+
+    def head(self, h: _F32) -> _F32:
+        """Logits of the stream after the last layer."""
+
+    def product(self, layer: int, name: str, x: _F32) -> _F32:
+        """What a layer's matrix makes of x."""

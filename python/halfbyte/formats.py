@@ -215,7 +215,7 @@ def quantize(x: ArrayLike, format: str) -> Weight:
         K is a multiple of the format's block length.
     format : str
         ``"f32"``, ``"f16"``, ``"bf16"``, ``"q4_0"``, ``"q8_0"``, ``"q6_k"``, ``"w8"``,
-        ``"w4"`` or ``"w2"``.
+        ``"w4"``, ``"w2"`` or ``"w4g32"``.
 
     Returns
     -------
@@ -232,7 +232,8 @@ def quantize(x: ArrayLike, format: str) -> Weight:
     -----
     The ordinary quantizers of llama.cpp: Q4_0 and Q8_0 set the step by the weight of
     largest magnitude, Q6_K searches the step of every 16 weights. W8, W4 and W2 have one
-    scale a row: its largest magnitude becomes the highest level, 127, 7 or 1.
+    scale a row: its largest magnitude becomes the highest level, 127, 7 or 1. W4G32 is
+    the int4 of compressed-tensors in groups of 32: d = max |w| / 7.5.
     `halfbyte.reference.quantize` is the same in NumPy.
 
     Examples

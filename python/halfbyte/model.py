@@ -35,6 +35,8 @@ __all__ = [
     "load",
 ]
 
+_ACTIVATIONS = ("auto", "static", "dynamic", "f32")
+
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
 
@@ -83,6 +85,7 @@ class Report:
     types: dict[str, tuple[int, int]]  # type: tensors, bytes
     file_bytes: int
     repacked_bytes: int  # copied into kernel order; 0: used where the file maps them
+    quantize: str | None  # what float matrices were rounded to as they were copied
     bytes_per_token: int
     context: int
     kv: str
@@ -111,7 +114,8 @@ class Report:
         lines = [
             f"{self.path} ({self.architecture})",
             f"  file        {file}, {read} read per token",
-            f"  repacked    {repacked}",
+            f"  repacked    {repacked}"
+            + (f", floats rounded to {self.quantize}" if self.quantize else ""),
             *(
                 f"  {name:<11} {count} tensors, {size / gib:.2f} GiB"
                 for name, (count, size) in self.types.items()
@@ -486,11 +490,12 @@ class Model:
         path: str,
         kv: str,
         activations: str,
+        quantize: str | None,
         threads: int | None,
     ) -> None:
         self._core = core
         self._path, self._kv, self._activations = path, kv, activations
-        self._threads = threads
+        self._quantize, self._threads = quantize, threads
         config = dict(core.config)
         layers = tuple(LayerConfig(**layer) for layer in config.pop("layers"))
         self._config = ModelConfig(**config, layers=layers)
@@ -550,6 +555,17 @@ class Model:
         """Sampling settings that the files recommend: temp, top_k, top_p."""
         return dict(self._core.sampling)
 
+    @property
+    def kv_scales(self) -> list[tuple[float, float] | None]:
+        """Steps of each layer's cached keys and values that the files name.
+
+        A mobile checkpoint was trained to keep its cache in integers. Sliding layers
+        have 8 bits with this step; full layers 4 bits, or 8 with a sixteenth of it.
+        They are read and checked, and the cache is kept in floats all the same. None
+        for a layer without.
+        """
+        return self._core.kv_scales
+
     def report(self) -> Report:
         """Say what is loaded and how it runs.
 
@@ -564,11 +580,12 @@ class Model:
             types={name: (count, size) for name, count, size in self._core.types},
             file_bytes=self._core.file_bytes,
             repacked_bytes=self._core.repacked_bytes,
+            quantize=self._quantize,
             bytes_per_token=self._core.bytes_per_token,
             context=self.context,
             kv=self._kv,
             kv_bytes_at_context=self._core.kv_bytes(self.context),
-            activations=self._activations,
+            activations="static" if self._core.has_steps else self._activations,
             target=targets.cpu_target(),
             threads=self.threads,
             threads_reason="threads=" if scoped else targets.thread_reason(),
@@ -780,7 +797,9 @@ def load(
     context: int | None = None,
     threads: int | None = None,
     kv: str = "f32",
+    activations: str | None = None,
     repack: str = "auto",
+    quantize: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -806,6 +825,14 @@ def load(
     kv : {"f32", "f16"}
         How keys and values are kept. f16 takes half the memory; Gemma 4 does not scale
         its attention scores, so the rounding shows in the logits.
+    activations : {"auto", "static", "dynamic", "f32"}, optional
+        How the inputs of products are rounded. ``"auto"``, the default, computes what
+        the checkpoint was trained for: mobile checkpoints have a step for what goes
+        into a matrix and one for what comes out, and both are rounded to 8-bit codes;
+        where a step is 0 (the head), and for other quantised weights, inputs are
+        rounded to 8 bits by their own range. ``"static"`` does the same, and refuses
+        files without steps. ``"dynamic"`` ignores the steps: other results than those
+        the checkpoint was trained for. ``"f32"`` rounds nothing: slow, for comparisons.
     repack : {"auto", "always", "never"}
         Whether to copy the weights into kernel order, which changes no value and no
         result. It takes about a second for 1.5 GB, and the file's own pages are let go
@@ -813,6 +840,12 @@ def load(
         product: the first token comes sooner, memory is shared with other processes,
         decoding is slower. ``"auto"`` copies if the free memory holds the weights with
         a fifth to spare.
+    quantize : str, optional
+        Round the float matrices to a format as they are repacked, such as ``"q4_0"``:
+        a directory in BF16 then runs in a quarter of its memory. `halfbyte.quantize`
+        says how; it is not what the QAT checkpoints were trained for, and a file that
+        was quantised with care is better. Embeddings, which are gathered by rows, stay
+        in the file as they are.
     revision : str, optional
         Branch, tag or commit of a repository on the Hugging Face Hub.
     local_files_only : bool
@@ -830,6 +863,8 @@ def load(
     FormatError, UnsupportedError, ModelError
         If the files are damaged, of a kind not handled, or no model that can run. The
         message names the tensor or key.
+    ArgumentError
+        If an option is none of those it may be.
     OutOfMemoryError
         If the weights that every token needs exceed the memory there is.
     OSError
@@ -839,7 +874,7 @@ def load(
 
     Notes
     -----
-    ``HALFBYTE_ACTIVATIONS=f32`` keeps activations in float32: slow, for comparisons.
+    ``HALFBYTE_ACTIVATIONS`` is the default of `activations`.
     ``HALFBYTE_ONEDNN_LIBRARY=auto`` turns `use_onednn` on, if oneDNN is there.
     """
     if context is not None and context < 1:
@@ -850,7 +885,13 @@ def load(
         path, revision=revision, local_files_only=local_files_only, progress=progress
     )
     name = os.fsdecode(found)
-    activations = os.environ.get("HALFBYTE_ACTIVATIONS", "auto")
+    source = "activations"
+    if activations is None:
+        source = "HALFBYTE_ACTIVATIONS"
+        activations = os.environ.get(source, "auto")
+    if activations not in _ACTIVATIONS:
+        known = ", ".join(_ACTIVATIONS)
+        raise ArgumentError(f"{source}: found {activations!r}; expected one of {known}")
     _onednn.open_if_asked()
     core = _core.Model.load(
         os.fsencode(name),
@@ -858,7 +899,8 @@ def load(
         kv,
         activations,
         repack,
+        quantize,
         progress,
         threads or targets.num_threads(),
     )
-    return Model(core, name, kv, activations, threads)
+    return Model(core, name, kv, activations, quantize, threads)

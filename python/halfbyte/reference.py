@@ -345,6 +345,18 @@ def _levels_of(b: Bytes, bits: int) -> F32Array:
     return _float(levels.reshape(len(b), b.shape[1] * len(shifts)))
 
 
+def _decode_w4g32(b: Bytes) -> F32Array:
+    return _levels_of(b[:, 2:], 4) * _decode_bf16(np.ascontiguousarray(b[:, :2]))
+
+
+def _encode_w4g32(x: F32Array) -> Bytes:
+    stored = _encode_bf16(np.abs(x).max(axis=1, keepdims=True) / np.float32(7.5))
+    d = _decode_bf16(stored)
+    levels = np.rint(x / np.where(d == 0, np.float32(1), d))
+    codes = (np.clip(np.where(d == 0, 0, levels), -8, 7) + 8).astype(np.uint8)
+    return np.concatenate([stored, codes[:, ::2] | codes[:, 1::2] << 4], axis=1)
+
+
 def _quantize_rows(x: F32Array, bits: int) -> tuple[Bytes, F32Array]:
     """Bytes of rows, and their scales."""
     top = np.float32((1 << (bits - 1)) - 1)
@@ -390,6 +402,7 @@ _FORMATS = {
     "w2": _Format(32, 8, lambda b: _levels_of(b, 2), row_bits=2),
     "w4": _Format(32, 16, lambda b: _levels_of(b, 4), row_bits=4),
     "w8": _Format(32, 32, lambda b: _levels_of(b, 8), row_bits=8),
+    "w4g32": _Format(32, 18, _decode_w4g32, _encode_w4g32),
 }
 
 
@@ -483,7 +496,7 @@ def quantize(x: ArrayLike, format: str) -> Weight:
         K is a multiple of the format's block length.
     format : str
         ``"f32"``, ``"f16"``, ``"bf16"``, ``"q4_0"``, ``"q8_0"``, ``"q6_k"``, ``"w8"``,
-        ``"w4"`` or ``"w2"``.
+        ``"w4"``, ``"w2"`` or ``"w4g32"``.
 
     Returns
     -------

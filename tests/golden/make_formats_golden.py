@@ -6,7 +6,8 @@
 
 writes ``<format>.npz`` beside this file: `blocks`, random bytes whose float16 fields run
 through every extreme, and `weights`, what the `gguf` package decodes them to; levels of
-w4 and w2 come from transformers' Gemma modules, those of w8 are NumPy's int8. For the
+w4 and w2 come from transformers' Gemma modules, those of w8 are NumPy's int8, and w4g32
+is what compressed-tensors and torch make of the two tensors it joins. For the
 formats that llama.cpp packs without a search, whose outcome depends on how it was
 compiled, there are also `rows` and `packed`, the bytes that its library makes of them.
 """
@@ -21,6 +22,7 @@ import halfbyte
 import llama_cpp
 import numpy as np
 import torch
+from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 from numpy.typing import NDArray
 from samples import extreme_rows, gguf_dequantize, qtype, sizes, tricky_rows
 from transformers.integrations import gemma_quant
@@ -51,6 +53,11 @@ def decoded(blocks: NDArray[np.uint8], fmt: str) -> NDArray[np.float32]:
     """Weights of blocks, or their levels where a row's scale lies elsewhere."""
     if fmt == "w8":
         return blocks.view(np.int8).astype(np.float32)
+    if fmt == "w4g32":
+        codes = torch.from_numpy(blocks[:, 2:].copy()).view(torch.int32)
+        levels = unpack_from_int32(codes, 4, torch.Size((len(blocks), 32)))
+        steps = torch.from_numpy(blocks[:, :2].copy()).view(torch.bfloat16)
+        return (levels.float() * steps.float()).numpy()
     if fmt in ("w4", "w2"):
         unpack = {"w4": gemma_quant._unpack_int4, "w2": gemma_quant._unpack_int2}[fmt]
         levels = unpack(torch.from_numpy(blocks), sizes(fmt)[0])

@@ -573,7 +573,12 @@ def _scores(error: F64, sigma: F64, middle: F64) -> F64:
 
 
 def activation_noise(
-    model: Any, ids: Prompts, names: frozenset[str], draws: int = 48, seed: int = 0
+    model: Any,
+    ids: Prompts,
+    names: frozenset[str],
+    draws: int = 48,
+    seed: int = 0,
+    block: int | None = BLOCK,
 ) -> ActivationNoise:
     """Draw the noise of eight-bit activations.
 
@@ -598,6 +603,8 @@ def activation_noise(
         Number of draws.
     seed : int
         Seed.
+    block : int or None
+        Inputs that share a step; None: a row.
 
     Returns
     -------
@@ -607,7 +614,7 @@ def activation_noise(
     generator = torch.Generator().manual_seed(seed)
 
     def blur(x: Tensor) -> Tensor:
-        blocks = x.reshape(*x.shape[:-1], -1, BLOCK)
+        blocks = x.reshape(*x.shape[:-1], -1, block or x.shape[-1])
         step = blocks.abs().amax(-1, keepdim=True) / 127
         even = torch.rand(blocks.shape, generator=generator, dtype=x.dtype) - 0.5
         return (blocks + step * even).flatten(-2)

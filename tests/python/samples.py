@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 F32Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-# Where each format keeps its float16 fields: steps, then minima.
+# Where each format keeps its 16-bit float fields: steps, then minima.
 FIELDS: dict[str, tuple[list[int], list[int]]] = {
     "q4_0": ([0], []),
     "q4_1": ([0], [2]),
@@ -24,9 +24,12 @@ FIELDS: dict[str, tuple[list[int], list[int]]] = {
     "q4_k": ([0], [2]),
     "q5_k": ([0], [2]),
     "q6_k": ([208], []),
+    "w4g32": ([0], []),
 }
 
-# Formats that GGUF does not have: levels of so many bits, one scale a row.
+# Formats that GGUF does not have: levels of so many bits, one scale a row; and levels of
+# four bits after a bf16.
+BF16_STEPS = ("w4g32",)
 ROW_BITS = {"w8": 8, "w4": 4, "w2": 2}
 
 # float16 bits: zeros, smallest and largest subnormal, smallest normal, one, the largest,
@@ -87,6 +90,8 @@ def sizes(fmt: str) -> tuple[int, int]:
     """Return weights and bytes of a block, as the `gguf` package has them."""
     if fmt in ROW_BITS:
         return 32, 4 * ROW_BITS[fmt]
+    if fmt in BF16_STEPS:
+        return 32, 18
     block_len, block_bytes = gguf.GGML_QUANT_SIZES[qtype(fmt)]
     return int(block_len), int(block_bytes)
 
@@ -97,9 +102,21 @@ def gguf_dequantize(data: Bytes, fmt: str) -> F32Array:
         return data.view("<f4")
     if fmt in ROW_BITS:
         return unpacked(data, ROW_BITS[fmt])
+    if fmt in BF16_STEPS:
+        blocks = data.reshape(-1, 18)
+        step = widened_bf16(blocks[:, :2])
+        with np.errstate(all="ignore"):
+            weights = step * unpacked(blocks[:, 2:], 4)
+        return weights.reshape(*data.shape[:-1], -1)
     with np.errstate(all="ignore"):
         out: F32Array = gguf.quants.dequantize(data, qtype(fmt))
     return out
+
+
+def widened_bf16(data: Bytes) -> F32Array:
+    """Pairs of bytes as the upper halves of float32 numbers."""
+    bits = np.ascontiguousarray(data).view("<u2").astype(np.uint32) << np.uint32(16)
+    return bits.view(np.float32)
 
 
 def unpacked(data: Bytes, bits: int) -> F32Array:
@@ -136,8 +153,11 @@ def sane_rows(fmt: str, n: int, k: int, seed: int = 5) -> Bytes:
     data = rng.integers(0, 256, (n * k // block_len, block_bytes), np.uint8)
     steps, minima = FIELDS.get(fmt, ([], []))
     for at in [*steps, *minima]:
-        values = rng.uniform(-0.02, 0.02, len(data)).astype("<f2")
-        data[:, at : at + 2] = values[:, None].view(np.uint8)
+        values = rng.uniform(-0.02, 0.02, len(data))
+        half = values.astype("<f2")
+        if fmt in BF16_STEPS:
+            half = (values.astype("<f4").view("<u4") >> 16).astype("<u2")
+        data[:, at : at + 2] = half[:, None].view(np.uint8)
     return data.reshape(n, k // block_len * block_bytes)
 
 

@@ -145,6 +145,113 @@ TEST(LinearTest, RowsAreWhatTheFormatDecodesTo) {
   }
 }
 
+// Blocks of 4 bits taken apart: neighbours' codes together, and scales of 16 bits.
+struct Apart {
+  explicit Apart(const Weights& w) {
+    const size_t num_blocks = w.bytes.size() / 18;
+    for (size_t b = 0; b < num_blocks; ++b) {
+      const uint8_t* block = &w.bytes[b * 18];
+      scales.insert(scales.end(), block, block + 2);
+      for (size_t i = 0; i < 32; i += 2) {
+        const int low = Code(w.view.format, block + 2, i);
+        const int high = Code(w.view.format, block + 2, i + 1);
+        codes.push_back(static_cast<uint8_t>(low | high << 4));
+      }
+    }
+    view = w.view;
+    view.data = codes.data();
+    view.stored = Stored::kApart;
+    view.group_scale = scales.data();
+    view.group_len = 32;
+  }
+
+  static int Code(Format format, const uint8_t* qs, size_t i) {
+    if (format == Format::kW4G32) return (qs[i / 2] >> (4 * (i % 2))) & 15;
+    return i < 16 ? qs[i] & 15 : qs[i - 16] >> 4;
+  }
+
+  std::vector<uint8_t> codes, scales;
+  WeightView view;
+};
+
+// Products, rows of a view, panels and gathered rows: the bits of the blocks.
+void ExpectSame(const WeightView& blocks, const WeightView& other) {
+  const std::vector<float> x = Normal(kM * kK, 26);
+  for (ActivationMode mode : {ActivationMode::kAuto, ActivationMode::kF32}) {
+    const auto want = Product(blocks, x, 2, mode);
+    EXPECT_EQ(want, Product(other, x, 2, mode));
+    EXPECT_EQ(Product(blocks.Rows(5, 100), x, 1, mode),
+              Product(other.Rows(5, 100), x, 1, mode));
+  }
+  PageBuffer panels(other.packed_bytes());
+  PackPanels({.num_threads = 2, .poll = {}}, other, panels.data());
+  WeightView packed = other;
+  packed.panels = panels.data();
+  EXPECT_EQ(Product(blocks, x, 1, ActivationMode::kAuto),
+            Product(packed, x, 1, ActivationMode::kAuto));
+  const std::vector<int32_t> ids = {300, 0, 7, 7};
+  std::vector<float> want(ids.size() * kK), got(ids.size() * kK);
+  EmbeddingRows({.num_threads = 2, .poll = {}}, blocks, ids,
+                Mat<float>(want.data(), ids.size(), kK));
+  EmbeddingRows({.num_threads = 2, .poll = {}}, other, ids,
+                Mat<float>(got.data(), ids.size(), kK));
+  EXPECT_EQ(want, got);
+}
+
+TEST(LinearTest, CodesApartFromTheirScalesGiveTheBitsOfBlocks) {
+  for (Format format : {Format::kW4G32, Format::kQ4_0}) {
+    const Weights w(format);
+    const Apart apart(w);
+    ExpectSame(w.view, apart.view);
+  }
+}
+
+TEST(LinearTest, AScaleMayServeSeveralBlocks) {
+  Weights w(Format::kW4G32);
+  Apart apart(w);
+  constexpr size_t kGroup = 128;
+  std::vector<uint8_t> scales;
+  for (size_t b = 0; b < w.bytes.size() / 18; ++b) {
+    const size_t first = b / (kGroup / 32) * (kGroup / 32);
+    for (size_t i : {0, 1}) {
+      w.bytes[b * 18 + i] = apart.scales[2 * first + i];
+      if (b == first) scales.push_back(apart.scales[2 * first + i]);
+    }
+  }
+  apart.view.group_scale = scales.data();
+  apart.view.group_len = kGroup;
+  ExpectSame(w.view, apart.view);
+}
+
+// Unsigned bytes become the signed ones of W8.
+TEST(LinearTest, UnsignedBytesGiveTheBitsOfSignedOnes) {
+  const std::vector<float> scale(kN, 0.25f);
+  std::vector<uint8_t> plain(kN * kK), biased(kN * kK);
+  for (size_t i = 0; i < plain.size(); ++i) {
+    plain[i] = static_cast<uint8_t>(i * 37 + i / 251);
+    biased[i] = plain[i] ^ 0x80;
+  }
+  WeightView w = {.format = Format::kW8, .N = kN, .K = kK, .data = plain.data()};
+  w.row_scale = scale.data();
+  WeightView other = w;
+  other.data = biased.data();
+  other.stored = Stored::kApart;
+  ExpectSame(w, other);
+}
+
+TEST(LinearTest, FloatsAreRoundedAsTheFormatDoesIt) {
+  const std::vector<float> values = Normal(kN * kK, 21);  // those of Weights
+  for (Format format : {Format::kQ4_0, Format::kQ6_K}) {
+    const Weights w(format);
+    WeightView floats = w.view;
+    floats.data = reinterpret_cast<const uint8_t*>(values.data());
+    floats.stored = Stored::kFloats;
+    floats.floats = Format::kF32;
+    EXPECT_EQ(kK * sizeof(float), floats.stored_row_bytes());
+    ExpectSame(w.view, floats);
+  }
+}
+
 TEST(LinearTest, ShapesThatDoNotFitAreRefused) {
   const Weights w(Format::kQ4_0);
   const Context context;

@@ -1,0 +1,137 @@
+// csrc/model/quantization.cc
+// SPDX-License-Identifier: Apache-2.0
+#include "model/quantization.h"
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "base/error.h"
+
+namespace halfbyte {
+namespace {
+
+constexpr const char* kKey = "quantization_config";
+
+[[noreturn]] void Bad(ErrorClass cls, const char* code, const std::string& key,
+                      std::string found, std::string expected) {
+  ErrorInfo info;
+  info.kind = "model";
+  info.code = code;
+  info.key = std::string(kKey) + "." + key;
+  info.subject = "key '" + info.key + "'";
+  info.found = std::move(found);
+  info.expected = std::move(expected);
+  throw Error(cls, std::move(info));
+}
+
+// Null members count as missing.
+std::optional<JsonValue> Find(const JsonValue& object, std::string_view key) {
+  std::optional<JsonValue> v = object.Find(key);
+  return v && v->IsNull() ? std::nullopt : v;
+}
+
+// The bits that `object` names, 2, 4 or 8; `fallback` if it names none.
+size_t WidthOf(const JsonValue& object, const std::string& key, size_t fallback) {
+  const std::optional<JsonValue> v = Find(object, "num_bits");
+  if (!v) return fallback;
+  const int64_t bits = v->IsInteger() ? v->AsInt64() : 0;
+  if (bits != 2 && bits != 4 && bits != 8) {
+    Bad(ErrorClass::kModel, "MODEL_HPARAM", key, v->Describe(), "2, 4 or 8");
+  }
+  return static_cast<size_t>(bits);
+}
+
+Quantization ReadGemma(const JsonValue& config) {
+  constexpr size_t kDefaultBits = 4;  // of transformers
+  Quantization q = {.method = QuantMethod::kGemma};
+  q.widths = {WidthOf(config, "num_bits", kDefaultBits)};
+  if (const auto modules = Find(config, "module_quant_configs")) {
+    for (const JsonMember& member : modules->Members()) {
+      q.widths.push_back(
+          WidthOf(member.value, "module_quant_configs.num_bits", q.widths.front()));
+    }
+  }
+  return q;
+}
+
+// ---- compressed-tensors
+
+std::string_view Text(const JsonValue& object, std::string_view key) {
+  const auto v = Find(object, key);
+  return v ? v->AsString() : std::string_view();
+}
+
+[[noreturn]] void Unsupported(const std::string& key, const JsonValue& object,
+                              std::string_view member, std::string expected) {
+  const auto v = Find(object, member);
+  std::string found = "none";
+  if (v) found = v->IsString() ? "'" + Escape(v->AsString()) + "'" : v->Describe();
+  Bad(ErrorClass::kUnsupported, "MODEL_QUANTIZATION", key + "." + std::string(member),
+      std::move(found), std::move(expected));
+}
+
+// Integers around zero; what else there is, floats and zero points, is refused.
+size_t IntegerWidth(const std::string& key, const JsonValue& args) {
+  if (Text(args, "type") != "int") Unsupported(key, args, "type", "'int'");
+  const auto symmetric = Find(args, "symmetric");
+  if (symmetric && !symmetric->AsBool()) {
+    Unsupported(key, args, "symmetric", "true: weights without zero points");
+  }
+  return WidthOf(args, key + ".num_bits", 8);  // the library's default
+}
+
+void CheckFormat(const std::string& key, const JsonValue& object) {
+  if (!Find(object, "format")) return;
+  const std::string_view format = Text(object, "format");
+  for (const char* known : {"pack-quantized", "int-quantized", "naive-quantized",
+                            "mixed-precision", "dense"}) {
+    if (format == known) return;
+  }
+  Unsupported(key, object, "format", "pack-quantized or int-quantized");
+}
+
+Quantization ReadCompressedTensors(const JsonValue& config) {
+  Quantization q = {.method = QuantMethod::kCompressedTensors};
+  CheckFormat("", config);
+  const auto groups = Find(config, "config_groups");
+  if (!groups) return q;
+  for (const JsonMember& member : groups->Members()) {
+    const JsonValue& group = member.value;
+    CheckFormat("config_groups", group);
+    if (const auto weights = Find(group, "weights")) {
+      q.widths.push_back(IntegerWidth("config_groups.weights", *weights));
+    }
+    for (const std::string side : {"input_activations", "output_activations"}) {
+      const auto args = Find(group, side);
+      if (args && IntegerWidth("config_groups." + side, *args) != 8) {
+        Unsupported("config_groups." + side, *args, "num_bits", "8");
+      }
+    }
+  }
+  return q;
+}
+
+}  // namespace
+
+bool Quantization::MayHave(size_t bits) const {
+  return std::find(widths.begin(), widths.end(), bits) != widths.end();
+}
+
+Quantization QuantizationFromJson(const JsonValue& root) {
+  std::optional<JsonValue> config = Find(root, kKey);
+  if (const auto text = Find(root, "text_config"); !config && text) {
+    config = Find(*text, kKey);
+  }
+  if (!config) return {};
+  const auto method = Find(*config, "quant_method");
+  const std::string_view name = method ? method->AsString() : "";
+  if (name == "gemma") return ReadGemma(*config);
+  if (name == "compressed-tensors") return ReadCompressedTensors(*config);
+  Bad(ErrorClass::kUnsupported, "MODEL_QUANTIZATION", "quant_method",
+      "'" + Escape(name) + "'", "gemma or compressed-tensors");
+}
+
+}  // namespace halfbyte

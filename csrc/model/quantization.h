@@ -1,0 +1,39 @@
+// csrc/model/quantization.h
+// What config.json says of how a safetensors checkpoint was quantised.
+// SPDX-License-Identifier: Apache-2.0
+
+#ifndef HALFBYTE_MODEL_QUANTIZATION_H_
+#define HALFBYTE_MODEL_QUANTIZATION_H_
+
+#include <stddef.h>
+
+#include <vector>
+
+#include "io/json.h"
+
+namespace halfbyte {
+
+enum class QuantMethod {
+  kNone,               // tensors are matrices
+  kGemma,              // the mobile schema: codes, a scale a row, steps of activations
+  kCompressedTensors,  // codes, scales of rows or groups, perhaps steps
+};
+
+struct Quantization {
+  QuantMethod method = QuantMethod::kNone;
+  // Widths in bits that some module may have. Which module has which of them is seen
+  // from its tensors' names and shapes, which leave no choice. The configs' own ways to
+  // say it, lists of regular expressions over names, are not followed: they could only
+  // repeat the tensors or contradict them, and an expression from a stranger may take
+  // forever to match.
+  std::vector<size_t> widths;
+
+  bool MayHave(size_t bits) const;
+};
+
+// `root` is config.json. Throws Error: kUnsupported for a method that is not handled,
+// kModel (MODEL_HPARAM) naming the key of a value that is none of those it may have.
+Quantization QuantizationFromJson(const JsonValue& root);
+
+}  // namespace halfbyte
+#endif  // HALFBYTE_MODEL_QUANTIZATION_H_
