@@ -25,14 +25,15 @@ import halfbyte
 import numpy as np
 import pytest
 import synthetic
+from synth import directory, gguf_file, noise, saving, shapes
 
 ROOT = Path(__file__).parents[2]
 SIZES = ("e2b", "e4b", "12b", "26b", "31b")
 
 
-def narrow(size: str) -> synthetic.Shape:
+def narrow(size: str) -> shapes.Shape:
     """Two periods of a released model with short rows."""
-    shape = synthetic.SIZES[size]
+    shape = shapes.SIZES[size]
     shape = replace(shape.cut(2 * shape.period), hidden=256, ffn=512, vocab=2048)
     if shape.suppressed:
         shape = replace(shape, suppressed=(2000, 2001))
@@ -42,16 +43,16 @@ def narrow(size: str) -> synthetic.Shape:
 @pytest.fixture
 def narrowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make all sizes narrow, and the pool of blocks with them."""
-    shapes = {size: narrow(size) for size in SIZES}
-    monkeypatch.setattr(synthetic, "SIZES", shapes)
-    monkeypatch.setattr(synthetic, "POOL", 1 << 16)
+    made = {size: narrow(size) for size in SIZES}
+    monkeypatch.setattr(synthetic, "SIZES", made)
+    monkeypatch.setattr(noise, "POOL", 1 << 16)
 
 
 # ---- what the released files contain
 
 
 def test_the_sizes_are_the_released_ones() -> None:
-    assert tuple(synthetic.SIZES) == SIZES
+    assert tuple(shapes.SIZES) == SIZES
 
 
 # Tensors, by type; official file size.
@@ -66,7 +67,7 @@ CONTENT = {
 
 @pytest.mark.parametrize("size", SIZES)
 def test_number_of_tensors_by_type(size: str) -> None:
-    table = synthetic.tensors(synthetic.SIZES[size])
+    table = gguf_file.tensors(shapes.SIZES[size])
     total, by_type, _ = CONTENT[size]
     assert len({tensor.name for tensor in table}) == len(table) == total
     assert Counter(tensor.type.name for tensor in table) == by_type
@@ -76,7 +77,7 @@ def test_number_of_tensors_by_type(size: str) -> None:
 def test_the_data_leave_the_same_room_for_metadata(size: str) -> None:
     # All released files have the same vocabulary and nearly the same other keys: what
     # is left of a file after tensors and their entries is the same for every size.
-    table = synthetic.tensors(synthetic.SIZES[size])
+    table = gguf_file.tensors(shapes.SIZES[size])
     data = sum(-(-tensor.num_bytes // 32) * 32 for tensor in table)
     entries = sum(24 + len(t.name) + 8 * len(t.shape) for t in table)
     assert CONTENT[size][2] - data - entries == pytest.approx(15_783_450, abs=250)
@@ -94,7 +95,7 @@ def test_the_data_leave_the_same_room_for_metadata(size: str) -> None:
     ],
 )
 def test_bytes_by_type(size: str, kind: str, want: int) -> None:
-    table = synthetic.tensors(synthetic.SIZES[size])
+    table = gguf_file.tensors(shapes.SIZES[size])
     assert sum(t.num_bytes for t in table if t.type.name == kind) == want
 
 
@@ -128,7 +129,7 @@ PURPOSES = {
 @pytest.mark.parametrize("size", SIZES)
 def test_number_of_weights_by_purpose(size: str) -> None:
     found: Counter[str] = Counter()
-    for tensor in synthetic.tensors(synthetic.SIZES[size]):
+    for tensor in gguf_file.tensors(shapes.SIZES[size]):
         stem, kind = tensor.name.split(".")[-2:]
         # The scale of each expert belongs to the router, although its name does not.
         purpose = "router" if kind == "scale" else PURPOSES.get(stem, "norms")
@@ -182,7 +183,7 @@ def test_number_of_weights_by_purpose(size: str) -> None:
     ],
 )
 def test_shapes(size: str, name: str, shape: tuple[int, ...] | None) -> None:
-    table = {t.name: t.shape for t in synthetic.tensors(synthetic.SIZES[size])}
+    table = {t.name: t.shape for t in gguf_file.tensors(shapes.SIZES[size])}
     assert table.get(name) == shape
 
 
@@ -216,7 +217,7 @@ KEYS = {
 
 @pytest.mark.parametrize("size", SIZES)
 def test_hyperparameters(size: str) -> None:
-    keys = synthetic.metadata(replace(synthetic.SIZES[size], vocab=1))
+    keys = gguf_file.metadata(replace(shapes.SIZES[size], vocab=1))
     for name, values in KEYS.items():
         assert keys.get(f"gemma4.{name}") == values[SIZES.index(size)], name
 
@@ -226,7 +227,7 @@ def test_hyperparameters(size: str) -> None:
 
 @cache
 def vocabulary() -> tuple[list[str], list[int], list[str]]:
-    return synthetic.vocabulary(262144)
+    return gguf_file.vocabulary(262144)
 
 
 def test_special_tokens_are_at_their_places() -> None:
@@ -266,8 +267,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     @cache
     def make(size: str) -> Path:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(synthetic.SIZES, size, narrow(size))
-            patch.setattr(synthetic, "POOL", 1 << 20)
+            patch.setitem(shapes.SIZES, size, narrow(size))
+            patch.setattr(noise, "POOL", 1 << 20)
             return synthetic.write(folder / f"{size}.gguf", size)
 
     return make
@@ -275,7 +276,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_both_readers_see_the_tensors(size: str, files: Callable[[str], Path]) -> None:
-    table = synthetic.tensors(narrow(size))
+    table = gguf_file.tensors(narrow(size))
     ours = halfbyte.open_gguf(files(size))
     reader = gguf.GGUFReader(files(size))
     theirs = reader.tensors
@@ -295,7 +296,7 @@ def test_both_readers_see_the_tensors(size: str, files: Callable[[str], Path]) -
 def test_both_readers_see_the_metadata(size: str, files: Callable[[str], Path]) -> None:
     ours = halfbyte.open_gguf(files(size)).metadata
     theirs = gguf.GGUFReader(files(size)).fields
-    wanted = synthetic.metadata(narrow(size))
+    wanted = gguf_file.metadata(narrow(size))
     assert list(ours) == list(wanted)
     for key, value in wanted.items():
         found = theirs[key].contents()
@@ -312,7 +313,7 @@ def test_both_readers_see_the_metadata(size: str, files: Callable[[str], Path]) 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_weights_are_as_large_as_meant(size: str, files: Callable[[str], Path]) -> None:
-    table = {tensor.name: tensor for tensor in synthetic.tensors(narrow(size))}
+    table = {tensor.name: tensor for tensor in gguf_file.tensors(narrow(size))}
     for tensor in gguf.GGUFReader(files(size)).tensors:
         want = table[tensor.name]
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
@@ -371,7 +372,7 @@ def test_the_same_seed_gives_the_same_bytes(
 
 def test_another_seed_gives_other_blocks(files: Callable[[str], Path]) -> None:
     def blocks(seed: int) -> bytes:
-        pool = synthetic.Blocks(gguf.GGMLQuantizationType.Q4_0, 0.02, seed)
+        pool = gguf_file.Blocks(gguf.GGMLQuantizationType.Q4_0, 0.02, seed)
         return b"".join(map(bytes, pool.take(18 * 1000)))
 
     assert blocks(3) == blocks(3)
@@ -386,7 +387,7 @@ def test_no_page_of_weights_is_written_twice(
     path = synthetic.write(tmp_path / "a.gguf", "26b")
     start = halfbyte.open_gguf(path).tensors[0].offset
     data = path.read_bytes()[start:]
-    assert len(data) > 100 * synthetic.POOL  # many times around
+    assert len(data) > 100 * noise.POOL  # many times around
     pages = [data[i : i + 4096] for i in range(0, len(data), 4096)]
     assert len(set(pages)) == len(pages)
 
@@ -425,7 +426,7 @@ def test_a_cut_e2b_of_full_width(tmp_path: Path) -> None:
     ],
 )
 def test_a_cut_keeps_whole_periods(size: str, layers: int, shared: int) -> None:
-    whole = synthetic.SIZES[size]
+    whole = shapes.SIZES[size]
     shape = whole.cut(layers)
     assert (shape.layers, shape.shared) == (layers, shared)
     assert shape.is_full(layers - 1)
@@ -489,7 +490,7 @@ def test_a_full_disk_is_noticed_before(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     usage = SimpleNamespace(free=2 << 30)
-    monkeypatch.setattr(synthetic.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(OSError, match=r"3\.1 GiB needed, 2\.0 GiB free"):
         synthetic.write(tmp_path / "a.gguf", "e2b")
     assert not list(tmp_path.iterdir())
