@@ -842,6 +842,23 @@ def test_the_same_seed_gives_the_same_directory(
     assert digest("a2", 1) != digest("c", 2)
 
 
+@pytest.mark.parametrize("kind", ["e2b-mobile", "e2b-w4a16"])
+def test_no_page_but_the_head_is_written_twice(
+    narrowed: None,  # noqa: ARG001
+    kind: str,
+    tmp_path: Path,
+) -> None:
+    path = synthetic.write(tmp_path / "a", kind) / "model.safetensors"
+    file = halfbyte.open_safetensors(path)
+    pages = []
+    for tensor in file.tensors:
+        if not tensor.name.startswith("lm_head."):
+            data = file.tensor_bytes(tensor.name).tobytes()
+            pages += [data[i : i + 4096] for i in range(0, len(data) - 4095, 4096)]
+    assert 4096 * len(pages) > 50 * noise.POOL  # many times around
+    assert len(set(pages)) == len(pages)
+
+
 def test_an_existing_directory_is_kept(
     narrowed: None,  # noqa: ARG001
     tmp_path: Path,
