@@ -103,15 +103,6 @@ bool IsRemote([[maybe_unused]] int fd) {
   throw Error(ErrorClass::kFileChanged, std::move(info));
 }
 
-// The first and the last page may hold something else as well.
-void AdviseWholePages(std::span<const uint8_t> part, int advice) {
-  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<uintptr_t>(part.data());
-  const uintptr_t first = (begin + page - 1) / page * page;
-  const uintptr_t last = (begin + part.size()) / page * page;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, advice);
-}
-
 uint64_t PhysicalMemory() {
   const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
   if (pages <= 0 || page <= 0) return UINT64_MAX;
@@ -175,14 +166,14 @@ MappedFile::~MappedFile() {
 }
 
 void MappedFile::Forget(std::span<const uint8_t> part) const noexcept {
-  if (!is_copy_) AdviseWholePages(part, MADV_DONTNEED);
-}
-
-void MappedFile::ReadSparsely(
-    [[maybe_unused]] std::span<const uint8_t> part) const noexcept {
-#ifdef MADV_NOHUGEPAGE
-  if (!is_copy_) AdviseWholePages(part, MADV_NOHUGEPAGE);
-#endif
+  if (is_copy_ || part.empty()) return;
+  // Whole pages only: the first and the last may hold something else as well.
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(part.data());
+  const uintptr_t first = (begin + page - 1) / page * page;
+  const uintptr_t last = (begin + part.size()) / page * page;
+  if (first < last)
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
 void MappedFile::CheckUnchanged() const {

@@ -40,10 +40,6 @@ class MappedFile {
   // is next needed. A copy stays.
   void Forget(std::span<const uint8_t> part) const noexcept;
 
-  // Says that little of `part` will be read, here and there: it then takes the pages
-  // that are read, and not 2 MiB around each of them.
-  void ReadSparsely(std::span<const uint8_t> part) const noexcept;
-
   // Throws Error of class kFileChanged if the file is shorter than when it was opened,
   // or as long but modified since. Growth is harmless. One fstat: call it before each
   // batch of accesses. A copy never changes.

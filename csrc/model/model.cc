@@ -86,7 +86,6 @@ std::shared_ptr<const Model> Model::Load(const Context& context,
   model->ForgetFiles();  // all scales have been checked, and most were copied
   model->RepackWeights(context, progress);
   model->ForgetFiles();
-  model->ThinTables();
   return model;
 }
 
@@ -307,41 +306,22 @@ void Model::RepackWeights(const Context& context, const LoadProgress& progress) 
       WeightView rows = view->Rows(row, std::min(step, view->N - row));
       PackPanels(context, rows, panels);
       panels += rows.packed_bytes();
-      if (const MappedFile* file = FileOf(rows.data)) {
-        file->Forget({rows.data, rows.N * rows.stored_row_bytes()});
-      }
+      Forget(rows);
       if (progress) progress(static_cast<uint64_t>(panels - panels_.data()), bytes);
     }
   }
 }
 
-void Model::ForgetFiles() const {
-  for (const auto& file : files_) file->Forget(file->bytes());
-}
-
-// A token reads one row of a table. Not so of an embedding that is the head as well and
-// is used where the file maps it.
-void Model::ThinTables() const {
-  const auto thin = [this](const void* data, size_t bytes) {
-    const MappedFile* file = FileOf(data);
-    if (file != nullptr) file->ReadSparsely({static_cast<const uint8_t*>(data), bytes});
-  };
-  const WeightView& head = weights_.head;
-  for (const WeightView* table : {&weights_.embedding, &weights_.ple_table}) {
-    if (table->data == head.data && head.panels == nullptr) continue;
-    thin(table->data, table->N * table->stored_row_bytes());
-    thin(table->row_scale, table->N * sizeof(float));
-  }
-}
-
-// Null for what was copied, and for nothing.
-const MappedFile* Model::FileOf(const void* data) const {
-  const auto* at = static_cast<const uint8_t*>(data);
+void Model::Forget(const WeightView& w) const {
   for (const auto& file : files_) {
     const uint8_t* begin = file->bytes().data();
-    if (at >= begin && at < begin + file->bytes().size()) return file.get();
+    if (w.data < begin || w.data >= begin + file->bytes().size()) continue;
+    file->Forget({w.data, w.N * w.stored_row_bytes()});
   }
-  return nullptr;
+}
+
+void Model::ForgetFiles() const {
+  for (const auto& file : files_) file->Forget(file->bytes());
 }
 
 void Model::FindSuppressed() {

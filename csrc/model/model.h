@@ -119,9 +119,8 @@ class Model {
   void MakeRope();
   void CheckMemory() const;
   void RepackWeights(const Context& context, const LoadProgress& progress);
+  void Forget(const WeightView& w) const;
   void ForgetFiles() const;
-  void ThinTables() const;
-  const MappedFile* FileOf(const void* data) const;
   void FindSuppressed();
 
   ModelOptions options_;
