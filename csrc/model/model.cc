@@ -83,7 +83,9 @@ std::shared_ptr<const Model> Model::Load(const Context& context,
     if (!e.info().path.empty()) throw;
     throw e.WithPath(path);
   }
+  model->ForgetFiles();  // all scales have been checked, and most were copied
   model->RepackWeights(context, progress);
+  model->ForgetFiles();
   return model;
 }
 
@@ -316,6 +318,10 @@ void Model::Forget(const WeightView& w) const {
     if (w.data < begin || w.data >= begin + file->bytes().size()) continue;
     file->Forget({w.data, w.N * w.stored_row_bytes()});
   }
+}
+
+void Model::ForgetFiles() const {
+  for (const auto& file : files_) file->Forget(file->bytes());
 }
 
 void Model::FindSuppressed() {

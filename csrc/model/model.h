@@ -120,6 +120,7 @@ class Model {
   void CheckMemory() const;
   void RepackWeights(const Context& context, const LoadProgress& progress);
   void Forget(const WeightView& w) const;
+  void ForgetFiles() const;
   void FindSuppressed();
 
   ModelOptions options_;

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ import gguf_cases as g
 import halfbyte
 import numpy as np
 import pytest
+import synthetic
 import tiny
 from halfbyte import demo, errors
+from synth import shapes
 
-MIB = 1 << 20
+KIB, MIB = 1 << 10, 1 << 20
 IDS = tiny.prompt(40)
 
 MEASURE = """
@@ -121,6 +124,30 @@ def test_half_the_cache_in_f16(tiny_gguf: Callable[..., Path]) -> None:
     assert full._session.kv_bytes == 2 * half._session.kv_bytes > 0
     sizes = [model.report().kv_bytes_at_context for model in (full, half)]
     assert sizes[0] == 2 * sizes[1] > 0
+
+
+def test_nothing_of_the_file_is_in_memory_after_loading(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Loading checks all scales, those of the tables among them, 6 MiB here.
+    shape = replace(shapes.SIZES["e2b"].cut(5), hidden=256, ffn=512, vocab=1 << 18)
+    monkeypatch.setitem(shapes.SIZES, "e2b", shape)
+    path = synthetic.write(tmp_path / "large", "e2b-mobile")
+    facts = measured(
+        """
+model = halfbyte.load(path, context=64)
+facts["resident"], ours = 0, False
+for line in open("/proc/self/smaps"):
+    first, *rest = line.split()
+    if not first.endswith(":"):  # a mapping's addresses, and its file at the end
+        ours = rest[-1].endswith("model.safetensors")
+    elif first == "Rss:" and ours:
+        facts["resident"] += int(rest[0]) << 10
+""",
+        path,
+    )
+    # A page at either end that something else has as well.
+    assert facts["resident"] <= 64 * KIB
 
 
 # --- Files larger than memory ----------------------------------------------------------

@@ -1,7 +1,7 @@
 # tests/python/test_synthetic.py
-# Files with random weights: the released shapes, read by us and by the gguf package.
+# Models with random weights: the released shapes, read by us and by others.
 # SPDX-License-Identifier: Apache-2.0
-"""Files with random weights: the released shapes, read by us and by the gguf package.
+"""Models with random weights: the released shapes, read by us and by others.
 
 The numbers are written by hand from descriptions of the released files. Files are cut
 and narrow, but for one; a narrow model has all the heads, layers and keys of a real one.
@@ -24,15 +24,18 @@ import gguf
 import halfbyte
 import numpy as np
 import pytest
+import safetensors
 import synthetic
+import transformers
+from synth import directory, gguf_file, noise, saving, shapes
 
 ROOT = Path(__file__).parents[2]
 SIZES = ("e2b", "e4b", "12b", "26b", "31b")
 
 
-def narrow(size: str) -> synthetic.Shape:
+def narrow(size: str) -> shapes.Shape:
     """Two periods of a released model with short rows."""
-    shape = synthetic.SIZES[size]
+    shape = shapes.SIZES[size]
     shape = replace(shape.cut(2 * shape.period), hidden=256, ffn=512, vocab=2048)
     if shape.suppressed:
         shape = replace(shape, suppressed=(2000, 2001))
@@ -42,16 +45,16 @@ def narrow(size: str) -> synthetic.Shape:
 @pytest.fixture
 def narrowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make all sizes narrow, and the pool of blocks with them."""
-    shapes = {size: narrow(size) for size in SIZES}
-    monkeypatch.setattr(synthetic, "SIZES", shapes)
-    monkeypatch.setattr(synthetic, "POOL", 1 << 16)
+    made = {size: narrow(size) for size in SIZES}
+    monkeypatch.setattr(synthetic, "SIZES", made)
+    monkeypatch.setattr(noise, "POOL", 1 << 16)
 
 
 # ---- what the released files contain
 
 
 def test_the_sizes_are_the_released_ones() -> None:
-    assert tuple(synthetic.SIZES) == SIZES
+    assert tuple(shapes.SIZES) == SIZES
 
 
 # Tensors, by type; official file size.
@@ -66,7 +69,7 @@ CONTENT = {
 
 @pytest.mark.parametrize("size", SIZES)
 def test_number_of_tensors_by_type(size: str) -> None:
-    table = synthetic.tensors(synthetic.SIZES[size])
+    table = gguf_file.tensors(shapes.SIZES[size])
     total, by_type, _ = CONTENT[size]
     assert len({tensor.name for tensor in table}) == len(table) == total
     assert Counter(tensor.type.name for tensor in table) == by_type
@@ -76,7 +79,7 @@ def test_number_of_tensors_by_type(size: str) -> None:
 def test_the_data_leave_the_same_room_for_metadata(size: str) -> None:
     # All released files have the same vocabulary and nearly the same other keys: what
     # is left of a file after tensors and their entries is the same for every size.
-    table = synthetic.tensors(synthetic.SIZES[size])
+    table = gguf_file.tensors(shapes.SIZES[size])
     data = sum(-(-tensor.num_bytes // 32) * 32 for tensor in table)
     entries = sum(24 + len(t.name) + 8 * len(t.shape) for t in table)
     assert CONTENT[size][2] - data - entries == pytest.approx(15_783_450, abs=250)
@@ -94,7 +97,7 @@ def test_the_data_leave_the_same_room_for_metadata(size: str) -> None:
     ],
 )
 def test_bytes_by_type(size: str, kind: str, want: int) -> None:
-    table = synthetic.tensors(synthetic.SIZES[size])
+    table = gguf_file.tensors(shapes.SIZES[size])
     assert sum(t.num_bytes for t in table if t.type.name == kind) == want
 
 
@@ -128,7 +131,7 @@ PURPOSES = {
 @pytest.mark.parametrize("size", SIZES)
 def test_number_of_weights_by_purpose(size: str) -> None:
     found: Counter[str] = Counter()
-    for tensor in synthetic.tensors(synthetic.SIZES[size]):
+    for tensor in gguf_file.tensors(shapes.SIZES[size]):
         stem, kind = tensor.name.split(".")[-2:]
         # The scale of each expert belongs to the router, although its name does not.
         purpose = "router" if kind == "scale" else PURPOSES.get(stem, "norms")
@@ -182,7 +185,7 @@ def test_number_of_weights_by_purpose(size: str) -> None:
     ],
 )
 def test_shapes(size: str, name: str, shape: tuple[int, ...] | None) -> None:
-    table = {t.name: t.shape for t in synthetic.tensors(synthetic.SIZES[size])}
+    table = {t.name: t.shape for t in gguf_file.tensors(shapes.SIZES[size])}
     assert table.get(name) == shape
 
 
@@ -216,7 +219,7 @@ KEYS = {
 
 @pytest.mark.parametrize("size", SIZES)
 def test_hyperparameters(size: str) -> None:
-    keys = synthetic.metadata(replace(synthetic.SIZES[size], vocab=1))
+    keys = gguf_file.metadata(replace(shapes.SIZES[size], vocab=1))
     for name, values in KEYS.items():
         assert keys.get(f"gemma4.{name}") == values[SIZES.index(size)], name
 
@@ -226,7 +229,7 @@ def test_hyperparameters(size: str) -> None:
 
 @cache
 def vocabulary() -> tuple[list[str], list[int], list[str]]:
-    return synthetic.vocabulary(262144)
+    return gguf_file.vocabulary(262144)
 
 
 def test_special_tokens_are_at_their_places() -> None:
@@ -266,8 +269,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     @cache
     def make(size: str) -> Path:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(synthetic.SIZES, size, narrow(size))
-            patch.setattr(synthetic, "POOL", 1 << 20)
+            patch.setitem(shapes.SIZES, size, narrow(size))
+            patch.setattr(noise, "POOL", 1 << 20)
             return synthetic.write(folder / f"{size}.gguf", size)
 
     return make
@@ -275,7 +278,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_both_readers_see_the_tensors(size: str, files: Callable[[str], Path]) -> None:
-    table = synthetic.tensors(narrow(size))
+    table = gguf_file.tensors(narrow(size))
     ours = halfbyte.open_gguf(files(size))
     reader = gguf.GGUFReader(files(size))
     theirs = reader.tensors
@@ -295,7 +298,7 @@ def test_both_readers_see_the_tensors(size: str, files: Callable[[str], Path]) -
 def test_both_readers_see_the_metadata(size: str, files: Callable[[str], Path]) -> None:
     ours = halfbyte.open_gguf(files(size)).metadata
     theirs = gguf.GGUFReader(files(size)).fields
-    wanted = synthetic.metadata(narrow(size))
+    wanted = gguf_file.metadata(narrow(size))
     assert list(ours) == list(wanted)
     for key, value in wanted.items():
         found = theirs[key].contents()
@@ -312,7 +315,7 @@ def test_both_readers_see_the_metadata(size: str, files: Callable[[str], Path]) 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_weights_are_as_large_as_meant(size: str, files: Callable[[str], Path]) -> None:
-    table = {tensor.name: tensor for tensor in synthetic.tensors(narrow(size))}
+    table = {tensor.name: tensor for tensor in gguf_file.tensors(narrow(size))}
     for tensor in gguf.GGUFReader(files(size)).tensors:
         want = table[tensor.name]
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
@@ -371,7 +374,7 @@ def test_the_same_seed_gives_the_same_bytes(
 
 def test_another_seed_gives_other_blocks(files: Callable[[str], Path]) -> None:
     def blocks(seed: int) -> bytes:
-        pool = synthetic.Blocks(gguf.GGMLQuantizationType.Q4_0, 0.02, seed)
+        pool = gguf_file.Blocks(gguf.GGMLQuantizationType.Q4_0, 0.02, seed)
         return b"".join(map(bytes, pool.take(18 * 1000)))
 
     assert blocks(3) == blocks(3)
@@ -386,7 +389,7 @@ def test_no_page_of_weights_is_written_twice(
     path = synthetic.write(tmp_path / "a.gguf", "26b")
     start = halfbyte.open_gguf(path).tensors[0].offset
     data = path.read_bytes()[start:]
-    assert len(data) > 100 * synthetic.POOL  # many times around
+    assert len(data) > 100 * noise.POOL  # many times around
     pages = [data[i : i + 4096] for i in range(0, len(data), 4096)]
     assert len(set(pages)) == len(pages)
 
@@ -425,7 +428,7 @@ def test_a_cut_e2b_of_full_width(tmp_path: Path) -> None:
     ],
 )
 def test_a_cut_keeps_whole_periods(size: str, layers: int, shared: int) -> None:
-    whole = synthetic.SIZES[size]
+    whole = shapes.SIZES[size]
     shape = whole.cut(layers)
     assert (shape.layers, shape.shared) == (layers, shared)
     assert shape.is_full(layers - 1)
@@ -489,7 +492,7 @@ def test_a_full_disk_is_noticed_before(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     usage = SimpleNamespace(free=2 << 30)
-    monkeypatch.setattr(synthetic.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(OSError, match=r"3\.1 GiB needed, 2\.0 GiB free"):
         synthetic.write(tmp_path / "a.gguf", "e2b")
     assert not list(tmp_path.iterdir())
@@ -566,3 +569,336 @@ def test_it_runs_as_a_script() -> None:
     assert "Q6_K" in done.stdout
     assert "released" not in done.stdout
     assert done.stderr == ""
+
+
+# ---- directories
+
+DIRECTORIES = ("e2b-mobile", "e2b-w4a16", "e4b-mobile", "e4b-w4a16")
+
+
+def layout(kind: str) -> dict[str, directory.Tensor]:
+    """Tensors of a directory by name, in the order of the file."""
+    size, form = kind.split("-")
+    return {t.name: t for t in directory.tensors(shapes.SIZES[size], form)}
+
+
+def test_the_kinds_are_sizes_and_directories() -> None:
+    assert synthetic.kinds() == [*SIZES, *DIRECTORIES]
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "want"),
+    [("e2b-mobile", 1601, 2_118_056_254), ("e4b-mobile", 1925, 3_175_558_524)],
+)
+def test_the_text_part_is_as_large_as_the_released_one(
+    kind: str, number: int, want: int
+) -> None:
+    tensors = layout(kind).values()
+    assert len(tensors) == number
+    assert sum(tensor.num_bytes for tensor in tensors) == want
+
+
+# Published bytes of the text part of E2B, by what they are for.
+MOBILE_BYTES = {
+    "embedding codes": 100_663_296,
+    "embedding scales": 1_048_576,
+    "head codes": 100_663_296,
+    "head scales": 1_048_576,
+    "head steps": 8,
+    "table codes": 1_174_405_120,
+    "table scales": 36_700_160,
+    "projection": 27_525_120,
+    "attention": 139_198_464,
+    "dead": 9_486_656,
+    "own feed-forward": 212_336_640,
+    "shared feed-forward": 283_115_520,
+    "per layer": 27_525_120,
+    "scales": 3_765_248,
+    "steps": 2_200,
+    "norms": 571_904,
+    "layer scalars": 70,
+    "cache steps": 280,
+}
+TOP = {
+    "embed_tokens.embedding_quantized": "embedding codes",
+    "embed_tokens.embedding_scale": "embedding scales",
+    "lm_head.weight": "head codes",
+    "lm_head.weight_scale": "head scales",
+    "lm_head.input_activation_scale": "head steps",
+    "lm_head.output_activation_scale": "head steps",
+    "embed_tokens_per_layer.embedding_quantized": "table codes",
+    "embed_tokens_per_layer.embedding_scale": "table scales",
+    "per_layer_model_projection.weight": "projection",
+    "per_layer_projection_norm.weight": "norms",
+    "norm.weight": "norms",
+}
+
+
+def purpose(name: str) -> str:
+    """What the table above counts a tensor of E2B as."""
+    name = name.removeprefix("model.language_model.")
+    if name in TOP:
+        return TOP[name]
+    _, number, *rest = name.split(".")
+    module, last = ".".join(rest[:-1]), rest[-1]
+    shared = int(number) >= 15
+    if last == "layer_scalar":
+        return "layer scalars"
+    if last.endswith("_cache_scale"):
+        return "cache steps"
+    if module.endswith("norm"):
+        return "norms"
+    if shared and module in ("self_attn.k_proj", "self_attn.v_proj"):
+        return "dead"
+    if last.endswith("_activation_scale"):
+        return "steps"
+    if last == "weight_scale":
+        return "scales"
+    if module.startswith("mlp."):
+        return "shared feed-forward" if shared else "own feed-forward"
+    return "attention" if module.startswith("self_attn.") else "per layer"
+
+
+def test_mobile_bytes_by_purpose() -> None:
+    found: Counter[str] = Counter()
+    for name, tensor in layout("e2b-mobile").items():
+        found[purpose(name)] += tensor.num_bytes
+    assert found == MOBILE_BYTES
+
+
+L0, L30 = "model.language_model.layers.0.", "model.language_model.layers.30."
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "dtype", "shape"),
+    [
+        ("e2b-mobile", L0 + "mlp.gate_proj.weight", "U8", (6144, 768)),
+        ("e2b-mobile", L30 + "mlp.down_proj.weight", "U8", (1536, 3072)),
+        ("e2b-mobile", L30 + "self_attn.k_proj.weight", "U8", (256, 768)),
+        ("e2b-mobile", L30 + "self_attn.k_proj.weight_scale", "F32", (256, 1)),
+        ("e2b-mobile", L0 + "per_layer_input_gate.weight", "I8", (256, 1536)),
+        ("e2b-mobile", L0 + "self_attn.q_proj.input_activation_scale", "F32", ()),
+        ("e2b-mobile", L30 + "self_attn.k_cache_scale", "F32", ()),
+        ("e2b-mobile", L0 + "layer_scalar", "BF16", (1,)),
+        ("e4b-mobile", L30 + "mlp.down_proj.weight", "U8", (2560, 5120)),
+        ("e2b-w4a16", L30 + "mlp.down_proj.weight_packed", "I32", (1536, 1536)),
+        ("e2b-w4a16", L30 + "mlp.down_proj.weight_scale", "BF16", (1536, 384)),
+        ("e2b-w4a16", L0 + "per_layer_projection.weight_packed", "I32", (1536, 32)),
+        ("e2b-w4a16", L0 + "mlp.up_proj.weight_shape", "I64", (2,)),
+        ("e2b-w4a16", "lm_head.weight", "BF16", (262144, 1536)),
+    ],
+)
+def test_some_tensors_of_directories(
+    kind: str, name: str, dtype: str, shape: tuple[int, ...]
+) -> None:
+    tensor = layout(kind)[name]
+    assert (tensor.dtype, tensor.shape) == (dtype, shape)
+
+
+def test_what_directories_lack() -> None:
+    for kind in DIRECTORIES:
+        assert L30 + "self_attn.k_norm.weight" not in layout(kind)
+    assert L30 + "self_attn.k_proj.weight_packed" not in layout("e2b-w4a16")
+    projection = "model.language_model.per_layer_model_projection.weight"
+    assert layout("e2b-w4a16")[projection].dtype == "BF16"
+    assert layout("e4b-w4a16")[projection + "_packed"].shape == (10752, 320)
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Write a narrow directory, once."""
+    folder = tmp_path_factory.mktemp("directories")
+
+    @cache
+    def make(kind: str) -> Path:
+        size = kind.split("-")[0]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(shapes.SIZES, size, narrow(size))
+            patch.setattr(noise, "POOL", 1 << 20)
+            return synthetic.write(folder / kind, kind)
+
+    return make
+
+
+@pytest.mark.parametrize("kind", DIRECTORIES)
+def test_the_library_reads_what_was_meant(
+    kind: str, directories: Callable[[str], Path]
+) -> None:
+    size, form = kind.split("-")
+    path = directories(kind)
+    assert sorted(p.name for p in path.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+    want = {t.name: t for t in directory.tensors(narrow(size), form)}
+    with safetensors.safe_open(path / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == set(want)
+        for name in file.keys():  # noqa: SIM118
+            part = file.get_slice(name)
+            assert part.get_dtype() == want[name].dtype, name
+            assert tuple(part.get_shape()) == want[name].shape, name
+
+
+@pytest.mark.parametrize("kind", DIRECTORIES)
+def test_packed_weights_are_as_large_as_meant(
+    kind: str, directories: Callable[[str], Path]
+) -> None:
+    size, form = kind.split("-")
+    root = "model.language_model."
+    with safetensors.safe_open(
+        directories(kind) / "model.safetensors", "np" if form == "mobile" else "pt"
+    ) as file:
+        for layer, last in ((0, "mlp.up_proj"), (9, "mlp.down_proj")):
+            base = f"{root}layers.{layer}.{last}"
+            columns = narrow(size).ffn_len(layer) if last[4] == "d" else 256
+            if form == "w4a16":
+                packed = file.get_tensor(f"{base}.weight_packed").numpy()
+                shape = file.get_tensor(f"{base}.weight_shape").tolist()
+                assert shape == [len(packed), columns]
+                scale = file.get_tensor(f"{base}.weight_scale").float().numpy()
+            else:
+                packed = file.get_tensor(f"{base}.weight")
+                scale = file.get_tensor(f"{base}.weight_scale")
+            bits = 8 * packed.nbytes // len(packed) // columns
+            assert bits == (2 if kind == "e2b-mobile" and layer == 9 else 4)
+            raw = packed.view(np.uint8)[..., None] >> np.arange(0, 8, bits)
+            levels = (raw & (2**bits - 1)).reshape(len(packed), columns)
+            values = levels.astype(np.float32) - 2.0 ** (bits - 1)
+            values *= scale.repeat(columns // scale.shape[1], axis=1)
+            level = 1 / math.sqrt(columns)
+            # 131,072 weights at least: both are 0.3 % of their level off by chance.
+            assert values.std() == pytest.approx(level, rel=0.03)
+            assert abs(values.mean()) < 0.02 * level
+
+
+@pytest.mark.parametrize("kind", DIRECTORIES)
+def test_a_directory_runs(kind: str, directories: Callable[[str], Path]) -> None:
+    model = halfbyte.load(directories(kind), context=64)
+    assert model.config.num_layers == narrow(kind.split("-")[0]).layers
+    activations = "static" if kind.endswith("mobile") else "auto"
+    assert model.report().activations == activations
+    ids = [2, *range(600, 620)]
+    session = model.session()
+    logits = np.concatenate([session.logits([token]) for token in ids])
+    assert np.isfinite(logits).all()
+    np.testing.assert_allclose(logits.std(axis=1), 3.0, rtol=0.2)
+    answers = logits.argmax(axis=1).tolist()
+    assert len(set(answers)) > 10
+    assert answers != ids
+
+
+@pytest.mark.parametrize("kind", ["e2b-mobile", "e4b-mobile"])
+def test_static_activations_neither_saturate_nor_vanish(
+    kind: str, directories: Callable[[str], Path]
+) -> None:
+    # Steps that were too large or too small by an order would leave little of a layer:
+    # with them and without, a network's answers would have nothing in common.
+    ids = [2, *range(600, 640)]
+    static, dynamic = (
+        halfbyte.load(directories(kind), context=64, activations=mode).logits(ids)
+        for mode in ("static", "dynamic")
+    )
+    for ours, exact in zip(static, dynamic, strict=True):
+        assert np.corrcoef(ours, exact)[0, 1] > 0.9
+
+
+def test_the_head_is_a_copy_of_the_embedding(
+    directories: Callable[[str], Path],
+) -> None:
+    base = "model.language_model.embed_tokens.embedding_"
+    with safetensors.safe_open(
+        directories("e2b-mobile") / "model.safetensors", "np"
+    ) as file:
+        pairs = (("quantized", "lm_head.weight"), ("scale", "lm_head.weight_scale"))
+        for last, head in pairs:
+            own = file.get_tensor(base + last)
+            np.testing.assert_array_equal(own, file.get_tensor(head))
+        assert file.get_tensor("lm_head.input_activation_scale") == 0
+
+
+def test_the_configuration_is_one_that_transformers_reads(
+    directories: Callable[[str], Path],
+) -> None:
+    for kind in DIRECTORIES:
+        found = transformers.AutoConfig.from_pretrained(directories(kind))
+        text, shape = found.text_config, narrow(kind.split("-")[0])
+        assert type(found).__name__ == "Gemma4Config"
+        assert text.num_kv_shared_layers == shape.shared
+        full = text.per_layer_config[shape.layers - 1]
+        assert (full.head_dim, full.num_key_value_heads) == (512, shape.kv_heads[1])
+
+
+@pytest.mark.parametrize("kind", ["e2b-mobile", "e2b-w4a16"])
+def test_the_same_seed_gives_the_same_directory(
+    narrowed: None,  # noqa: ARG001
+    kind: str,
+    tmp_path: Path,
+) -> None:
+    def digest(name: str, seed: int) -> str:
+        path = synthetic.write(tmp_path / name, kind, seed=seed)
+        return hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
+
+    assert digest("a", 1) == digest("b", 1)
+    assert digest("a2", 1) != digest("c", 2)
+
+
+@pytest.mark.parametrize("kind", ["e2b-mobile", "e2b-w4a16"])
+def test_no_page_but_the_head_is_written_twice(
+    narrowed: None,  # noqa: ARG001
+    kind: str,
+    tmp_path: Path,
+) -> None:
+    path = synthetic.write(tmp_path / "a", kind) / "model.safetensors"
+    file = halfbyte.open_safetensors(path)
+    pages = []
+    for tensor in file.tensors:
+        if not tensor.name.startswith("lm_head."):
+            data = file.tensor_bytes(tensor.name).tobytes()
+            pages += [data[i : i + 4096] for i in range(0, len(data) - 4095, 4096)]
+    assert 4096 * len(pages) > 50 * noise.POOL  # many times around
+    assert len(set(pages)) == len(pages)
+
+
+def test_an_existing_directory_is_kept(
+    narrowed: None,  # noqa: ARG001
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a"
+    path.mkdir()
+    (path / "notes").write_text("dear to somebody")
+    (path / "config.json").write_text("old")
+    with pytest.raises(FileExistsError, match="exists already"):
+        synthetic.write(path, "e2b-mobile")
+    assert (path / "config.json").read_text() == "old"
+    synthetic.write(path, "e2b-mobile", force=True)
+    assert (path / "notes").read_text() == "dear to somebody"
+    assert halfbyte.load(path, context=64).config.num_layers == 10
+    assert list(tmp_path.iterdir()) == [path]
+    file = tmp_path / "file"
+    file.write_text("dear to somebody")
+    with pytest.raises(FileExistsError):
+        synthetic.write(file, "e2b-mobile", force=True)
+
+
+def test_an_interrupt_leaves_no_directory(
+    narrowed: None,  # noqa: ARG001
+    tmp_path: Path,
+) -> None:
+    def stop(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        synthetic.write(tmp_path / "a", "e2b-mobile", progress=stop)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", DIRECTORIES)
+def test_a_dry_run_of_a_directory(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthetic.main([kind, "--dry-run"])
+    rows = table(capsys.readouterr().out)
+    assert rows["in all"][0] == str(len(layout(kind)))
+    wanted = ["+0"] if kind.endswith("mobile") else None
+    assert rows.get("difference of tensors") == wanted
