@@ -182,6 +182,8 @@ def computed(path: Path) -> roles.Footprint:
         [p for p in parts if p.role not in ("norms and scalars", "steps")]
     )
     scales = sum(rows[p.scales] for p in per_row if p.role != "embedding")
+    tables = (p for p in parts if p.role in ("embedding", "PLE table"))
+    scales += sum(4 * p.decoded for p in tables)
     return found._replace(resident=found.resident - scales)
 
 
@@ -209,6 +211,20 @@ def test_mobile_keeps_what_load_reads_for_a_token(
     folder = folders(name, rewrap)
     read = halfbyte.load(folder).report().bytes_per_token
     assert computed(folder).resident == read
+
+
+def test_scales_of_tables_are_copied_unless_they_are_f32(
+    folders: Callable[..., Path], inspect: Inspect
+) -> None:
+    own, other = (
+        inspect(folders("e2b", rewrap))["text_only_bytes"] for rewrap in (False, True)
+    )
+    tensors = mobile.tensors(reference("e2b"))
+    scales = sum(t.numel() for k, t in tensors.items() if k.endswith("embedding_scale"))
+    # The head's two steps, which are 0, are left out there.
+    assert other["resident"] == own["resident"] + 4 * scales - 2 * 4
+    # Each of the two tables says its shape in 16 bytes.
+    assert other["mapped"] == own["mapped"] - 4 * scales + 2 * 16
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])

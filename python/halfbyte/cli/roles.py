@@ -90,6 +90,7 @@ class Part(NamedTuple):
     bytes: int
     resident: int  # bytes once it is loaded, if every token reads it
     scales: str | None  # the tensor that has them
+    decoded: int = 0  # scales that are copied as float32, also of a table in the file
 
 
 class Group(NamedTuple):
@@ -265,7 +266,8 @@ def _packed(
         kept = f"{c.width} bit, per {weights // _count(scale)}"
         # Loaded, every 32 weights have a 16-bit scale, whatever the groups are.
         resident = weights * c.width // 8 + weights // 32 * 2
-    return Part(role, layer, kept, 0, weights, 0, resident, scale.name)
+    decoded = 0 if scale.type == "F32" else _count(scale)
+    return Part(role, layer, kept, 0, weights, 0, resident, scale.name, decoded)
 
 
 def _codes(
@@ -380,7 +382,8 @@ def footprint(every: Sequence[Part]) -> Footprint:
             resident += part.resident
             mapped += 0 if part.kept in ("F32", "F16", "BF16") else part.bytes
         else:
-            mapped += part.bytes
+            resident += 4 * part.decoded
+            mapped += part.bytes - 2 * part.decoded
     return Footprint(resident, mapped, unused)
 
 
