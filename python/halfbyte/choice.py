@@ -1,7 +1,7 @@
 # python/halfbyte/choice.py
 # Which files of a folder or a repository are the model, told from their names alone.
 # SPDX-License-Identifier: Apache-2.0
-"""Which files are the model, and which names come near one that is not there."""
+"""Which files and tensors are the model, and which names come near one not there."""
 
 from __future__ import annotations
 
@@ -12,10 +12,26 @@ from pathlib import PurePosixPath
 
 from halfbyte.errors import ArgumentError
 
-__all__ = ["gguf_files", "is_gguf_model", "listed", "nearest", "shown"]
+__all__ = [
+    "gguf_files",
+    "is_encoder_tensor",
+    "is_gguf_model",
+    "listed",
+    "nearest",
+    "shown",
+]
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 _LISTED = 8
+
+# Words in the names of tensors that text does without, as in io/safetensors.cc.
+_ENCODERS = {
+    "vision_tower",
+    "audio_tower",
+    "embed_vision",
+    "embed_audio",
+    "multi_modal_projector",
+}
 
 
 def gguf_files(names: Iterable[str], wanted: str | None, where: str) -> list[str]:
@@ -72,6 +88,11 @@ def gguf_files(names: Iterable[str], wanted: str | None, where: str) -> list[str
 def is_gguf_model(name: str) -> bool:
     """Whether a file is a GGUF, and no projector for images and sound (``mmproj``)."""
     return name.endswith(".gguf") and "mmproj" not in PurePosixPath(name).name.lower()
+
+
+def is_encoder_tensor(name: str) -> bool:
+    """Whether a tensor is of a part that sees or hears."""
+    return not _ENCODERS.isdisjoint(name.split("."))
 
 
 def _is_called(name: str, wanted: str) -> bool:

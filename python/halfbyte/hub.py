@@ -19,7 +19,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from halfbyte.choice import gguf_files, is_gguf_model, listed, nearest, shown
+from halfbyte.choice import (
+    gguf_files,
+    is_encoder_tensor,
+    is_gguf_model,
+    listed,
+    nearest,
+    shown,
+)
 from halfbyte.errors import ArgumentError, FormatError, TruncatedFileError
 
 __all__ = ["Repository", "fetch", "parse"]
@@ -36,14 +43,6 @@ _SIDECARS = (
 )
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-# Words in the names of tensors that text does without, as in io/safetensors.cc.
-_ENCODERS = {
-    "vision_tower",
-    "audio_tower",
-    "embed_vision",
-    "embed_audio",
-    "multi_modal_projector",
-}
 _MAX_INDEX_BYTES = 256 << 20  # as io/limits.h has it for a sidecar
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}"
@@ -286,9 +285,7 @@ def _shards(index: Path) -> set[str]:
         every = {shard for _, shard in places}
         if not every or not all(isinstance(shard, str) for shard in every):
             raise ValueError
-        text = {
-            shard for name, shard in places if _ENCODERS.isdisjoint(name.split("."))
-        }
+        text = {shard for name, shard in places if not is_encoder_tensor(name)}
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise FormatError(
             f"{index}: index: no weight_map of tensors to files [IDX_WEIGHT_MAP]",

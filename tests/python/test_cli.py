@@ -24,7 +24,7 @@ from typing import Any
 import gguf
 import pytest
 import tiny
-from halfbyte import __version__, demo, doctor
+from halfbyte import __version__, demo, doctor, load
 from halfbyte.cli import memory, terminal
 
 HELP = Path(__file__).parent.parent / "golden" / "cli_help.txt"
@@ -730,6 +730,36 @@ def test_chat_without_a_template_goes_on_with_the_text(
     assert b"no chat template" in done.stderr
     text = halfbyte.json("run", plain, PROMPT, "-n", 6)["text"]
     assert done.stdout.decode() == text + "\n"
+
+
+# --- How a model is loaded -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["run", "chat", "perplexity", "bench"])
+def test_every_command_that_runs_a_model_says_how_inputs_are_rounded(
+    halfbyte: Command, plain: Path, command: str
+) -> None:
+    text = ("--file", "-") if command == "perplexity" else ()
+    args = (command, plain, *text, "--quiet", "--activations")
+    # There are no steps in this file; only the one mode that needs them is refused.
+    done = halfbyte(*args, "static", stdin=PROMPT.encode(), code=4)
+    assert "steps of activations" in one_error_line(done.stderr)
+    done = halfbyte(*args, "statics", stdin=PROMPT.encode(), code=2)
+    assert "--activations" in one_error_line(done.stderr)
+
+
+def test_quantize_rounds_as_load_does(
+    halfbyte: Command, plain: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text").write_text(PROMPT)
+    args = ("perplexity", plain, "--file", tmp_path / "text")
+    loaded = load(plain, quantize="q4_0")
+    want = loaded.perplexity(loaded.tokenize(PROMPT))
+    rounded = halfbyte.json(*args, "--quantize", "q4_0")["perplexity"]
+    assert rounded == want
+    assert rounded != halfbyte.json(*args)["perplexity"]
+    done = halfbyte(*args, "--quantize", "q9", "--quiet", code=2)
+    assert "quantize" in one_error_line(done.stderr)
 
 
 # --- inspect ---------------------------------------------------------------------------

@@ -38,6 +38,8 @@ class _How(NamedTuple):
     repetitions: int
     json: bool
     quiet: bool
+    activations: str | None
+    quantize: str | None
 
 
 def bench(
@@ -89,6 +91,8 @@ def bench(
             "--tokens", help="Of the kernels; 1,4,32,512 by default.", metavar="N[,N]"
         ),
     ] = None,
+    activations: options.Activations = None,
+    quantize: options.Quantize = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,  # noqa: ARG001 - read by main
@@ -106,10 +110,13 @@ def bench(
     counts = [halfbyte.num_threads()]
     if threads is not None:
         counts = _numbers(threads, "--threads", 1, 1024)
-    how = _How(counts, repetitions, json, quiet)
+    how = _How(counts, repetitions, json, quiet, activations, quantize)
     if kernels:
-        if model is not None:
-            raise UsageError("--kernels measures no model: leave MODEL out")
+        if any(value is not None for value in (model, activations, quantize)):
+            raise UsageError(
+                "--kernels measures no model: leave MODEL out, and so --activations and "
+                "--quantize"
+            )
         _kernels(formats, matrices, tokens, how)
         return
     for name, value in (
@@ -177,7 +184,13 @@ def _model(name: str | None, prompts: list[int], answers: list[int], how: _How) 
     path = models.find(name, quiet=how.quiet)
     load = bench.load_average()
     roofs = bench.Roofs(roof.buffer(bench.ROOF_BYTES))  # before the model is there
-    loaded = models.open_model(path, None, max(prompts + answers))
+    loaded = models.open_model(
+        path,
+        None,
+        max(prompts + answers),
+        activations=how.activations,
+        quantize=how.quantize,
+    )
     speeds = bench.model_speeds(
         loaded,
         roofs,

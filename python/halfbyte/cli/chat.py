@@ -76,6 +76,8 @@ def chat(
     ] = False,
     threads: options.Threads = None,
     context: options.Context = None,
+    activations: options.Activations = None,
+    quantize: options.Quantize = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,  # noqa: ARG001 - read by main
 ) -> None:
@@ -85,7 +87,9 @@ def chat(
     greedy. A model without a chat template goes on with the text of the conversation.
     """
     path = models.find(model, quiet=quiet)
-    loaded = models.open_model(path, threads, context)
+    loaded = models.open_model(
+        path, threads, context, activations=activations, quantize=quantize
+    )
     chosen = models.sampling(loaded, temp, top_k, top_p, min_p, repeat_penalty, seed)
     talk = _Conversation(loaded, path, chosen, max_tokens, system)
     talk.raw_output, talk.stats, talk.quiet = raw_output, stats, quiet

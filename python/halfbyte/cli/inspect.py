@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import json as json_text
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halfbyte.cli import memory, models, options, terminal
+from halfbyte.cli import memory, models, options, roles, terminal
 
 if TYPE_CHECKING:
     from halfbyte.files import File, TensorInfo
@@ -49,21 +50,28 @@ def inspect(
     json: options.Json = False,
     debug: options.Debug = False,  # noqa: ARG001 - read by main
 ) -> None:
-    """Show tensors, types, bits per weight, metadata, and memory by context length.
+    """Show tensors, types, bits by role, metadata, and memory by context length.
 
-    Only the header is read. The file need not be a model that can be run here.
+    Only the header and small scales are read. The file need not be a model that can be
+    run here.
     """
     path = models.find(file)
     opened = _open(path)
     metadata = dict(opened.metadata)
     config = _config(path)
     shape = memory.cache_shape(config or metadata)
+    parts = roles.parts(opened, len(shape.layers) if shape else None)
+    vendor = memory.vendor(config or metadata)
     if json:
-        terminal.document(
-            _document(path, opened, metadata | config, shape, tensors=tensors)
-        )
+        document = _document(path, opened, metadata | config, shape, parts)
+        document |= _by_role(opened, parts, vendor)
+        if tensors:
+            document["tensor_list"] = _tensor_list(opened)
+        terminal.document(document)
         return
-    _show_summary(path, opened, metadata | config)
+    _show_summary(path, opened, metadata | config, parts)
+    _show_roles(opened, parts)
+    _show_footprint(parts, vendor)
     if tensors:
         _show_tensors(opened)
     _show_metadata(metadata | config)
@@ -102,21 +110,14 @@ def _groups(tensors: Iterable[TensorInfo]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for tensor in tensors:
         group = found.setdefault(
-            tensor.type, {"type": tensor.type, "count": 0, "bytes": 0, "weights": 0}
+            tensor.type, {"type": tensor.type, "count": 0, "bytes": 0, "elements": 0}
         )
         group["count"] += 1
         group["bytes"] += tensor.bytes
-        group["weights"] += _weights(tensor)
+        group["elements"] += math.prod(tensor.shape)
     for group in found.values():
-        group["bits_per_weight"] = _bits(group["bytes"], group["weights"])
+        group["bits_per_element"] = _bits(group["bytes"], group["elements"])
     return sorted(found.values(), key=lambda group: (-group["bytes"], group["type"]))
-
-
-def _weights(tensor: TensorInfo) -> int:
-    count = 1
-    for extent in tensor.shape:
-        count *= extent
-    return count
 
 
 def _bits(size: int, weights: int) -> float | None:
@@ -128,36 +129,68 @@ def _document(
     opened: File,
     metadata: Mapping[str, Any],
     shape: memory.CacheShape | None,
-    *,
-    tensors: bool,
+    parts: Sequence[roles.Part],
 ) -> dict[str, Any]:
-    size = sum(tensor.bytes for tensor in opened.tensors)
-    weights = sum(map(_weights, opened.tensors))
-    document: dict[str, Any] = {
+    weights, bits = _weights(parts)
+    return {
         "schema": SCHEMA,
         "file": str(path),
         "architecture": _architecture(metadata),
         "tensors": len(opened.tensors),
-        "bytes": size,
+        "bytes": sum(tensor.bytes for tensor in opened.tensors),
         "weights": weights,
-        "bits_per_weight": _bits(size, weights),
+        "bits_per_weight": bits,
         "types": _groups(opened.tensors),
         "metadata": {key: _brief(value) for key, value in metadata.items()},
         "memory": _by_context(shape),
     }
-    if tensors:
-        document["tensor_list"] = [
+
+
+def _weights(parts: Sequence[roles.Part]) -> tuple[int, float | None]:
+    """Count what the file tells the weights of, and the bits that one takes."""
+    told = [part for part in parts if part.weights]
+    weights = sum(part.weights for part in told)
+    return weights, _bits(sum(part.bytes for part in told), weights)
+
+
+def _by_role(
+    opened: File, parts: Sequence[roles.Part], vendor: memory.Vendor | None
+) -> dict[str, Any]:
+    """Make the part of the document that is about roles."""
+    groups = []
+    for group in roles.groups(parts):
+        scales = roles.scale_range(opened, group)
+        groups.append(
             {
-                "name": tensor.name,
-                "type": tensor.type,
-                "shape": list(tensor.shape),
-                "bytes": tensor.bytes,
-                "offset": tensor.offset,
-                "shard": tensor.shard,
+                "role": group.role,
+                "layers": [list(pair) for pair in roles.ranges(group.layers)],
+                "kept": group.kept,
+                "tensors": group.tensors,
+                "bytes": group.bytes,
+                "weights": group.weights or None,
+                "bits_per_weight": _bits(group.bytes, group.weights),
+                "scales": None if scales is None else scales._asdict(),
             }
-            for tensor in opened.tensors
-        ]
-    return document
+        )
+    return {
+        "roles": groups,
+        "text_only_bytes": roles.footprint(parts)._asdict(),
+        "vendor": None if vendor is None else vendor._asdict(),
+    }
+
+
+def _tensor_list(opened: File) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": tensor.name,
+            "type": tensor.type,
+            "shape": list(tensor.shape),
+            "bytes": tensor.bytes,
+            "offset": tensor.offset,
+            "shard": tensor.shard,
+        }
+        for tensor in opened.tensors
+    ]
 
 
 def _architecture(metadata: Mapping[str, Any]) -> str | None:
@@ -186,13 +219,18 @@ def _brief(value: Any) -> Any:
     return items
 
 
-def _show_summary(path: Path, opened: File, metadata: Mapping[str, Any]) -> None:
+def _show_summary(
+    path: Path,
+    opened: File,
+    metadata: Mapping[str, Any],
+    parts: Sequence[roles.Part],
+) -> None:
     size = sum(tensor.bytes for tensor in opened.tensors)
-    weights = sum(map(_weights, opened.tensors))
+    weights, each = _weights(parts)
     terminal.line(f"file          {terminal.printable(str(path))}")
     architecture = _architecture(metadata) or "unknown"
     terminal.line(f"architecture  {terminal.printable(architecture)}")
-    bits = f", {8 * size / weights:.2f} bits a weight" if weights else ""
+    bits = f", {each:.2f} bits a weight" if each is not None else ""
     terminal.line(
         f"tensors       {len(opened.tensors):,} with {weights:,} weights "
         f"in {terminal.gib(size)}{bits}"
@@ -202,14 +240,75 @@ def _show_summary(path: Path, opened: File, metadata: Mapping[str, Any]) -> None
         (
             terminal.printable(group["type"]),
             f"{group['count']:,}",
-            f"{group['weights']:,}",
+            f"{group['elements']:,}",
             terminal.gib(group["bytes"]),
-            f"{8 * group['bytes'] / group['weights']:.2f}" if group["weights"] else "-",
+            _shown_bits(group["bits_per_element"]),
         )
         for group in _groups(opened.tensors)
     ]
-    header = ("type", "tensors", "weights", "size", "bits a weight")
+    header = ("type", "tensors", "elements", "size", "bits each")
     terminal.table(header, rows, "lrrrr")
+
+
+def _shown_bits(bits: float | None) -> str:
+    return "-" if bits is None else f"{bits:.2f}"
+
+
+def _show_roles(opened: File, parts: Sequence[roles.Part]) -> None:
+    groups = roles.groups(parts)
+    if not groups:
+        return
+    rows = [
+        (
+            group.role,
+            _shown_layers(group),
+            terminal.printable(group.kept),
+            f"{group.weights:,}" if group.weights else "-",
+            terminal.gib(group.bytes),
+            _shown_bits(group.bits),
+        )
+        for group in groups
+    ]
+    terminal.line()
+    header = ("role", "layers", "kept as", "weights", "size", "bits")
+    terminal.table(header, rows, "lllrrr")
+    _show_scales(opened, groups)
+
+
+def _show_scales(opened: File, groups: Sequence[roles.Group]) -> None:
+    rows = []
+    for group in groups:
+        scales = roles.scale_range(opened, group)
+        if scales is not None:
+            told = [f"{value:.3g}" for value in scales]
+            rows.append([group.role, _shown_layers(group), group.kept, *told])
+    if rows:
+        terminal.line()
+        header = ("scales of", "layers", "kept as", "min", "median", "max")
+        terminal.table(header, rows, "lllrrr")
+
+
+def _shown_layers(group: roles.Group) -> str:
+    pairs = roles.ranges(group.layers)
+    shown = [str(a) if a == b else f"{a}-{b}" for a, b in pairs[:_SHOWN_ITEMS]]
+    return ", ".join(shown) + (", ..." if len(pairs) > _SHOWN_ITEMS else "")
+
+
+def _show_footprint(parts: Sequence[roles.Part], vendor: memory.Vendor | None) -> None:
+    text = roles.footprint(parts)
+    rows = [
+        (label, terminal.gib(size), f"{size / 1e9:.2f}")
+        for label, size in (
+            ("in memory, read for every token", text.resident),
+            ("in the file, gathered by rows", text.mapped),
+            ("never read", text.unused),
+        )
+    ]
+    terminal.line()
+    terminal.table(("text alone, computed", "size", "GB"), rows, "lrr")
+    if vendor is not None:
+        told = ", ".join(f"{name} {size:g}" for name, size in vendor.gb.items())
+        terminal.line(f"the vendor's table for {vendor.size}, GB: {told}")
 
 
 def _show_tensors(opened: File) -> None:

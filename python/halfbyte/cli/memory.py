@@ -2,14 +2,14 @@
 # How much memory the keys and values of a context take, from hyperparameters alone:
 # also for files that cannot be run here.
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of the key-value cache by context length."""
+"""Memory of the key-value cache by context length, and what the vendor says."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["CONTEXTS", "CacheShape", "Layer", "cache_shape"]
+__all__ = ["CONTEXTS", "CacheShape", "Layer", "Vendor", "cache_shape", "vendor"]
 
 CONTEXTS = (1024, 4096, 8192, 32768, 131072)
 
@@ -26,6 +26,25 @@ _HF_PERIODS = {
     "gemma4": 6,
     "gemma4_text": 6,
 }
+
+
+# Layers and width of the released sizes, and the memory that the vendor's overview of
+# Gemma 4 states for them.
+_VENDOR = {
+    (35, 1536): ("E2B", (11.4, 5.7, 2.9, 1.1, 0.84)),
+    (42, 2560): ("E4B", (17.9, 8.9, 4.5, 2.5, 2.2)),
+    (48, 3840): ("12B", (26.7, 13.4, 6.7)),
+    (30, 2816): ("26B-A4B", (57.7, 28.8, 14.4)),
+    (60, 5376): ("31B", (69.9, 34.9, 17.5)),
+}
+_VENDOR_COLUMNS = ("BF16", "SFP8", "Q4_0", "mobile", "mobile, text only")
+
+
+class Vendor(NamedTuple):
+    """A released size, and decimal gigabytes by kind of weights."""
+
+    size: str
+    gb: dict[str, float]
 
 
 class Layer(NamedTuple):
@@ -67,6 +86,31 @@ def cache_shape(metadata: Mapping[str, Any]) -> CacheShape | None:
         return _from_config(metadata)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
         return None
+
+
+def vendor(metadata: Mapping[str, Any]) -> Vendor | None:
+    """Look up a released size in the vendor's table, or None if it is none of them.
+
+    Parameters
+    ----------
+    metadata : mapping
+        As for `cache_shape`.
+    """
+    text = metadata.get("text_config") or metadata
+    if not isinstance(text, Mapping):
+        return None
+    family = metadata.get("general.architecture") or text.get("model_type")
+    if not str(family).startswith("gemma4"):
+        return None
+    if "general.architecture" in metadata:
+        names = (f"{family}.block_count", f"{family}.embedding_length")
+    else:
+        names = ("num_hidden_layers", "hidden_size")
+    found = tuple(text.get(name) for name in names)
+    if not all(isinstance(value, int) for value in found) or found not in _VENDOR:
+        return None
+    size, numbers = _VENDOR[found]
+    return Vendor(size, dict(zip(_VENDOR_COLUMNS, numbers, strict=False)))
 
 
 def _from_gguf(metadata: Mapping[str, Any]) -> CacheShape:

@@ -143,6 +143,8 @@ def open_model(
     threads: int | None,
     context: int | None,
     *,
+    activations: str | None = None,
+    quantize: str | None = None,
     repack: str = "auto",
     quiet: bool = False,
 ) -> Model:
@@ -151,7 +153,13 @@ def open_model(
 
     with terminal.progress("loading", quiet=quiet) as update:
         return halfbyte.load(
-            path, threads=threads, context=context, repack=repack, progress=update
+            path,
+            threads=threads,
+            context=context,
+            activations=activations,
+            quantize=quantize,
+            repack=repack,
+            progress=update,
         )
 
 

@@ -5,17 +5,21 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Annotated
 
 import typer
 
 __all__ = [
+    "ActivationMode",
+    "Activations",
     "Context",
     "Debug",
     "Json",
     "MaxTokens",
     "MinP",
     "ModelArgument",
+    "Quantize",
     "Quiet",
     "RepeatPenalty",
     "Seed",
@@ -25,6 +29,16 @@ __all__ = [
     "TopK",
     "TopP",
 ]
+
+
+class ActivationMode(str, Enum):
+    """What `halfbyte.load` knows; typer before 0.19 takes no Literal."""
+
+    AUTO = "auto"
+    STATIC = "static"
+    DYNAMIC = "dynamic"
+    F32 = "f32"
+
 
 ModelArgument = Annotated[
     str | None,
@@ -110,6 +124,22 @@ Context = Annotated[
         min=1,
         help="Tokens that prompt and answer may fill.",
         metavar="N",
+    ),
+]
+Activations = Annotated[
+    ActivationMode | None,
+    typer.Option(
+        "--activations",
+        help="Rounding of inputs: auto (as trained), static, dynamic or f32.",
+        metavar="MODE",
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize",
+        help="Round float matrices as they are loaded, to q4_0 or the like.",
+        metavar="FORMAT",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]

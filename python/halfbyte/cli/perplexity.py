@@ -33,6 +33,8 @@ def perplexity(
     model: options.ModelArgument = None,
     threads: options.Threads = None,
     context: options.Context = None,
+    activations: options.Activations = None,
+    quantize: options.Quantize = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,  # noqa: ARG001 - read by main
@@ -44,7 +46,14 @@ def perplexity(
     """
     text = models.read_stdin() if file == "-" else _read(models.existing(file))
     path = models.find(model, quiet=quiet)
-    loaded = models.open_model(path, threads, context, quiet=quiet)
+    loaded = models.open_model(
+        path,
+        threads,
+        context,
+        activations=activations,
+        quantize=quantize,
+        quiet=quiet,
+    )
     ids = loaded.tokenize(text)
     if len(ids) < 2:
         raise UsageError(f"{file}: no text to predict")

@@ -65,6 +65,8 @@ def run(
     ] = False,
     threads: options.Threads = None,
     context: options.Context = None,
+    activations: options.Activations = None,
+    quantize: options.Quantize = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,  # noqa: ARG001 - read by main
@@ -78,7 +80,14 @@ def run(
     """
     name, text = models.split_positionals(model, prompt, quiet=quiet)
     path = models.find(name, quiet=quiet)
-    loaded = models.open_model(path, threads, context, quiet=quiet)
+    loaded = models.open_model(
+        path,
+        threads,
+        context,
+        activations=activations,
+        quantize=quantize,
+        quiet=quiet,
+    )
     chosen = models.sampling(loaded, temp, top_k, top_p, min_p, repeat_penalty, seed)
     request = _request(loaded, text, system, raw=raw, quiet=quiet)
     pieces: list[str] = []
