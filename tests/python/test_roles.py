@@ -23,12 +23,12 @@ import halfbyte
 import mobile
 import numpy as np
 import pytest
-import synthetic
 import tiny
 import torch
 from halfbyte.cli import main, memory, roles
 from halfbyte.files import TensorInfo
 from safetensors.torch import save_file
+from synth import gguf_file, shapes
 
 Inspect = Callable[..., Any]
 
@@ -258,7 +258,7 @@ def listing(tensors: Iterator[tuple[str, str, tuple[int, ...]]]) -> Any:
 
 def mobile_tensors(size: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Name, type and shape of every text tensor of a released mobile checkpoint."""
-    s, root = synthetic.SIZES[size], mobile.ROOT
+    s, root = shapes.SIZES[size], mobile.ROOT
     wide, ple = s.first_shared if size == "e2b" else s.layers, s.per_layer * s.layers
     ple_bits = 4 if size == "e2b" else 2
 
@@ -284,7 +284,7 @@ def mobile_tensors(size: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     yield vector("norm.weight", s.hidden)
     yield vector("per_layer_projection_norm.weight", s.per_layer)
     for layer in range(s.layers):
-        head = synthetic.HEAD_FULL if s.is_full(layer) else synthetic.HEAD
+        head = shapes.HEAD_FULL if s.is_full(layer) else shapes.HEAD
         queries, keys = s.heads * head, s.kv_heads[0] * head
         at, ffn = f"layers.{layer}.", s.ffn_len(layer)
         attention, mlp = f"{root}{at}self_attn.", f"{root}{at}mlp."
@@ -350,7 +350,7 @@ MOBILE = {
 def test_bytes_of_the_released_mobile_files(size: str) -> None:
     opened, (total, whole, codes) = listing(mobile_tensors(size)), MOBILE[size]
     assert (len(opened.tensors), sum(t.bytes for t in opened.tensors)) == total
-    parts = roles.parts(opened, synthetic.SIZES[size].first_shared)
+    parts = roles.parts(opened, shapes.SIZES[size].first_shared)
     groups = {(g.role, g.kept): g for g in roles.groups(parts)}
     for key, size_bytes in whole.items():
         assert groups[key].bytes == size_bytes, key
@@ -362,18 +362,18 @@ def test_bytes_of_the_released_mobile_files(size: str) -> None:
 def test_the_vendor_counts_what_is_read_for_every_token() -> None:
     # 0.84 and 2.2 GB, with a context of unknown length: within a fifteenth.
     for size, stated in (("e2b", 0.84), ("e4b", 2.2)):
-        shape = synthetic.SIZES[size]
+        shape = shapes.SIZES[size]
         parts = roles.parts(listing(mobile_tensors(size)), shape.first_shared)
         resident = roles.footprint(parts).resident / 1e9
         assert abs(resident - stated) < stated / 15
 
 
 def test_the_footprint_of_the_released_e2b_gguf() -> None:
-    shape = synthetic.SIZES["e2b"]
+    shape = shapes.SIZES["e2b"]
     opened = SimpleNamespace(
         tensors=[
             TensorInfo(t.name, t.type.name, t.shape, t.num_bytes, 0, 0, None)
-            for t in synthetic.tensors(shape)
+            for t in gguf_file.tensors(shape)
         ]
     )
     found = roles.footprint(roles.parts(opened, shape.first_shared))
@@ -383,9 +383,9 @@ def test_the_footprint_of_the_released_e2b_gguf() -> None:
     assert found.unused == 0
 
 
-@pytest.mark.parametrize("size", synthetic.SIZES)
+@pytest.mark.parametrize("size", shapes.SIZES)
 def test_the_vendors_table_is_found_by_either_config(size: str) -> None:
-    shape = synthetic.SIZES[size]
+    shape = shapes.SIZES[size]
     text = {"num_hidden_layers": shape.layers, "hidden_size": shape.hidden}
     nested = {
         "model_type": "gemma4",
