@@ -56,7 +56,7 @@ struct FetchStream {
     if (T < kPrefetchTokens && !early) return;
     HALFBYTE_UNROLL
     for (size_t v = 0; v < kStreams<V>; ++v) {
-      PrefetchAhead<kUnitBytes, kPrefetchLocality>(stream[v]);
+      PrefetchAhead<kUnitBytes>(stream[v]);
     }
   }
 };

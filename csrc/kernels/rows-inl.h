@@ -42,8 +42,9 @@ HWY_NOINLINE void FloatTile(const LinearArgs& a, size_t n, size_t m) {
     HALFBYTE_UNROLL
     for (size_t r = 0; r < R; ++r) {
       row[r] = LoadWeights(Fmt(), df, w + r * a.w_row_bytes, k);
-      if (early)
+      if (early) {
         PrefetchLine(next + r * a.w_row_bytes + k * sizeof(typename Fmt::Block));
+      }
     }
     HALFBYTE_UNROLL
     for (size_t t = 0; t < T; ++t) {

@@ -49,6 +49,19 @@ std::string TextIfThere(const fs::path& path) {
   return {bytes.begin(), bytes.end()};
 }
 
+// An option asks for what the checkpoint does not have.
+[[noreturn]] void FailOption(const char* code, const char* subject, const char* found,
+                             const char* expected, const char* hint) {
+  ErrorInfo info;
+  info.kind = "model";
+  info.code = code;
+  info.subject = subject;
+  info.found = found;
+  info.expected = expected;
+  info.hint = hint;
+  throw Error(ErrorClass::kModel, std::move(info));
+}
+
 // Bytes of a layer's matrices, `experts_used` of its experts among them.
 uint64_t LayerBytes(const LayerWeights& w, const ModelConfig& c, size_t experts_used) {
   uint64_t bytes = 0, experts = 0;
@@ -180,14 +193,8 @@ void Model::ChooseSteps() {
   for (LayerWeights& layer : weights_.layers) ForEachMatrix(layer, choose);
   choose(weights_.head);
   if (has_steps_ || options_.steps != TrainedSteps::kRequire) return;
-  ErrorInfo info;
-  info.kind = "model";
-  info.code = "MODEL_STEPS";
-  info.subject = "steps of activations";
-  info.found = "none";
-  info.expected = "those that activations=static rounds by";
-  info.hint = "load with activations=auto";
-  throw Error(ErrorClass::kModel, std::move(info));
+  FailOption("MODEL_STEPS", "steps of activations", "none",
+             "those that activations=static rounds by", "load with activations=auto");
 }
 
 // Marks float matrices to be rounded when they are packed: a panel at a time, from the
@@ -210,14 +217,8 @@ void Model::QuantizeFloats() {
   }
   mark(weights_.head);
   if (count != 0) return;
-  ErrorInfo info;
-  info.kind = "model";
-  info.code = "MODEL_QUANTIZE";
-  info.subject = "matrices";
-  info.found = "none in F32, F16 or BF16";
-  info.expected = "some that quantize can round";
-  info.hint = "load without quantize";
-  throw Error(ErrorClass::kModel, std::move(info));
+  FailOption("MODEL_QUANTIZE", "matrices", "none in F32, F16 or BF16",
+             "some that quantize can round", "load without quantize");
 }
 
 void Model::MakeRope() {
