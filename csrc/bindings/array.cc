@@ -128,13 +128,22 @@ std::vector<int32_t> AsIds(const py::array& a, const char* name, size_t below) {
   return ids;
 }
 
-bool Overlaps(Mat<const float> a, Mat<const float> b) {
+void CheckApart(Mat<const float> out, Mat<const float> in, const char* name) {
   const auto end = [](Mat<const float> m) {
     return m.rows == 0 ? m.data : m.Row(m.rows - 1) + m.cols;
   };
   const std::less<const float*> less;
-  return a.rows * a.cols != 0 && b.rows * b.cols != 0 && less(a.data, end(b)) &&
-         less(b.data, end(a));
+  if (out.rows * out.cols != 0 && in.rows * in.cols != 0 && less(out.data, end(in)) &&
+      less(in.data, end(out))) {
+    throw Error(ErrorClass::kShape,
+                std::string("out: overlaps ") + name + " in memory");
+  }
+}
+
+void CheckApartOrSame(Mat<const float> out, Mat<const float> in, const char* name) {
+  if (out.data != in.data || (out.ld != in.ld && out.rows > 1)) {
+    CheckApart(out, in, name);
+  }
 }
 
 // ---- DLPack, as its specification lays it out (version 1; the old form is a prefix).

@@ -32,8 +32,14 @@ std::span<const uint8_t> AsBytes(const pybind11::array& a, const char* name);
 // A contiguous int64 vector, copied: callers may change theirs meanwhile.
 std::vector<int32_t> AsIds(const pybind11::array& a, const char* name, size_t below);
 
-// True if the bytes of the two share memory.
-bool Overlaps(Mat<const float> a, Mat<const float> b);
+// Refuses an output that shares memory with the input `name`; the second allows both to
+// be the same rows: in place is fine, half in place is not.
+void CheckApart(Mat<const float> out, Mat<const float> in, const char* name);
+void CheckApartOrSame(Mat<const float> out, Mat<const float> in, const char* name);
+
+inline Mat<const float> AsRow(std::span<const float> v) {
+  return {v.data(), 1, v.size()};
+}
 
 // Reads a DLPack capsule of CPU memory: an array that keeps the producer alive.
 // bfloat16 comes as uint16; the second item says so.

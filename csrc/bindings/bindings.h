@@ -17,6 +17,7 @@ namespace halfbyte {
 
 void RegisterErrors();
 void RegisterOps(pybind11::module_& m);
+void RegisterWeight(pybind11::module_& m);
 void RegisterFiles(pybind11::module_& m);
 void RegisterModel(pybind11::module_& m);
 void RegisterStages(pybind11::module_& m);

@@ -55,6 +55,7 @@ PYBIND11_MODULE(_core, m) {
   halfbyte::RegisterErrors();
   halfbyte::RegisterSystem(m);
   halfbyte::RegisterOps(m);
+  halfbyte::RegisterWeight(m);
   halfbyte::RegisterFiles(m);
   halfbyte::RegisterModel(m);
   halfbyte::RegisterStages(m);

@@ -64,43 +64,58 @@ def quantize(x: _F32, format: str, threads: int) -> tuple[_U8, _F32]:
     """Pack the rows of `x`; the second item has their scales, if the format does."""
 
 @final
-class Panels:
-    """A weight's copy in kernel order."""
+class Weight:
+    """A packed n x k matrix, checked, and the arrays that it lies in."""
 
-    @property
-    def nbytes(self) -> int:
-        """Size."""
+    def __init__(
+        self,
+        data: _U8,
+        format: str,
+        n: int,
+        k: int,
+        scales: _F32 | None,
+        panels: _U8 | None,
+        x_step: float,
+        y_step: float,
+    ) -> None: ...
+    def panels(self, threads: int) -> _U8:
+        """Copy into kernel order; empty where products read the data as it is."""
 
-def pack_panels(w: _U8, format: str, n: int, k: int, threads: int) -> Panels:
-    """Copy the n x k weight `w` into kernel order."""
+    def linear(
+        self,
+        x: _F32,
+        bias: _F32 | None,
+        out: _F32,
+        activations: str,
+        threads: int,
+    ) -> None:
+        """Write ``x @ w.T + bias`` to `out`."""
 
-def linear(
-    x: _F32,
-    w: _U8,
-    format: str,
-    n: int,
-    scales: _F32 | None,
-    panels: Panels | None,
-    bias: _F32 | None,
-    out: _F32,
-    activations: str,
-    threads: int,
-) -> None:
-    """Write ``x @ w.T + bias`` to `out`."""
+    def linear_at(
+        self,
+        x: int,
+        type: str,
+        rows: int,
+        x_ld: int,
+        bias: int,
+        out: int,
+        activations: str,
+        threads: int,
+    ) -> None:
+        """Do so with addresses of rows of `type`: f32, f16 or bf16. Nothing is checked."""
 
-def linear_codes(
-    x: NDArray[np.int8],
-    x_step: float,
-    w: _U8,
-    format: str,
-    n: int,
-    scales: _F32,
-    panels: Panels | None,
-    y_step: float,
-    out: NDArray[np.int8],
-    threads: int,
-) -> None:
-    """Write the codes of ``x_step * x @ w.T / y_step`` to `out`."""
+    def linear_codes(
+        self,
+        x: NDArray[np.int8],
+        x_step: float,
+        y_step: float,
+        out: NDArray[np.int8],
+        threads: int,
+    ) -> None:
+        """Write the codes of ``x_step * x @ w.T / y_step`` to `out`."""
+
+    def rows(self, ids: _I64, out: _F32, threads: int) -> None:
+        """Write the rows `ids` to `out`."""
 
 def open_onednn(path: str | bytes) -> None:
     """Open the library at `path`, or of that name."""
@@ -110,18 +125,6 @@ def use_onednn(on: bool) -> None:
 
 def onednn() -> tuple[str, str, bool] | None:
     """Version, path, and whether it is used, of the library if one is open."""
-
-def embedding_rows(
-    w: _U8,
-    format: str,
-    n: int,
-    k: int,
-    scales: _F32 | None,
-    ids: _I64,
-    out: _F32,
-    threads: int,
-) -> None:
-    """Write the rows `ids` of the n x k weight `w` to `out`."""
 
 def rms_norm(x: _F32, weight: _F32 | None, eps: float, out: _F32, threads: int) -> None:
     """Write the normalised rows to `out`, which may be `x`."""

@@ -84,7 +84,7 @@ class Weight:
         If the bytes are not N rows of K weights of that format.
     """
 
-    __slots__ = ("_data", "_format", "_panels", "_scales", "_shape")
+    __slots__ = ("_core", "_data", "_format", "_panels", "_scales", "_shape")
 
     def __init__(
         self,
@@ -109,8 +109,15 @@ class Weight:
         flat = np.ascontiguousarray(data).reshape(-1).view()
         flat.flags.writeable = False
         self._data, self._format, self._shape = flat, format, (n, k)
-        self._panels: _core.Panels | None = None
+        self._panels: NDArray[np.uint8] | None = None
         self._scales = _scales(info, n, scales)
+        self._core = self._checked()
+
+    def _checked(self) -> _core.Weight:
+        n, k = self._shape
+        return _core.Weight(
+            self._data, self._format, n, k, self._scales, self._panels, 0.0, 0.0
+        )
 
     @property
     def data(self) -> NDArray[np.uint8]:
@@ -163,11 +170,9 @@ class Weight:
         >>> w.repacked_nbytes
         2304
         """
-        n, k = self._shape
         weight = Weight(self._data, self._format, self._shape, self._scales)
-        weight._panels = _core.pack_panels(
-            self._data, self._format, n, k, targets.num_threads()
-        )
+        weight._panels = self._core.panels(targets.num_threads())
+        weight._core = weight._checked()
         return weight
 
     @property
@@ -287,7 +292,5 @@ def dequantize(
     if ids.ndim != 1:
         raise ShapeError(f"rows: expected shape (R,), got {ids.shape}")
     result, target = output(out, (len(ids), k))
-    _core.embedding_rows(
-        w.data, w.format, n, k, w.scales, ids, target, targets.num_threads()
-    )
+    w._core.rows(ids, target, targets.num_threads())
     return result

@@ -106,18 +106,7 @@ def linear(
     result, target = output(out, (*values.shape[:-1], n))
     if w.format in ("f32", "bf16"):
         _onednn.open_if_asked()
-    _core.linear(
-        rows_of(values),
-        w.data,
-        w.format,
-        n,
-        w.scales,
-        w._panels,
-        added,
-        target,
-        activations,
-        num_threads(),
-    )
+    w._core.linear(rows_of(values), added, target, activations, num_threads())
     return result
 
 
@@ -183,18 +172,7 @@ def linear_codes(
     if np.shares_memory(result, x):
         raise ShapeError("out: overlaps x in memory")
     rows = np.ascontiguousarray(x).reshape(-1, k)
-    _core.linear_codes(
-        rows,
-        x_step,
-        w.data,
-        w.format,
-        n,
-        w.scales,
-        w._panels,
-        y_step,
-        result.reshape(-1, n),
-        num_threads(),
-    )
+    w._core.linear_codes(rows, x_step, y_step, result.reshape(-1, n), num_threads())
     return result
 
 
@@ -226,7 +204,7 @@ def embedding_rows(
     indices = as_indices(ids, "ids", n)
     result, target = output(out, (*indices.shape, k))
     rows = np.ascontiguousarray(indices.reshape(-1))
-    _core.embedding_rows(w.data, w.format, n, k, w.scales, rows, target, num_threads())
+    w._core.rows(rows, target, num_threads())
     return result
 
 

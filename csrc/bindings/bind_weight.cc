@@ -1,0 +1,243 @@
+// csrc/bindings/bind_weight.cc
+// SPDX-License-Identifier: Apache-2.0
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "base/error.h"
+#include "bindings/array.h"
+#include "bindings/bindings.h"
+#include "kernels/format_kernels.h"
+#include "ops/cast.h"
+#include "ops/linear.h"
+#include "ops/rows.h"
+#include "ops/rowwise.h"
+#include "runtime/pages.h"
+
+namespace py = pybind11;
+
+namespace halfbyte {
+namespace {
+
+const FormatInfo& FormatNamed(std::string_view name) {
+  std::string known;
+  for (const FormatInfo& info : kFormats) {
+    if (name == info.stem) return info;
+    known += (known.empty() ? "" : ", ") + std::string(info.stem);
+  }
+  throw Error(ErrorClass::kValue,
+              "format: found '" + Escape(name) + "'; expected one of " + known);
+}
+
+ActivationMode ModeNamed(std::string_view name) {
+  if (name == "auto") return ActivationMode::kAuto;
+  if (name == "f32") return ActivationMode::kF32;
+  throw Error(ErrorClass::kValue,
+              "activations: found '" + Escape(name) + "'; expected auto or f32");
+}
+
+bool HasRowScale(Format format) {
+  return KernelsFor(format).linear_channels != nullptr;
+}
+
+// A weight as products take it, checked once, and the arrays that it lies in.
+struct Weight {
+  WeightView view;
+  py::array data;
+  py::object scales, panels;
+};
+
+void Check(const FormatInfo& info, size_t N, size_t K, size_t num_bytes) {
+  if (K % info.block_len != 0) {
+    throw Error(ErrorClass::kShape, "w: expected K a multiple of " +
+                                        std::to_string(info.block_len) + " for " +
+                                        info.stem + ", got " + std::to_string(K));
+  }
+  size_t want = 0;
+  const size_t row_bytes = RowBytes(info.format, K);
+  if (__builtin_mul_overflow(N, row_bytes, &want) || want != num_bytes) {
+    throw Error(ErrorClass::kShape, "w: expected " + std::to_string(N) + " rows of " +
+                                        std::to_string(row_bytes) + " bytes, got " +
+                                        std::to_string(num_bytes) + " bytes");
+  }
+}
+
+const uint8_t* AsPanels(const py::object& panels, const WeightView& w) {
+  const std::span<const uint8_t> bytes = AsBytes(panels.cast<py::array>(), "panels");
+  if (bytes.size() != w.packed_bytes() ||
+      reinterpret_cast<uintptr_t>(bytes.data()) % 64 != 0) {
+    throw Error(ErrorClass::kShape, "panels: expected those of w, aligned to 64 bytes");
+  }
+  return bytes.data();
+}
+
+Weight MakeWeight(py::array data, const std::string& format, size_t N, size_t K,
+                  py::object scales, py::object panels, float x_step, float y_step) {
+  const FormatInfo& info = FormatNamed(format);
+  const std::span<const uint8_t> bytes = AsBytes(data, "w");
+  Check(info, N, K, bytes.size());
+  WeightView w = {.format = info.format, .N = N, .K = K, .data = bytes.data()};
+  if (!scales.is_none()) {
+    w.row_scale = AsVector(scales.cast<py::array>(), "scales", N).data();
+  }
+  if (!panels.is_none()) w.panels = AsPanels(panels, w);
+  w.x_step = x_step;
+  w.y_step = y_step;
+  return {w, std::move(data), std::move(scales), std::move(panels)};
+}
+
+// The panels as an array over pages of their own.
+py::array_t<uint8_t> MakePanels(const Weight& w, size_t threads) {
+  const Context context = MakeContext(threads);
+  auto memory = std::make_unique<PageBuffer>();
+  {
+    const py::gil_scoped_release nogil;
+    *memory = PageBuffer(w.view.packed_bytes());
+    if (memory->bytes() != 0) PackPanels(context, w.view, memory->data());
+  }
+  const auto num_bytes = static_cast<py::ssize_t>(memory->bytes());
+  uint8_t* data = memory->data();
+  const py::capsule owner(memory.release(),
+                          [](void* p) { delete static_cast<PageBuffer*>(p); });
+  return py::array_t<uint8_t>(num_bytes, data, owner);
+}
+
+// y = x w^T + bias, f32 throughout.
+void Multiply(const Context& context, Mat<const float> x, const WeightView& w,
+              std::span<const float> bias, ActivationMode mode, Mat<float> y) {
+  LinearInput in(context, x, mode);
+  Linear(in, w, y);
+  if (!bias.empty()) AddRows(context, {bias.data(), y.rows, w.N, 0}, y);
+}
+
+void LinearOf(const Weight& self, const py::array& x, const py::object& bias,
+              py::array& out, const std::string& activations, size_t threads) {
+  const WeightView& w = self.view;
+  const Mat<const float> xm = AsMatrix(x, "x");
+  const Mat<float> y = AsOutMatrix(out, "out", xm.rows, w.N);
+  CheckApart(y, xm, "x");
+  const ActivationMode mode = ModeNamed(activations);
+  std::span<const float> b;
+  if (!bias.is_none()) b = AsVector(bias.cast<py::array>(), "bias", w.N);
+  CheckApart(y, AsRow(b), "bias");
+  const Context context = MakeContext(threads);
+  const py::gil_scoped_release nogil;
+  Multiply(context, xm, w, b, mode, y);
+}
+
+// Addresses in place of arrays: `rows` rows of `type` (f32, f16, bf16), x_ld elements
+// apart, into rows without gaps. `bias` is f32 or 0. Whoever calls has checked.
+void LinearAt(const Weight& self, uintptr_t x, const std::string& type, size_t rows,
+              size_t x_ld, uintptr_t bias, uintptr_t out,
+              const std::string& activations, size_t threads) {
+  const WeightView& w = self.view;
+  const Format format = FormatNamed(type).format;
+  const ActivationMode mode = ModeNamed(activations);
+  const std::span<const float> b(reinterpret_cast<const float*>(bias),
+                                 bias == 0 ? 0 : w.N);
+  const Context context = MakeContext(threads);
+  const py::gil_scoped_release nogil;
+  if (format == Format::kF32) {
+    const Mat<const float> xm(reinterpret_cast<const float*>(x), rows, w.K, x_ld);
+    return Multiply(context, xm, w, b, mode,
+                    {reinterpret_cast<float*>(out), rows, w.N});
+  }
+  const auto memory = std::make_unique_for_overwrite<float[]>(rows * (w.K + w.N));
+  const Mat<float> xm(memory.get(), rows, w.K), y(xm.Row(rows), rows, w.N);
+  Widen(context, {reinterpret_cast<const uint16_t*>(x), rows, w.K, x_ld}, format, xm);
+  Multiply(context, xm, w, b, mode, y);
+  Narrow(context, y, format, {reinterpret_cast<uint16_t*>(out), rows, w.N});
+}
+
+void LinearCodesOf(const Weight& self, const py::array& x, float x_step, float y_step,
+                   py::array& out, size_t threads) {
+  const Mat<const int8_t> xm = AsCodes(x, "x");
+  const Mat<int8_t> y = AsOutCodes(out, "out", xm.rows, self.view.N);
+  const Context context = MakeContext(threads);
+  const py::gil_scoped_release nogil;
+  LinearCodes(context, xm, x_step, self.view, y_step, y);
+}
+
+void RowsOf(const Weight& self, const py::array& ids, py::array& out, size_t threads) {
+  const WeightView& w = self.view;
+  const std::vector<int32_t> rows = AsIds(ids, "ids", w.N);
+  const Mat<float> y = AsOutMatrix(out, "out", rows.size(), w.K);
+  const Context context = MakeContext(threads);
+  const py::gil_scoped_release nogil;
+  EmbeddingRows(context, w, rows, y);
+}
+
+py::list Formats() {
+  py::list formats;
+  for (const FormatInfo& info : kFormats) {
+    const FormatKernels& kernels = KernelsFor(info.format);
+    const bool writable =
+        kernels.encode_row_ref != nullptr || kernels.encode_row_scaled_ref != nullptr;
+    formats.append(py::make_tuple(info.stem, static_cast<uint32_t>(info.format),
+                                  info.block_len, info.block_bytes, writable,
+                                  HasRowScale(info.format)));
+  }
+  return formats;
+}
+
+py::tuple Quantize(const py::array& x, const std::string& format, size_t threads) {
+  const Mat<const float> xm = AsMatrix(x, "x");
+  const FormatInfo& info = FormatNamed(format);
+  const FormatKernels& kernels = KernelsFor(info.format);
+  if (kernels.encode_row_ref == nullptr && kernels.encode_row_scaled_ref == nullptr) {
+    throw Error(ErrorClass::kValue, "format: " + format + " can only be read");
+  }
+  if (xm.cols % info.block_len != 0) {
+    throw Error(ErrorClass::kShape,
+                "x: expected a last dimension that is a "
+                "multiple of " +
+                    std::to_string(info.block_len) + " for " + format + ", got " +
+                    std::to_string(xm.cols));
+  }
+  const size_t row_bytes = RowBytes(info.format, xm.cols);
+  py::array_t<uint8_t> w(static_cast<py::ssize_t>(xm.rows * row_bytes));
+  uint8_t* data = w.mutable_data();
+  py::array_t<float> scales(
+      static_cast<py::ssize_t>(HasRowScale(info.format) ? xm.rows : 0));
+  float* scale = scales.mutable_data();
+  const Context context = MakeContext(threads);
+  {
+    const py::gil_scoped_release nogil;
+    ForEachRow(context, xm.rows, xm.cols, [&](size_t row) {
+      uint8_t* to = data + row * row_bytes;
+      if (kernels.encode_row_ref != nullptr) {
+        kernels.encode_row_ref(xm.Row(row), xm.cols, to);
+      } else {
+        scale[row] = kernels.encode_row_scaled_ref(xm.Row(row), xm.cols, to);
+      }
+    });
+  }
+  return py::make_tuple(w, scales);
+}
+
+}  // namespace
+
+void RegisterWeight(py::module_& m) {
+  m.def("formats", &Formats);
+  m.def("quantize", &Quantize, py::arg("x"), py::arg("format"), py::arg("threads"));
+  py::class_<Weight>(m, "Weight")
+      .def(py::init(&MakeWeight), py::arg("data"), py::arg("format"), py::arg("n"),
+           py::arg("k"), py::arg("scales"), py::arg("panels"), py::arg("x_step"),
+           py::arg("y_step"))
+      .def("panels", &MakePanels, py::arg("threads"))
+      .def("linear", &LinearOf, py::arg("x"), py::arg("bias"), py::arg("out"),
+           py::arg("activations"), py::arg("threads"))
+      .def("linear_at", &LinearAt, py::arg("x"), py::arg("type"), py::arg("rows"),
+           py::arg("x_ld"), py::arg("bias"), py::arg("out"), py::arg("activations"),
+           py::arg("threads"))
+      .def("linear_codes", &LinearCodesOf, py::arg("x"), py::arg("x_step"),
+           py::arg("y_step"), py::arg("out"), py::arg("threads"))
+      .def("rows", &RowsOf, py::arg("ids"), py::arg("out"), py::arg("threads"));
+}
+
+}  // namespace halfbyte
