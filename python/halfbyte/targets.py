@@ -106,8 +106,8 @@ def _valid(n: int, name: str) -> int:
     return n
 
 
-def _from_environment() -> tuple[int, str] | None:
-    for name in ("HALFBYTE_NUM_THREADS", "OMP_NUM_THREADS"):
+def _from_environment(*names: str) -> tuple[int, str] | None:
+    for name in names:
         # OMP_NUM_THREADS may be a list, one number for each level of nesting.
         text = os.environ.get(name, "").split(",")[0].strip()
         if text.isdecimal() and 1 <= int(text) <= _MAX_THREADS:
@@ -115,12 +115,23 @@ def _from_environment() -> tuple[int, str] | None:
     return None
 
 
-def _threads_and_reason() -> tuple[int, str]:
+def _asked() -> tuple[int, str] | None:
+    """What was asked of halfbyte itself."""
     if (scoped := _scoped.get()) is not None:
         return scoped, "halfbyte.threads"
     if _chosen is not None:
         return _chosen, "halfbyte.set_num_threads"
-    return _from_environment() or _core.default_threads()
+    return _from_environment("HALFBYTE_NUM_THREADS")
+
+
+def _threads_and_reason() -> tuple[int, str]:
+    return _asked() or _from_environment("OMP_NUM_THREADS") or _core.default_threads()
+
+
+def num_threads_or(default: int) -> int:
+    """`num_threads` if halfbyte itself was told how many, else `default`."""
+    asked = _asked()
+    return default if asked is None else asked[0]
 
 
 def num_threads() -> int:

@@ -55,6 +55,7 @@ MODULES: dict[str, set[str]] = {
     "names": {"hub", "stores"},
     "model": {"ops", "files", "template", "names"},
     "": {"model", "reference"},
+    "torch": {"formats"},
     "demo": set(),
     "doctor": {"formats", "_onednn"},
     "roof": {"targets"},
@@ -62,7 +63,17 @@ MODULES: dict[str, set[str]] = {
     "cli": {"", "demo", "doctor", "bench"},
     "__main__": {"cli"},
 }
-OVER_CORE = {"targets", "_onednn", "formats", "ops", "files", "kv", "model", "roof"}
+OVER_CORE = {
+    "targets",
+    "_onednn",
+    "formats",
+    "ops",
+    "torch",
+    "files",
+    "kv",
+    "model",
+    "roof",
+}
 
 
 def below(name: str, arrows: dict[str, set[str]]) -> set[str]:

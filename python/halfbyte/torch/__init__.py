@@ -1,0 +1,26 @@
+# python/halfbyte/torch/__init__.py
+# SPDX-License-Identifier: Apache-2.0
+"""halfbyte in torch: operators of the namespace ``halfbyte``, and modules over them.
+
+Takes the extra ``torch``. Everything computes on the CPU; weights are never copied on
+the way in, and activations are read as they lie in float32, float16 or bfloat16.
+"""
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f'halfbyte.torch takes torch ({error}): run pip install "halfbyte[torch]"'
+    ) from error
+
+from halfbyte.torch.modules import QuantEmbedding, QuantLinear
+from halfbyte.torch.ops import dequantize, embedding_rows, linear, quantize
+
+__all__ = [
+    "QuantEmbedding",
+    "QuantLinear",
+    "dequantize",
+    "embedding_rows",
+    "linear",
+    "quantize",
+]
