@@ -42,7 +42,7 @@ class _Packed(nn.Module):
             return to if to.dtype == tensor.dtype else tensor
 
         self._forget()
-        return super()._apply(moved, recurse)
+        return super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
 
     def _forget(self) -> None:
         self._view = None
@@ -392,10 +392,10 @@ class QuantEmbedding(_Packed):
         scale = self.embedding_scale
         one_each = scale is not None and scale.shape[1] == 1
         if scale is None or one_each:
-            rows = ops.embedding_rows(
+            plain = ops.embedding_rows(
                 ids, self.embedding_quantized, self.format, scales=scale
             )
-            return rows.to(self.output_dtype)
+            return plain.to(self.output_dtype)
         ones = torch.ones(1).expand(self.num_embeddings).contiguous()
         levels = ops.embedding_rows(
             ids, self.embedding_quantized, self.format, scales=ones
