@@ -25,6 +25,7 @@ __all__ = [
     "set_num_threads",
     "thread_reason",
     "threads",
+    "threads_chosen",
     "use_target",
 ]
 
@@ -115,12 +116,29 @@ def _from_environment() -> tuple[int, str] | None:
     return None
 
 
-def _threads_and_reason() -> tuple[int, str]:
+def _choice() -> tuple[int, str] | None:
     if (scoped := _scoped.get()) is not None:
         return scoped, "halfbyte.threads"
     if _chosen is not None:
         return _chosen, "halfbyte.set_num_threads"
-    return _from_environment() or _core.default_threads()
+    return _from_environment()
+
+
+def _threads_and_reason() -> tuple[int, str]:
+    return _choice() or _core.default_threads()
+
+
+def threads_chosen() -> bool:
+    """Whether anybody said how many threads: a block, a call or the environment.
+
+    Where nobody did, a library that halfbyte runs inside of may know better than
+    `num_threads`.
+
+    Returns
+    -------
+    bool
+    """
+    return _choice() is not None
 
 
 def num_threads() -> int:

@@ -55,6 +55,7 @@ MODULES: dict[str, set[str]] = {
     "names": {"hub", "stores"},
     "model": {"ops", "files", "template", "names"},
     "": {"model", "reference"},
+    "transformers": {"model"},
     "demo": set(),
     "doctor": {"formats", "_onednn"},
     "roof": {"targets"},
