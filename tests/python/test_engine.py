@@ -31,6 +31,7 @@ import torch
 import transformers
 from halfbyte import errors, targets
 from halfbyte.transformers import EngineModel, SessionCache, engine
+from halfbyte.transformers.draw import draw_among_few
 
 NOISE, CLOSE = 2e-4, 1e-5
 IDS = tiny.prompt(20)
@@ -317,6 +318,59 @@ def test_sampling(options: dict[str, Any], fast: Any, original: Any) -> None:
         drawn.append(out.tolist())
     assert drawn[0] == drawn[1]
     assert len(set(drawn[0][0][20:])) > 8
+
+
+def test_drawing_among_few_has_the_same_probabilities() -> None:
+    # Of `draws` draws with probability p the share is off by sqrt(p (1 - p) / draws), by
+    # six times that once in 10^9; 20 tokens are looked at.
+    draws = 20000
+    generated = transformers.LogitsProcessorList(
+        [
+            transformers.TemperatureLogitsWarper(0.8),
+            transformers.TopKLogitsWarper(20),
+            transformers.TopPLogitsWarper(0.9),
+            transformers.MinPLogitsWarper(0.02),
+        ]
+    )
+    torch.manual_seed(0)
+    scores = torch.randn(1, tiny.VOCAB)
+    wanted = generated(None, scores).softmax(-1)[0]
+    drawing = draw_among_few(generated)
+    assert drawing is not None
+    left = drawing(None, scores.expand(draws, -1))
+    assert torch.equal(left.exp().sum(-1), torch.ones(draws))
+    share = left.exp().mean(0)
+    assert ((share - wanted).abs() <= 6 * (wanted * (1 - wanted) / draws).sqrt()).all()
+    assert 5 < (wanted > 0).sum() < 20
+
+
+def test_drawing_among_few(folders: Make, original: Any) -> None:
+    fast, ids = engine(folders("e2b"), same_draws=False), torch.tensor([IDS, IDS])
+    options = {"do_sample": True, "max_new_tokens": 16}
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(fast.generate(ids, top_k=9, top_p=0.9, **options))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0][0], drawn[0][1])
+    # One token is left: as greedy as can be. Without top-k, Transformers draws.
+    greedy = fast.generate(ids, max_new_tokens=16)
+    assert torch.equal(fast.generate(ids, top_k=1, **options), greedy)
+    torch.manual_seed(3)
+    ours = fast.generate(ids, top_k=0, **options)
+    torch.manual_seed(3)
+    assert torch.equal(ours, original.generate(ids, top_k=0, **options))
+
+
+def test_when_transformers_draws() -> None:
+    top_k, top_p = transformers.TopKLogitsWarper(3), transformers.TopPLogitsWarper(0.9)
+    typical = transformers.TypicalLogitsWarper(0.9)
+    for strange in ([top_p], [top_k, typical], [top_k, top_p, typical], []):
+        assert draw_among_few(transformers.LogitsProcessorList(strange)) is None
+    assert (
+        draw_among_few(transformers.LogitsProcessorList([typical, top_k])) is not None
+    )
 
 
 @pytest.mark.parametrize("name", ["e2b", "26b"])
