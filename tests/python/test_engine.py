@@ -717,6 +717,7 @@ def test_gradients_stay_with_the_model(loaded: Any) -> None:
         ("mm_token_type_ids", {"mm_token_type_ids": torch.ones(1, 20)}),
         ("past_key_values", {"past_key_values": transformers.DynamicCache()}),
         ("position_ids", {"position_ids": torch.arange(20)[None] + 1}),
+        ("position_ids", {"position_ids": torch.zeros(3, 1, 20)}),
         ("attention_mask", {"attention_mask": torch.tensor([[1] * 19 + [0]])}),
         ("attention_mask", {"attention_mask": torch.ones(1, 19)}),
         ("attention_mask", {"attention_mask": torch.ones(1, 1, 20, 20)}),
@@ -760,8 +761,10 @@ def test_ids_and_lengths_out_of_range(fast: Any) -> None:
         fast(torch.tensor([[2, 512]]))
     with pytest.raises(errors.ArgumentError, match="input_ids: expected some"):
         fast()
+    cache = SessionCache(fast.core)
     with pytest.raises(errors.ContextOverflowError):
-        fast(torch.tensor([tiny.prompt(257)]))
+        fast(torch.tensor([tiny.prompt(257)]), past_key_values=cache)
+    fast(torch.tensor([IDS, IDS]), past_key_values=cache)  # still as good as new
 
 
 def test_it_is_not_for_training(folders: Make, tmp_path: Path) -> None:
@@ -783,6 +786,8 @@ def test_files_that_do_not_go_with_a_model(
         engine(original, path=folders("gemma3"))
     with pytest.raises(errors.ArgumentError, match="path: only a model of"):
         engine(folders("e2b"), path=folders("e2b"))
+    with pytest.raises(errors.ArgumentError, match="threads: the model is loaded"):
+        engine(fast.core, threads=2)
     with pytest.raises(errors.ArgumentError, match="has an engine"):
         engine(fast)
     loaded.name_or_path = "/gone/model"

@@ -213,14 +213,10 @@ class EngineModel(PreTrainedModel, GenerationMixin):
         generation_config: GenerationConfig,
         **kwargs: Any,
     ) -> Any:
-        if not (self._same_draws or generation_config.output_scores):
-            draw = (
-                draw_among_few(logits_processor)
-                if generation_config.do_sample
-                else None
-            )
-            if draw is not None:
-                logits_processor, generation_config.do_sample = draw, False
+        may = not (self._same_draws or generation_config.output_scores)
+        may = may and generation_config.do_sample
+        if may and (drawing := draw_among_few(logits_processor)) is not None:
+            logits_processor, generation_config.do_sample = drawing, False
         return super()._sample(
             input_ids, logits_processor, stopping_criteria, generation_config, **kwargs
         )
@@ -234,7 +230,7 @@ class EngineModel(PreTrainedModel, GenerationMixin):
     ) -> None:
         del args, kwargs
         if (given := model_kwargs.get("past_key_values")) is not None:
-            given._is_user_defined = True  # generate does not cut it then
+            given._is_user_defined = True  # it outlives the call
         elif generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = SessionCache(self.core)
 
@@ -335,13 +331,14 @@ def engine(
     Threads are `torch.get_num_threads`, unless halfbyte was given a number: here, by
     `halfbyte.set_num_threads` or by the environment.
 
-    What a model of Transformers cannot have from the engine (images, attention weights,
-    hidden states, gradients through `generate`) it computes as before, and a warning
-    says so once for each reason.
+    What a model of Transformers cannot have from the engine, such as images or hidden
+    states, it computes as before, and a warning says so once for each reason.
     """
     if not isinstance(model, PreTrainedModel):
         if path is not None:
             raise ArgumentError("path: only a model of Transformers takes other files")
+        if isinstance(model, Model) and options:
+            raise ArgumentError(f"{min(options)}: the model is loaded already")
         core = model if isinstance(model, Model) else load(model, **options)
         return _make(core, *_configs_of(core), same_draws)
     if isinstance(model, EngineModel):

@@ -202,26 +202,38 @@ class SessionCache(Cache):
         batch, columns = input_ids.shape
         if not self._rows:
             self._rows = [_Row(self._model.session()) for _ in range(batch)]
+        try:
+            fed = self._fed(input_ids, mask, positions)
+            with _threads():
+                logits = self._run(fed, keep)
+        except BaseException:
+            for row in self._rows:
+                row.cut(len(row))
+            if self._length == 0:
+                self._rows = []  # whose number nothing fixes yet
+            raise
+        for row, new in zip(self._rows, fed, strict=True):
+            row.accept(new)
+        self._length += columns
+        return logits
+
+    def _fed(
+        self,
+        input_ids: torch.Tensor,
+        mask: torch.Tensor | None,
+        positions: torch.Tensor | None,
+    ) -> list[Ids]:
+        """Rows without their padding, once everything is found to fit."""
+        batch, columns = input_ids.shape
         if batch != len(self._rows):
             raise ArgumentError(
                 f"input_ids: expected {len(self._rows)} rows as in the cache, got {batch}"
             )
         counts = self._new_tokens(columns, mask)
         if positions is not None:
-            self._check(positions.expand(batch, columns).numpy(force=True), counts)
+            self._check(positions, columns, counts)
         ids = input_ids.numpy(force=True).astype(np.int64, copy=False)
-        fed = [row[columns - n :] for row, n in zip(ids, counts, strict=True)]
-        try:
-            with _threads():
-                logits = self._run(fed, keep)
-        except BaseException:
-            for row in self._rows:
-                row.cut(len(row))
-            raise
-        for row, new in zip(self._rows, fed, strict=True):
-            row.accept(new)
-        self._length += columns
-        return logits
+        return [row[columns - n :] for row, n in zip(ids, counts, strict=True)]
 
     def _run(self, fed: list[Ids], keep: int) -> torch.Tensor:
         if len(fed) == 1 and keep <= len(fed[0]):  # decoding: nothing to copy
@@ -261,10 +273,16 @@ class SessionCache(Cache):
             raise UnsupportedError(reason)
         return [int(n) for n in given[:, self._length :].sum(1).tolist()]
 
-    def _check(self, positions: Ids, counts: list[int]) -> None:
-        for row, given, n in zip(self._rows, positions, counts, strict=True):
+    def _check(self, positions: torch.Tensor, columns: int, counts: list[int]) -> None:
+        if tuple(positions.shape) not in ((1, columns), (len(counts), columns)):
+            raise ArgumentError(
+                f"position_ids: expected shape {(len(counts), columns)}, "
+                f"got {tuple(positions.shape)}"
+            )
+        given = positions.expand(len(counts), columns).numpy(force=True)
+        for row, line, n in zip(self._rows, given, counts, strict=True):
             usual = np.arange(len(row), len(row) + n)
-            if not np.array_equal(given[len(given) - n :], usual):
+            if not np.array_equal(line[columns - n :], usual):
                 raise UnsupportedError(
                     "position_ids: expected those that follow from attention_mask"
                 )
