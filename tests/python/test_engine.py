@@ -24,6 +24,7 @@ from typing import Any
 
 import gguf
 import halfbyte
+import mobile
 import numpy as np
 import pytest
 import tiny
@@ -300,6 +301,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "top_p": {"top_p": 0.8},
     "min_p": {"min_p": 0.1},
     "all": {"temperature": 1.3, "top_k": 50, "top_p": 0.9, "repetition_penalty": 1.4},
+    "typical": {"typical_p": 0.5},
+    "n-grams": {"no_repeat_ngram_size": 2, "bad_words_ids": [[300]]},
+    "watermark": {"watermarking_config": transformers.WatermarkingConfig()},
+    "beams": {"num_beams": 3},
+    "guidance": {
+        "guidance_scale": 1.5,
+        "negative_prompt_ids": torch.tensor([[2, 300, 301]]),
+    },
     "several": {"num_return_sequences": 3},
     "no cache": {"use_cache": False},
     "in pieces": {"prefill_chunk_size": 6},
@@ -555,6 +564,14 @@ def test_released_layout(tmp_path: Path, original: Any) -> None:
     assert fast.config.model_type == "gemma4_text"
     got = fast(torch.tensor([IDS])).logits[0]
     assert distance(got, tiny.reference_logits(original, IDS)) <= NOISE
+
+
+def test_a_mobile_directory(tmp_path: Path) -> None:
+    fast = engine(mobile.save(mobile.build("e2b"), tmp_path, "e2b"))
+    assert fast.config.model_type == "gemma4_text"
+    out = fast.generate(torch.tensor([IDS]), max_new_tokens=3)[0].tolist()
+    for at in range(20, 23):
+        assert out[at] == fast.core.logits(out[:at], last=True).argmax()
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)

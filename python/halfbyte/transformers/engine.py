@@ -263,7 +263,7 @@ class EngineModel(PreTrainedModel, GenerationMixin):
         return None if mask is None or mask.ndim != 2 else wrong_padding(mask != 0)
 
 
-_TEXT_ALONE = "the engine takes token ids and gives logits, nothing else"
+_TEXT_ALONE = "not for the engine, which takes token ids and gives logits"
 _MORE_THAN_LOGITS = (
     "output_attentions",
     "output_hidden_states",
