@@ -654,7 +654,7 @@ def test_a_loaded_model_generates_with_the_engine(
         ours = loaded.generate(ids, max_new_tokens=12)
     same(loaded, ours, wanted, 20)
     monkeypatch.setattr(type(loaded), "forward", no_forward)
-    loaded.generation_config.max_new_tokens = 3
+    loaded.generation_config = transformers.GenerationConfig(max_new_tokens=3)
     assert loaded.generate(ids).shape == (1, 23)
     pipe = transformers.pipeline("text-generation", model=loaded, tokenizer=tokenizer)
     assert pipe("the end", max_new_tokens=4)[0]["generated_text"].startswith("the end")
