@@ -31,6 +31,7 @@ class GuardedSession {
  public:
   explicit GuardedSession(std::shared_ptr<const Model> model)
       : session_(std::move(model)) {}
+  explicit GuardedSession(const Session& session) : session_(session) {}
 
   // f(session), if nobody else is inside.
   template <class F>
@@ -317,6 +318,13 @@ void BindSession(py::module_& m) {
       .def("run", &Run, py::arg("ids"), py::arg("rows"), py::arg("threads"))
       .def("step", &Step, py::arg("ids"), py::arg("sampler"), py::arg("threads"))
       .def("score", &Score, py::arg("ids"), py::arg("next"), py::arg("threads"))
+      .def("copy",
+           [](GuardedSession& g) {
+             return g.Use([](Session& s) {
+               const py::gil_scoped_release nogil;
+               return std::make_unique<GuardedSession>(s);
+             });
+           })
       .def(
           "truncate",
           [](GuardedSession& g, size_t length) {

@@ -26,6 +26,15 @@ size_t NumPages(const KvLayerShape& s) {
 
 KvLayer::KvLayer(const KvLayerShape& shape) : shape_(shape), pages_(NumPages(shape)) {}
 
+KvLayer::KvLayer(const KvLayer& other)
+    : shape_(other.shape_), pages_(other.pages_.size()), written_(other.written_) {
+  for (size_t page = 0; page < pages_.size(); ++page) {
+    if (!other.pages_[page]) continue;
+    pages_[page] = std::make_unique_for_overwrite<uint8_t[]>(PageBytes());
+    memcpy(pages_[page].get(), other.pages_[page].get(), PageBytes());
+  }
+}
+
 size_t KvLayer::PageBytes() const {
   return 2 * shape_.num_heads * kPageLen * shape_.head_dim * ElementBytes();
 }

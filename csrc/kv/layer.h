@@ -33,6 +33,8 @@ class KvLayer {
   static constexpr size_t kPageLen = 256;  // positions
 
   explicit KvLayer(const KvLayerShape& shape);
+  KvLayer(const KvLayer& other);  // copies the pages
+  KvLayer(KvLayer&&) = default;
 
   const KvLayerShape& shape() const { return shape_; }
 

@@ -18,6 +18,9 @@ Session::Session(std::shared_ptr<const Model> model) : model_(std::move(model)) 
   }
 }
 
+Session::Session(const Session& other)
+    : model_(other.model_), tokens_(other.tokens_), kv_(other.kv_) {}
+
 void Session::Check(std::span<const int32_t> ids) const {
   const size_t vocab = model_->config().vocab_size;
   for (size_t i = 0; i < ids.size(); ++i) {

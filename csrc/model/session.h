@@ -25,6 +25,7 @@ namespace halfbyte {
 class Session {
  public:
   explicit Session(std::shared_ptr<const Model> model);
+  Session(const Session& other);  // the same tokens; keys and values are copied
 
   const Model& model() const { return *model_; }
   // Tokens whose keys and values are held.

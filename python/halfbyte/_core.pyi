@@ -360,6 +360,9 @@ class Session:
     def score(self, ids: _I64, next: int, threads: int) -> NDArray[np.float64]:
         """Append tokens; log p of each one's successor, the last one's being `next`."""
 
+    def copy(self) -> Session:
+        """Another session with the same tokens."""
+
     def truncate(self, length: int) -> int:
         """Keep at most `length` tokens; how many are left."""
 

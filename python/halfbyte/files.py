@@ -291,6 +291,11 @@ class Tokenizer:
         return None if self._core.eos < 0 else self._core.eos
 
     @property
+    def pad_id(self) -> int | None:
+        """Id of the token that fills up short rows."""
+        return None if self._core.pad < 0 else self._core.pad
+
+    @property
     def chat_template(self) -> str:
         """The template stored with the vocabulary: data, never rendered."""
         template = self._core.chat_template

@@ -275,9 +275,9 @@ class Session:
     a second one gets a `RuntimeError`.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, core: _core.Session | None = None) -> None:
         self._model = model
-        self._core = _core.Session(model._core)
+        self._core = _core.Session(model._core) if core is None else core
         self._turn = 0  # counts what changes the tokens: an older stream cannot go on
 
     @property
@@ -299,6 +299,17 @@ class Session:
     def kv_bytes(self) -> int:
         """Bytes that keys and values take now."""
         return self._core.kv_bytes
+
+    def copy(self) -> Session:
+        """Begin another sequence with the same tokens.
+
+        Keys and values are copied: nothing is computed again.
+
+        Returns
+        -------
+        Session
+        """
+        return Session(self._model, self._core.copy())
 
     def reset(self) -> None:
         """Forget all tokens."""
@@ -323,19 +334,19 @@ class Session:
         return self._core.truncate(length)
 
     def logits(
-        self, ids: Sequence[int] | NDArray[Any], *, last: bool = False
+        self, ids: Sequence[int] | NDArray[Any], *, last: bool | int = False
     ) -> F32Array:
         """Append tokens and return the logits that follow each of them.
 
         Parameters
         ----------
         ids : integers, shape (T,)
-        last : bool
-            Only those after the last token.
+        last : bool or int
+            Only those after the last token, or after so many of the last.
 
         Returns
         -------
-        float32 array, shape (T, vocab_size), or (1, vocab_size)
+        float32 array, shape (T, vocab_size), or (last, vocab_size)
 
         Raises
         ------
@@ -345,7 +356,7 @@ class Session:
             If the context holds fewer tokens. Nothing is appended then.
         """
         tokens = self._model._ids(ids)
-        rows = min(1, len(tokens)) if last else len(tokens)
+        rows = min(int(last), len(tokens)) if last else len(tokens)
         self._turn += 1
         return self._core.run(tokens, rows, self._model.threads)
 

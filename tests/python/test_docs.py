@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import json
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -115,11 +116,10 @@ def public_names(code: str) -> Iterator[str]:
 
 
 def exists(dotted: str) -> bool:
-    found: object = halfbyte
-    for name in dotted.split("."):
-        if not hasattr(found, name):
-            return False
-        found = getattr(found, name)
+    try:
+        pkgutil.resolve_name(f"halfbyte.{dotted}")  # imports what has to be
+    except (ImportError, AttributeError):
+        return False
     return True
 
 

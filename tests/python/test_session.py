@@ -156,6 +156,30 @@ def test_any_history_gives_the_logits_of_its_tokens(
         assert gap(last, model.logits(session.tokens, last=True)) <= CLOSE
 
 
+@pytest.mark.parametrize("length", [20, 1500])
+def test_a_copy_goes_its_own_way(long_model: Any, length: int) -> None:
+    ids = tiny.prompt(length)
+    session = long_model.session()
+    session.logits(ids, last=True)
+    copy = session.copy()
+    assert (copy.tokens, copy.kv_bytes) == (ids, session.kv_bytes)
+    copy.logits([300])
+    here = session.logits([301, 302], last=True)  # where the copy has written too
+    there = copy.logits([303], last=True)
+    assert gap(here, long_model.logits([*ids, 301, 302], last=True)) <= CLOSE
+    assert gap(there, long_model.logits([*ids, 300, 303], last=True)) <= CLOSE
+    del session
+    assert copy.tokens == [*ids, 300, 303]
+
+
+@pytest.mark.parametrize("last", [1, 2, 29, 30, 31])
+def test_logits_after_some_of_the_last_tokens(model: Any, last: int) -> None:
+    whole = model.logits(IDS)
+    got = model.session().logits(IDS, last=last)
+    assert got.shape == whole[-last:].shape
+    assert gap(got, whole[-last:]) <= CLOSE
+
+
 def test_memory_grows_with_use_up_to_the_report(long_model: Any) -> None:
     session = long_model.session()
     assert session.kv_bytes == 0

@@ -151,6 +151,24 @@ TEST(KvLayerTest, ACutSequenceResumesOnlyWhereItsWindowSurvives) {
   }
 }
 
+TEST(KvLayerTest, ACopyIsItsOwn) {
+  constexpr size_t kLen = 700;
+  const Sequence s(kLen);
+  for (size_t window : {0, 300}) {
+    KvLayer layer({kHeads, kDim, kLen, window, 64, KvType::kF32});
+    for (size_t begin = 0; begin < 640; begin += 64)
+      s.AppendTo(layer, begin, begin + 64);
+    const KvLayer copy(layer);
+    EXPECT_EQ(layer.allocated_bytes(), copy.allocated_bytes());
+    // The original's last positions again, with the keys and values of the first.
+    layer.Append({.num_threads = 2, .poll = {}}, 576,
+                 Mat<const float>(s.k.data(), 64, kWidth),
+                 Mat<const float>(s.v.data(), 64, kWidth));
+    EXPECT_TRUE(copy.CanResumeAt(640));
+    ExpectAttention(s, copy, 576, 640);
+  }
+}
+
 TEST(KvLayerTest, GapsAndOverflowsAreRefused) {
   const Sequence s(64);
   KvLayer layer({kHeads, kDim, 32, 8, 16, KvType::kF32});

@@ -1,0 +1,497 @@
+# python/halfbyte/transformers/engine.py
+# SPDX-License-Identifier: Apache-2.0
+"""halfbyte's forward pass behind the `generate` of Transformers."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import inspect
+import os
+import types
+import warnings
+import weakref
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    Gemma3TextConfig,
+    Gemma4TextConfig,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedConfig,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import can_return_tuple
+
+from halfbyte import names
+from halfbyte.errors import ArgumentError, UnsupportedError
+from halfbyte.model import Model, load
+from halfbyte.transformers.draw import draw_among_few
+from halfbyte.transformers.sessions import SessionCache, wrong_padding
+
+__all__ = ["EngineModel", "engine"]
+
+
+class EngineModel(PreTrainedModel, GenerationMixin):
+    """A model of Transformers whose forward pass is halfbyte's. Made by `engine`.
+
+    `generate`, `pipeline` and assisted generation take it for an ordinary causal
+    language model: sampling, beams, streamers, stopping criteria and logits processors
+    are theirs. It has no parameters, so it cannot be trained, moved or saved.
+
+    Attributes
+    ----------
+    core : halfbyte.Model
+        The model that does the work.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        core: Model,
+        generation_config: GenerationConfig | None = None,
+        same_draws: bool = True,
+    ) -> None:
+        config = copy.deepcopy(config)
+        # A loaded model chose these, and is asked whether it has what it chose.
+        config._attn_implementation = config._experts_implementation = "eager"
+        super().__init__(config)
+        self.core = core
+        if generation_config is not None:
+            self.generation_config = generation_config
+        self._same_draws = same_draws
+        self._serves: weakref.ref[PreTrainedModel] | None = None
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where its logits are: on the CPU."""
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of its logits, whatever the weights are packed in."""
+        return torch.float32
+
+    def __repr__(self) -> str:
+        """Name the file and its architecture."""
+        return f"EngineModel({self.core!r})"
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: there are no parameters to save.
+
+        Raises
+        ------
+        UnsupportedError
+        """
+        del args, kwargs
+        raise UnsupportedError(
+            f"{self.core!r}: an engine has no weights of its own - copy its files"
+        )
+
+    def detach(self) -> None:
+        """Give the model that `engine` was called with its own `generate` back."""
+        model = None if self._serves is None else self._serves()
+        self._serves = None
+        if model is not None:
+            del _engines[model]
+            del model.generate
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: SessionCache | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        token_type_ids: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        **others: Any,
+    ) -> CausalLMOutputWithPast:
+        """Run tokens, and return the logits that follow them.
+
+        Parameters
+        ----------
+        input_ids : integer tensor, shape (B, T)
+        attention_mask : tensor, shape (B, past + T), optional
+            0 for padding on the left.
+        position_ids : integer tensor, shape (B, T), optional
+            Only what follows from the mask.
+        past_key_values : SessionCache, optional
+            What came before; a new one by default.
+        labels : integer tensor, shape (B, T), optional
+            For a loss without gradients. -100 is left out.
+        use_cache : bool, optional
+            Whether to return the cache.
+        logits_to_keep : int or integer tensor
+            Only those of so many last columns, or of these columns. 0: all.
+        token_type_ids, mm_token_type_ids : integer tensor, optional
+            Only zeros: text.
+        **others
+            Options of other models. None, False and absent are the same.
+
+        Returns
+        -------
+        CausalLMOutputWithPast
+            float32 logits, shape (B, columns kept, vocab_size), and the cache.
+
+        Raises
+        ------
+        UnsupportedError
+            If something other than the logits of text is asked for.
+        ArgumentError
+            If shapes, positions or ids do not fit.
+        ContextOverflowError
+            If a row becomes longer than the context.
+        """
+        for name, value in others.items():
+            if value is not None and value is not False and name not in _PASSED_ALONG:
+                raise UnsupportedError(f"{name}: {_TEXT_ALONE}")
+        for name, value in (("token", token_type_ids), ("mm_token", mm_token_type_ids)):
+            if value is not None and bool(value.any()):
+                raise UnsupportedError(f"{name}_type_ids: {_TEXT_ALONE}")
+        if self.training:
+            raise UnsupportedError("the engine has no gradients - call eval() on it")
+        if input_ids is None:
+            raise ArgumentError("input_ids: expected some")
+        past = SessionCache(self.core) if past_key_values is None else past_key_values
+        if not isinstance(past, SessionCache) or past.model is not self.core:
+            raise UnsupportedError(
+                f"past_key_values: found {past!r}; expected a SessionCache of this model"
+            )
+        columns = input_ids.shape[1]
+        keep = 0 if isinstance(logits_to_keep, torch.Tensor) else logits_to_keep
+        if keep == 0 or labels is not None:
+            keep = columns
+        logits = past.run(input_ids, min(keep, columns), attention_mask, position_ids)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1])
+        if isinstance(logits_to_keep, torch.Tensor):
+            logits = logits[:, logits_to_keep]
+        if use_cache is None:
+            use_cache = getattr(self.config, "use_cache", True)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=past if use_cache else None
+        )
+
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate with the C++ forward pass; see `GenerationMixin.generate`.
+
+        Raises
+        ------
+        UnsupportedError
+            If something other than the logits of text is needed.
+        """
+        if reason := self._cannot(inputs, generation_config, kwargs):
+            raise UnsupportedError(reason)
+        return super().generate(inputs, generation_config, *args, **kwargs)
+
+    def _sample(
+        self,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
+    ) -> Any:
+        may = not (self._same_draws or generation_config.output_scores)
+        may = may and generation_config.do_sample
+        if may and (drawing := draw_among_few(logits_processor)) is not None:
+            logits_processor, generation_config.do_sample = drawing, False
+        return super()._sample(
+            input_ids, logits_processor, stopping_criteria, generation_config, **kwargs
+        )
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        del args, kwargs
+        if (given := model_kwargs.get("past_key_values")) is not None:
+            given._is_user_defined = True  # it outlives the call
+        elif generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = SessionCache(self.core)
+
+    def _cannot(
+        self,
+        inputs: torch.Tensor | None,
+        generation_config: GenerationConfig | None,
+        kwargs: Mapping[str, Any],
+    ) -> str | None:
+        """Why the engine cannot do what `generate` is asked for. None if it can."""
+        config = generation_config or self.generation_config
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        for name in sorted(given.keys() - _known_options()):
+            return f"{name}: {_TEXT_ALONE}"
+        for name in _MORE_THAN_LOGITS:
+            if given.get(name, getattr(config, name, None)):
+                return f"{name}: {_TEXT_ALONE}"
+        chosen = getattr(generation_config, "cache_implementation", None)
+        chosen = given.get("cache_implementation", chosen)
+        past = given.get("past_key_values")
+        if chosen not in (None, "dynamic") or not isinstance(past, _OWN_CACHES):
+            return f"{chosen or type(past).__name__}: the engine keeps a SessionCache"
+        assistant = type(given.get("assistant_model")).__name__
+        if assistant.startswith(("Gemma4Assistant", "Gemma4UnifiedAssistant")):
+            return f"assistant_model: {assistant} reads keys and values of the model"
+        ids, mask = given.get("input_ids", inputs), given.get("attention_mask")
+        pad = given.get("pad_token_id", config.pad_token_id)
+        if mask is None and ids is not None and pad is not None:
+            mask = ids != pad  # as generate does, which says nothing about a hole
+        return None if mask is None or mask.ndim != 2 else wrong_padding(mask != 0)
+
+
+_TEXT_ALONE = "not for the engine, which takes token ids and gives logits"
+_MORE_THAN_LOGITS = (
+    "output_attentions",
+    "output_hidden_states",
+    "assistant_early_exit",
+    "use_mtp",
+    "speculation_type",
+)
+_PASSED_ALONG = ("tokenizer", "assistant_tokenizer", "assistant_model")
+_OWN_CACHES = (SessionCache, type(None))
+
+
+@cache
+def _known_options() -> frozenset[str]:
+    """Everything that `EngineModel.generate` may be given by name."""
+    known = {"tokenizer", "assistant_tokenizer", "trust_remote_code"}
+    known |= inspect.signature(GenerationMixin.generate).parameters.keys()
+    known |= inspect.signature(EngineModel.forward).parameters.keys()
+    known |= vars(GenerationConfig()).keys()
+    return frozenset(known - {"self", "kwargs", "others"})
+
+
+# ---- making one
+
+
+def engine(
+    model: str | os.PathLike[str] | Model | PreTrainedModel,
+    *,
+    path: str | os.PathLike[str] | None = None,
+    same_draws: bool = True,
+    **options: Any,
+) -> EngineModel:
+    """Put halfbyte's C++ forward pass behind the `generate` of Transformers.
+
+    Parameters
+    ----------
+    model : str, path-like, halfbyte.Model or PreTrainedModel
+        What `halfbyte.load` takes, or what it gave; or a model of Transformers, whose
+        `generate` runs in the engine from then on, until `EngineModel.detach`. Its
+        weights in memory are not looked at: the files it was loaded from are read.
+    path : str or path-like, optional
+        Other files for a model of Transformers, such as a GGUF file of the same model.
+    same_draws : bool
+        Whether ``torch.manual_seed`` gives the tokens that it gives with Transformers'
+        forward pass. False draws with the same probabilities, among the tokens alone
+        that ``top_k`` keeps, which saves milliseconds a token of a large vocabulary.
+    **options
+        As for `halfbyte.load`.
+
+    Returns
+    -------
+    EngineModel
+        To be used like any model of Transformers.
+
+    Raises
+    ------
+    ArgumentError
+        If the arguments do not go together, or the files are of another model.
+    FileNotFoundError
+        If the files that a model of Transformers was loaded from are gone.
+    FormatError, UnsupportedError, ModelError, OSError, ImportError
+        As `halfbyte.load` does.
+
+    Notes
+    -----
+    Threads are `torch.get_num_threads`, unless halfbyte was given a number: here, by
+    `halfbyte.set_num_threads` or by the environment.
+
+    What a model of Transformers cannot have from the engine, such as images or hidden
+    states, it computes as before, and a warning says so once for each reason.
+    """
+    if not isinstance(model, PreTrainedModel):
+        if path is not None:
+            raise ArgumentError("path: only a model of Transformers takes other files")
+        if isinstance(model, Model) and options:
+            raise ArgumentError(f"{min(options)}: the model is loaded already")
+        core = model if isinstance(model, Model) else load(model, **options)
+        return _make(core, *_configs_of(core), same_draws)
+    if isinstance(model, EngineModel):
+        raise ArgumentError(f"model: {model!r} has an engine")
+    core = load(_files_of(model) if path is None else path, **options)
+    config = model.config.get_text_config(decoder=True)
+    _compare(config, core)
+    made = _make(core, config, model.generation_config, same_draws)
+    _install(made, model)
+    return made
+
+
+def _make(
+    core: Model,
+    config: PreTrainedConfig,
+    generation_config: GenerationConfig,
+    same_draws: bool,
+) -> EngineModel:
+    made = _class_named_for(config.model_type)
+    return made(config, core, generation_config, same_draws)
+
+
+@cache
+def _class_named_for(model_type: str) -> type[EngineModel]:
+    """Name the class as Transformers does: `pipeline` complains of names it has not."""
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
+    return type(name if isinstance(name, str) else name[0], (EngineModel,), {})
+
+
+def _configs_of(core: Model) -> tuple[PreTrainedConfig, GenerationConfig]:
+    path = Path(core.report().path)
+    folder = path.parent if path.suffix == ".safetensors" else path
+    if not folder.is_dir():
+        return _configs_from_gguf(core, path)
+    whole = AutoConfig.from_pretrained(folder)
+    if (folder / "generation_config.json").exists():
+        generation = GenerationConfig.from_pretrained(folder)
+    else:
+        generation = GenerationConfig.from_model_config(whole)
+    config = whole.get_text_config(decoder=True)
+    config.name_or_path = str(path)
+    return config, generation
+
+
+def _configs_from_gguf(
+    core: Model, path: Path
+) -> tuple[PreTrainedConfig, GenerationConfig]:
+    """As much of a configuration as callers read; the engine has its own."""
+    shape = core.config
+    sliding = next((x for x in shape.layers if x.sliding), shape.layers[0])
+    kinds = [
+        "sliding_attention" if x.sliding else "full_attention" for x in shape.layers
+    ]
+    common: dict[str, Any] = {
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.layers[0].ffn_len,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": sliding.num_kv_heads,
+        "head_dim": sliding.head_dim,
+        "layer_types": kinds,
+        "sliding_window": shape.sliding_window,
+        "max_position_embeddings": shape.context_length,
+        "rms_norm_eps": shape.norm_eps,
+        "final_logit_softcapping": shape.logit_softcap or None,
+    }
+    ids = _token_ids(core)
+    made = Gemma3TextConfig if shape.architecture == "gemma3" else Gemma4TextConfig
+    config = made(**common, **ids, name_or_path=str(path))
+    known = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p"}
+    sampling = {known[k]: v for k, v in core.sampling.items() if k in known}
+    if "top_k" in sampling:
+        sampling["top_k"] = int(sampling["top_k"])
+    return config, GenerationConfig(do_sample=bool(sampling), **sampling, **ids)
+
+
+def _token_ids(core: Model) -> dict[str, Any]:
+    if not core.has_tokenizer:
+        return {}
+    tokens = core.tokenizer
+    return {
+        "bos_token_id": tokens.bos_id,
+        "pad_token_id": tokens.pad_id,
+        "eos_token_id": [i for i in range(tokens.num_tokens) if tokens.is_end(i)],
+    }
+
+
+# ---- serving a model of Transformers
+
+_engines: weakref.WeakKeyDictionary[PreTrainedModel, EngineModel] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _files_of(model: PreTrainedModel) -> Path:
+    name = model.name_or_path
+    advice = "name the files with path="
+    if not name:
+        raise ArgumentError(f"model: it was not loaded from files - {advice}")
+    if names.is_path(name):
+        found = Path(name)
+    else:
+        revision = getattr(model.config, "_commit_hash", None)
+        found = names.resolve(name, revision=revision, local_files_only=True)
+    if not found.exists():
+        raise FileNotFoundError(
+            errno.ENOENT,
+            f"the model was loaded from files that are gone - {advice}",
+            name,
+        )
+    return found
+
+
+def _compare(config: PreTrainedConfig, core: Model) -> None:
+    """Refuse files of another model than the one they are to stand in for."""
+    for name, found in (
+        ("num_hidden_layers", core.config.num_layers),
+        ("hidden_size", core.config.hidden_size),
+        ("vocab_size", core.config.vocab_size),
+    ):
+        expected = getattr(config, name)
+        if found != expected:
+            raise ArgumentError(
+                f"path: files of another model: {name} is {found} there and {expected} "
+                "in the model that is loaded"
+            )
+
+
+def _install(made: EngineModel, model: PreTrainedModel) -> None:
+    """Give `model` a `generate` that asks the engine first."""
+    warned: set[str] = set()
+
+    def generate(
+        self: PreTrainedModel,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        made.generation_config = self.generation_config
+        reason = made._cannot(inputs, generation_config, kwargs)
+        if getattr(self, "_hf_peft_config_loaded", False):
+            reason = "adapters: the engine has the weights of the files alone"
+        if reason is None:
+            return made.generate(inputs, generation_config, *args, **kwargs)
+        if reason not in warned:
+            warned.add(reason)
+            warnings.warn(f"{reason}; Transformers runs this itself", stacklevel=2)
+        return type(self).generate(self, inputs, generation_config, *args, **kwargs)
+
+    if model in _engines:
+        _engines[model].detach()
+    made._serves = weakref.ref(model)
+    _engines[model] = made
+    model.generate = types.MethodType(generate, model)  # a copy of the model binds it
