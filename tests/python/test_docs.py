@@ -10,6 +10,7 @@ text with one mistake that it has to find.
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import shlex
@@ -36,6 +37,8 @@ each_page = pytest.mark.parametrize(
     "page", PAGES, ids=lambda p: str(p.relative_to(ROOT))
 )
 
+# Packages that ``import halfbyte`` leaves alone.
+OPTIONAL = ("torch", "transformers")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _COMMAND = re.compile(r"`(halfbyte [^`]+)`")
 
@@ -92,7 +95,8 @@ def test_a_broken_link_is_found() -> None:
 
 def runs_alone(code: str) -> bool:
     """Whether a block needs neither a model file nor a download."""
-    return "import halfbyte" in code and ".gguf" not in code and "load(" not in code
+    takes_a_model = any(sign in code for sign in (".gguf", "load(", "from_pretrained("))
+    return "import halfbyte" in code and not takes_a_model
 
 
 @each_page
@@ -117,6 +121,8 @@ def public_names(code: str) -> Iterator[str]:
 def exists(dotted: str) -> bool:
     found: object = halfbyte
     for name in dotted.split("."):
+        if not hasattr(found, name) and name in OPTIONAL:
+            importlib.import_module(f"halfbyte.{name}")
         if not hasattr(found, name):
             return False
         found = getattr(found, name)

@@ -56,6 +56,7 @@ MODULES: dict[str, set[str]] = {
     "model": {"ops", "files", "template", "names"},
     "": {"model", "reference"},
     "torch": {"formats"},
+    "transformers": {""},
     "demo": set(),
     "doctor": {"formats", "_onednn"},
     "roof": {"targets"},

@@ -1,0 +1,20 @@
+# python/halfbyte/transformers/__init__.py
+# SPDX-License-Identifier: Apache-2.0
+"""What halfbyte adds to Hugging Face transformers. Importing it registers it there."""
+
+from halfbyte.errors import MissingExtraError
+
+try:
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+except ImportError as error:
+    raise MissingExtraError(
+        f"halfbyte.transformers needs torch and transformers ({error}): "
+        'run pip install "halfbyte[transformers]"'
+    ) from None
+
+from halfbyte.transformers import attention
+
+__all__ = ["attention"]
+
+attention.register()
