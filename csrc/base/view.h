@@ -33,5 +33,22 @@ struct Mat {
   }
 };
 
+// [batch, heads, tokens, row_len] anywhere in memory: only the elements of a row lie
+// side by side. Never owns. A distance of 0 repeats what is there.
+template <class T>
+struct HeadRows {
+  T* data = nullptr;
+  size_t batch = 0, heads = 0, tokens = 0, row_len = 0;
+  size_t batch_ld = 0, head_ld = 0, token_ld = 0;  // elements from one to the next
+
+  T* Row(size_t b, size_t h, size_t t) const {
+    return data + b * batch_ld + h * head_ld + t * token_ld;
+  }
+  // NOLINTNEXTLINE(google-explicit-constructor): a view may always be read
+  operator HeadRows<const T>() const requires(!std::is_const_v<T>) {
+    return {data, batch, heads, tokens, row_len, batch_ld, head_ld, token_ld};
+  }
+};
+
 }  // namespace halfbyte
 #endif  // HALFBYTE_BASE_VIEW_H_

@@ -5,7 +5,10 @@
 #include <limits.h>
 #include <string.h>
 
+#include <algorithm>
+#include <array>
 #include <functional>
+#include <utility>
 
 #include "base/error.h"
 
@@ -65,6 +68,72 @@ Mat<const T> AsMatrixOf(const py::array& a, const char* name, const char* type) 
   const size_t ld = LeadingDimension<T>(a, name);
   return {static_cast<const T*>(a.data()), static_cast<size_t>(a.shape(0)),
           static_cast<size_t>(a.shape(1)), ld};
+}
+
+// Elements from one item of dimension `dim` to the next; 0 where there is no next.
+template <class T>
+size_t Distance(const py::array& a, py::ssize_t dim, const char* name) {
+  constexpr auto kItem = static_cast<py::ssize_t>(sizeof(T));
+  if (a.size() == 0 || a.shape(dim) <= 1) return 0;
+  if (a.strides(dim) < 0 || a.strides(dim) % kItem != 0) {
+    WrongShape(name, "strides of whole elements, forwards", a);
+  }
+  return static_cast<size_t>(a.strides(dim) / kItem);
+}
+
+template <class T, class Stored>
+HeadRows<const T> AsHeadRowsOf(const py::array& a, const char* name, const char* type) {
+  CheckType<Stored>(a, name, type);
+  if (a.ndim() != 4) WrongShape(name, "four dimensions", a);
+  const auto size = [&](py::ssize_t dim) { return static_cast<size_t>(a.shape(dim)); };
+  if (a.size() != 0 && size(3) > 1 && Distance<T>(a, 3, name) != 1) {
+    WrongShape(name, "rows of contiguous elements", a);
+  }
+  return {static_cast<const T*>(a.data()),
+          size(0),
+          size(1),
+          size(2),
+          size(3),
+          Distance<T>(a, 0, name),
+          Distance<T>(a, 1, name),
+          Distance<T>(a, 2, name)};
+}
+
+// One past the last element; the beginning if there is none.
+const float* EndOf(Mat<const float> a) {
+  return a.rows * a.cols == 0 ? a.data : a.Row(a.rows - 1) + a.cols;
+}
+
+const float* EndOf(const HeadRows<const float>& a) {
+  if (a.batch * a.heads * a.tokens * a.row_len == 0) return a.data;
+  return a.Row(a.batch - 1, a.heads - 1, a.tokens - 1) + a.row_len;
+}
+
+struct Bytes {
+  const float *begin, *end;
+};
+
+void CheckApart(Bytes out, Bytes in, const char* name) {
+  const std::less<const float*> less;
+  if (out.begin != out.end && in.begin != in.end && less(out.begin, in.end) &&
+      less(in.begin, out.end)) {
+    throw Error(ErrorClass::kShape,
+                std::string("out: overlaps ") + name + " in memory");
+  }
+}
+
+// Whether no element belongs to two rows: each distance is as long as what it repeats.
+bool RowsAreApart(const HeadRows<float>& a) {
+  std::array<std::pair<size_t, size_t>, 3> dims = {
+      {{a.batch_ld, a.batch}, {a.head_ld, a.heads}, {a.token_ld, a.tokens}}};
+  std::sort(dims.begin(), dims.end());
+  size_t extent = a.row_len;
+  for (const auto& [ld, count] : dims) {
+    if (count <= 1) continue;
+    if (ld < extent) return false;
+    extent += ld * (count - 1);
+  }
+  return true;
 }
 
 template <class T>
@@ -128,16 +197,39 @@ std::vector<int32_t> AsIds(const py::array& a, const char* name, size_t below) {
   return ids;
 }
 
-void CheckApart(Mat<const float> out, Mat<const float> in, const char* name) {
-  const auto end = [](Mat<const float> m) {
-    return m.rows == 0 ? m.data : m.Row(m.rows - 1) + m.cols;
-  };
-  const std::less<const float*> less;
-  if (out.rows * out.cols != 0 && in.rows * in.cols != 0 && less(out.data, end(in)) &&
-      less(in.data, end(out))) {
-    throw Error(ErrorClass::kShape,
-                std::string("out: overlaps ") + name + " in memory");
+HeadRows<const float> AsHeadRows(const py::array& a, const char* name) {
+  return AsHeadRowsOf<float, float>(a, name, "float32");
+}
+
+HeadRows<float> AsOutHeadRows(py::array& a, const char* name) {
+  const HeadRows<const float> in = AsHeadRows(a, name);
+  if (!a.writeable()) {
+    throw Error(ErrorClass::kShape, std::string(name) + ": expected a writable array");
   }
+  const HeadRows<float> out = {const_cast<float*>(in.data),
+                               in.batch,
+                               in.heads,
+                               in.tokens,
+                               in.row_len,
+                               in.batch_ld,
+                               in.head_ld,
+                               in.token_ld};
+  if (a.size() != 0 && !RowsAreApart(out))
+    WrongShape(name, "rows that do not overlap", a);
+  return out;
+}
+
+HeadRows<const uint8_t> AsMask(const py::array& a, const char* name) {
+  return AsHeadRowsOf<uint8_t, bool>(a, name, "bool");
+}
+
+void CheckApart(Mat<const float> out, Mat<const float> in, const char* name) {
+  CheckApart({out.data, EndOf(out)}, {in.data, EndOf(in)}, name);
+}
+
+void CheckApart(const HeadRows<const float>& out, const HeadRows<const float>& in,
+                const char* name) {
+  CheckApart({out.data, EndOf(out)}, {in.data, EndOf(in)}, name);
 }
 
 void CheckApartOrSame(Mat<const float> out, Mat<const float> in, const char* name) {

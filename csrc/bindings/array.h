@@ -27,14 +27,21 @@ Mat<int8_t> AsOutCodes(pybind11::array& a, const char* name, size_t rows, size_t
 // A contiguous float32 vector of `want` elements.
 std::span<const float> AsVector(const pybind11::array& a, const char* name,
                                 size_t want);
+// Four dimensions, of which only the last has to be contiguous: float32, the same to be
+// written, and bool.
+HeadRows<const float> AsHeadRows(const pybind11::array& a, const char* name);
+HeadRows<float> AsOutHeadRows(pybind11::array& a, const char* name);
+HeadRows<const uint8_t> AsMask(const pybind11::array& a, const char* name);
 // A contiguous array of bytes.
 std::span<const uint8_t> AsBytes(const pybind11::array& a, const char* name);
 // A contiguous int64 vector, copied: callers may change theirs meanwhile.
 std::vector<int32_t> AsIds(const pybind11::array& a, const char* name, size_t below);
 
-// Refuses an output that shares memory with the input `name`; the second allows both to
+// Refuses an output that shares memory with the input `name`; the last allows both to
 // be the same rows: in place is fine, half in place is not.
 void CheckApart(Mat<const float> out, Mat<const float> in, const char* name);
+void CheckApart(const HeadRows<const float>& out, const HeadRows<const float>& in,
+                const char* name);
 void CheckApartOrSame(Mat<const float> out, Mat<const float> in, const char* name);
 
 inline Mat<const float> AsRow(std::span<const float> v) {

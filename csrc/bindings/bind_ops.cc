@@ -11,6 +11,7 @@
 
 #include "bindings/array.h"
 #include "bindings/bindings.h"
+#include "ops/attention.h"
 #include "ops/onednn.h"
 #include "ops/rowwise.h"
 
@@ -92,6 +93,32 @@ void BindRowwise(py::module_& m) {
       py::arg("gate"), py::arg("up"), py::arg("out"), py::arg("threads"));
 }
 
+void BindAttention(py::module_& m) {
+  m.def(
+      "attention",
+      [](const py::array& q, const py::array& k, const py::array& v,
+         const py::object& mask, float scale, bool causal, size_t window,
+         py::array& out, size_t threads) {
+        AttentionArgs args = {.q = AsHeadRows(q, "q"),
+                              .k = AsHeadRows(k, "k"),
+                              .v = AsHeadRows(v, "v"),
+                              .mask = {},
+                              .scale = scale,
+                              .causal = causal,
+                              .window = window,
+                              .out = AsOutHeadRows(out, "out")};
+        if (!mask.is_none()) args.mask = AsMask(mask.cast<py::array>(), "mask");
+        CheckApart(args.out, args.q, "q");
+        CheckApart(args.out, args.k, "k");
+        CheckApart(args.out, args.v, "v");
+        const Context context = MakeContext(threads);
+        const py::gil_scoped_release nogil;
+        Attention(context, args);
+      },
+      py::arg("q"), py::arg("k"), py::arg("v"), py::arg("mask"), py::arg("scale"),
+      py::arg("causal"), py::arg("window"), py::arg("out"), py::arg("threads"));
+}
+
 void BindOnednn(py::module_& m) {
   m.def("open_onednn", &OpenOnednn, py::arg("path"));
   m.def("use_onednn", &UseOnednn, py::arg("on"));
@@ -105,6 +132,7 @@ void BindOnednn(py::module_& m) {
 }  // namespace
 
 void RegisterOps(py::module_& m) {
+  BindAttention(m);
   BindOnednn(m);
   BindRowwise(m);
   m.def("from_dlpack", &FromDLPack, py::arg("capsule"));

@@ -3,6 +3,7 @@
 #include "kernels/attention.h"
 
 #include <stdint.h>
+#include <string.h>
 
 #include "base/targets.h"  // before any Highway header
 
@@ -74,8 +75,8 @@ HWY_INLINE void AddRow(float p, const typename Row::T* v, size_t head_dim, float
 
 // Four rows for one load and store of `out`, which would otherwise bound the loop.
 template <class Row>
-HWY_INLINE void Add4Rows(const float* p, const typename Row::T* v, size_t head_dim,
-                         float* out) {
+HWY_INLINE void Add4Rows(const float* p, const typename Row::T* v, size_t ld,
+                         size_t head_dim, float* out) {
   const hn::ScalableTag<float> df;
   const auto p0 = hn::Set(df, p[0]), p1 = hn::Set(df, p[1]);
   const auto p2 = hn::Set(df, p[2]), p3 = hn::Set(df, p[3]);
@@ -83,63 +84,83 @@ HWY_INLINE void Add4Rows(const float* p, const typename Row::T* v, size_t head_d
     const auto* at = v + i;
     auto sum = io.Load(df, out + i);
     sum = hn::MulAdd(p0, Row::Load(df, at, io), sum);
-    sum = hn::MulAdd(p1, Row::Load(df, at + head_dim, io), sum);
-    sum = hn::MulAdd(p2, Row::Load(df, at + 2 * head_dim, io), sum);
-    sum = hn::MulAdd(p3, Row::Load(df, at + 3 * head_dim, io), sum);
+    sum = hn::MulAdd(p1, Row::Load(df, at + ld, io), sum);
+    sum = hn::MulAdd(p2, Row::Load(df, at + 2 * ld, io), sum);
+    sum = hn::MulAdd(p3, Row::Load(df, at + 3 * ld, io), sum);
     io.Store(sum, df, out + i);
   });
 }
 
-// scores[j] = scale * q . k[j]; returns their number.
+// scores[n, j] = scale * q[n] . k[j]
 template <class Row>
-HWY_INLINE size_t Score(const AttendArgs& a) {
-  size_t num = 0;
+HWY_INLINE void Score(const AttendArgs& a, size_t ld) {
+  float* score = a.scores;
   for (size_t s = 0; s < a.num_spans; ++s) {
     const auto* k = static_cast<const typename Row::T*>(a.spans[s].k);
-    for (size_t j = 0; j < a.spans[s].len; ++j, k += a.head_dim) {
-      a.scores[num++] = a.scale * DotRow<Row>(a.q, k, a.head_dim);
+    for (size_t j = 0; j < a.spans[s].len; ++j, ++score, k += a.k_ld) {
+      for (size_t n = 0; n < a.num_queries; ++n) {
+        score[n * ld] = a.scale * DotRow<Row>(a.q + n * a.q_ld, k, a.head_dim);
+      }
     }
   }
-  return num;
 }
 
-// out = sum of scores[j] v[j].
-template <class Row>
-HWY_INLINE void Mix(const AttendArgs& a) {
+// scores[j] becomes exp(scores[j] - max); returns 1 / their sum.
+HWY_INLINE float Weigh(float* scores, size_t num) {
   const hn::ScalableTag<float> df;
-  ForVectors(df, 0, a.head_dim, [&](size_t i, auto io) HWY_ATTR {
-    io.Store(hn::Zero(df), df, a.out + i);
+  const auto store = [&](size_t i, auto io, auto e)
+                         HWY_ATTR { io.Store(e, df, scores + i); };
+  const double sum = SumOfExp(scores, num, MaxOf(scores, num), store);
+  return static_cast<float>(1.0 / sum);
+}
+
+// out = scale * out
+HWY_INLINE void Scale(float scale, size_t head_dim, float* out) {
+  const hn::ScalableTag<float> df;
+  ForVectors(df, 0, head_dim, [&](size_t i, auto io) HWY_ATTR {
+    io.Store(hn::Mul(hn::Set(df, scale), io.Load(df, out + i)), df, out + i);
   });
+}
+
+// out[n] += sum of scores[n, j] v[j].
+template <class Row>
+HWY_INLINE void Mix(const AttendArgs& a, size_t ld) {
   const float* p = a.scores;
   for (size_t s = 0; s < a.num_spans; ++s) {
     const auto* v = static_cast<const typename Row::T*>(a.spans[s].v);
     size_t left = a.spans[s].len;
-    for (; left >= 4; left -= 4, p += 4, v += 4 * a.head_dim) {
-      Add4Rows<Row>(p, v, a.head_dim, a.out);
+    for (; left >= 4; left -= 4, p += 4, v += 4 * a.v_ld) {
+      for (size_t n = 0; n < a.num_queries; ++n) {
+        Add4Rows<Row>(p + n * ld, v, a.v_ld, a.head_dim, a.out + n * a.out_ld);
+      }
     }
-    for (; left != 0; --left, ++p, v += a.head_dim) {
-      AddRow<Row>(*p, v, a.head_dim, a.out);
+    for (; left != 0; --left, ++p, v += a.v_ld) {
+      for (size_t n = 0; n < a.num_queries; ++n) {
+        AddRow<Row>(p[n * ld], v, a.head_dim, a.out + n * a.out_ld);
+      }
     }
   }
 }
 
 template <class Row>
 void AttendTo(const AttendArgs& a) {
-  const hn::ScalableTag<float> df;
-  const size_t num = Score<Row>(a);
-  float scale = 0.0f;
-  if (num != 0) {
-    const float max = MaxOf(a.scores, num);
-    const double sum = SumOfExp(a.scores, num, max,
-                                [&](size_t i, auto io, auto e)
-                                    HWY_ATTR { io.Store(e, df, a.scores + i); });
-    scale = static_cast<float>(1.0 / sum);
+  size_t num = 0;
+  for (size_t s = 0; s < a.num_spans; ++s) num += a.spans[s].len;
+  for (size_t n = 0; n < a.num_queries; ++n) {
+    memset(a.out + n * a.out_ld, 0, a.head_dim * sizeof(float));
   }
-  // The sum is divided out at the end: head_dim products instead of one per position.
-  Mix<Row>(a);
-  ForVectors(df, 0, a.head_dim, [&](size_t i, auto io) HWY_ATTR {
-    io.Store(hn::Mul(hn::Set(df, scale), io.Load(df, a.out + i)), df, a.out + i);
-  });
+  if (num == 0) return;
+  const size_t ld = num + 1;  // behind a query's scores stands what divides its sum
+  Score<Row>(a, ld);
+  for (size_t n = 0; n < a.num_queries; ++n) {
+    float* scores = a.scores + n * ld;
+    scores[num] = Weigh(scores, num);
+  }
+  Mix<Row>(a, ld);
+  // Divided out at the end: head_dim products instead of one a position.
+  for (size_t n = 0; n < a.num_queries; ++n) {
+    Scale(a.scores[n * ld + num], a.head_dim, a.out + n * a.out_ld);
+  }
 }
 
 void Attend(const AttendArgs& args) {

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "kernels/convert.h"
+#include "ops/attention.h"
 
 namespace halfbyte {
 namespace {
@@ -116,28 +117,35 @@ void KvLayer::Spans(size_t head, size_t begin, size_t end,
 
 void Attention(const Context& context, const KvLayer& layer, Mat<const float> q,
                size_t heads, size_t first_position, float scale, Mat<float> out) {
-  constexpr size_t kQueries = 8;  // of one head, a task
   const size_t dim = layer.shape().head_dim;
   const size_t group = heads / layer.shape().num_heads;
-  const size_t blocks = (q.rows + kQueries - 1) / kQueries;
-  context.ParallelFor(heads * blocks, [&](size_t task) {
-    const size_t h = task % heads, begin = task / heads * kQueries;
-    const size_t stop = std::min(begin + kQueries, q.rows);
+  const HeadGrid grid = {.batch = 1,
+                         .kv_heads = layer.shape().num_heads,
+                         .tokens = q.rows,
+                         .group = group,
+                         .together = group};
+  ForEachTile(context, grid, [&](const HeadTile& tile) {
     std::vector<KvSpan> spans;
     std::vector<float> scores;
-    for (size_t m = begin; m < stop; ++m) {
+    for (size_t m = tile.begin; m < tile.end; ++m) {
       const size_t position = first_position + m;
       const size_t first = layer.FirstVisible(position);
-      layer.Spans(h / group, first, position + 1, spans);
-      scores.resize(std::max(scores.size(), position + 1 - first + 16));
-      Attend({.q = q.Row(m) + h * dim,
+      layer.Spans(tile.kv_head, first, position + 1, spans);
+      const size_t num_scores = tile.num_heads * (position + 2 - first);
+      if (scores.size() < num_scores) scores.resize(num_scores + 16 * tile.num_heads);
+      Attend({.q = q.Row(m) + tile.head * dim,
+              .num_queries = tile.num_heads,
+              .q_ld = dim,
               .head_dim = dim,
               .scale = scale,
               .spans = spans.data(),
               .num_spans = spans.size(),
+              .k_ld = dim,
+              .v_ld = dim,
               .f16 = layer.shape().type == KvType::kF16,
               .scores = scores.data(),
-              .out = out.Row(m) + h * dim});
+              .out = out.Row(m) + tile.head * dim,
+              .out_ld = dim});
     }
   });
 }

@@ -12,6 +12,7 @@ from halfbyte.errors import (
     FileChangedError,
     FormatError,
     LimitError,
+    MissingExtraError,
     ModelError,
     NumericalError,
     OutOfMemoryError,
@@ -30,6 +31,7 @@ from halfbyte.files import (
 from halfbyte.formats import FormatInfo, Weight, dequantize, formats, quantize
 from halfbyte.model import Model, Piece, Reply, Report, Session, Stats, Stream, load
 from halfbyte.ops import (
+    attention,
     embedding_rows,
     gelu_mul,
     linear,
@@ -58,6 +60,7 @@ __all__ = [
     "FormatError",
     "FormatInfo",
     "LimitError",
+    "MissingExtraError",
     "Model",
     "ModelError",
     "NumericalError",
@@ -76,6 +79,7 @@ __all__ = [
     "UnsupportedError",
     "Weight",
     "__version__",
+    "attention",
     "cpu_target",
     "cpu_targets",
     "dequantize",

@@ -70,6 +70,18 @@ def rows_of(x: F32Array) -> F32Array:
     return rows if taken else np.ascontiguousarray(rows)
 
 
+def heads_of(x: NDArray[Any]) -> NDArray[Any]:
+    """`x` itself if its rows are contiguous and its strides run forwards, else a copy."""
+    item = x.itemsize
+    steps = [s for s, size in zip(x.strides, x.shape, strict=True) if size > 1]
+    taken = (
+        x.flags.aligned
+        and (x.shape[-1] <= 1 or x.strides[-1] == item)
+        and all(step >= 0 and step % item == 0 for step in steps)
+    )
+    return x if taken else np.ascontiguousarray(x)
+
+
 def _num_rows(x: NDArray[Any]) -> int:
     n = 1
     for size in x.shape[:-1]:
@@ -84,16 +96,22 @@ def as_vector(x: object, name: str, from_dlpack: FromDLPack) -> F32Array:
 
 def output(out: F32Array | None, shape: tuple[int, ...]) -> tuple[F32Array, F32Array]:
     """The array to return and the view of its rows to write."""
+    out = new_or_checked(out, shape)
+    return out, as_out_rows(out, shape[-1])
+
+
+def new_or_checked(out: F32Array | None, shape: tuple[int, ...]) -> F32Array:
+    """A new array, or `out` if it has the shape and can be written."""
     if out is None:
-        out = np.empty(shape, np.float32)
-    elif not isinstance(out, np.ndarray) or out.dtype != np.float32:
+        return np.empty(shape, np.float32)
+    if not isinstance(out, np.ndarray) or out.dtype != np.float32:
         got = getattr(out, "dtype", type(out).__name__)
         raise DTypeError(f"out: expected a float32 array, got {got}")
-    elif out.shape != shape:
+    if out.shape != shape:
         raise ShapeError(f"out: expected shape {shape}, got {out.shape}")
-    elif not out.flags.writeable or not out.flags.aligned:
+    if not out.flags.writeable or not out.flags.aligned:
         raise ShapeError("out: expected a writable and aligned array")
-    return out, as_out_rows(out, shape[-1])
+    return out
 
 
 def as_out_rows(out: F32Array, cols: int) -> F32Array:

@@ -57,6 +57,19 @@ def fma_peak(threads: int) -> float:
 
 # ---- operations on rows: float32 matrices whose rows are contiguous
 
+def attention(
+    q: _F32,
+    k: _F32,
+    v: _F32,
+    mask: NDArray[np.bool_] | None,
+    scale: float,
+    causal: bool,
+    window: int,
+    out: _F32,
+    threads: int,
+) -> None:
+    """Write the attention of `q` to `k` and `v` to `out`; a window of 0 is none."""
+
 def formats() -> list[tuple[str, int, int, int, bool, bool]]:
     """Name, type id, weights a block, bytes a block, writable: of each format."""
 

@@ -18,6 +18,7 @@ __all__ = [
     "FileChangedError",
     "FormatError",
     "LimitError",
+    "MissingExtraError",
     "ModelError",
     "NumericalError",
     "OutOfMemoryError",
@@ -82,12 +83,14 @@ class Error(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle with the fields."""
-        return (_rebuild, (type(self), self.args, self.__dict__.copy()))
+        fields = {name: getattr(self, name) for name in _FIELDS}
+        return (_rebuild, (type(self), self.args, self.__dict__ | fields))
 
 
 def _rebuild(cls: type[Error], args: tuple[Any, ...], state: dict[str, Any]) -> Error:
     error = cls(*args)
-    error.__dict__.update(state)
+    for name, value in state.items():  # ImportError keeps `path` outside of __dict__
+        setattr(error, name, value)
     return error
 
 
@@ -133,6 +136,10 @@ class ContextOverflowError(Error, ValueError):
 
 class NumericalError(Error, ArithmeticError):
     """A value is not finite where it has to be."""
+
+
+class MissingExtraError(Error, ImportError):
+    """The packages of an extra are not installed."""
 
 
 class OutOfMemoryError(Error, MemoryError):

@@ -27,7 +27,12 @@ from halfbyte.choice import (
     nearest,
     shown,
 )
-from halfbyte.errors import ArgumentError, FormatError, TruncatedFileError
+from halfbyte.errors import (
+    ArgumentError,
+    FormatError,
+    MissingExtraError,
+    TruncatedFileError,
+)
 
 __all__ = ["Repository", "fetch", "parse"]
 
@@ -121,7 +126,7 @@ def fetch(
 
     Raises
     ------
-    ImportError
+    MissingExtraError
         If the extra ``hub`` is not installed.
     FileNotFoundError
         If there is no such repository, revision or file, there or in the cache.
@@ -162,7 +167,7 @@ def _library() -> Any:
         for name in ("constants", "errors", "utils"):
             importlib.import_module(f"huggingface_hub.{name}")
     except ImportError as error:
-        raise ImportError(
+        raise MissingExtraError(
             "models from the Hugging Face Hub need huggingface_hub "
             f'({error}): run pip install "halfbyte[hub]"'
         ) from None

@@ -23,6 +23,8 @@ from halfbyte._arrays import (
     as_indices,
     as_out_rows,
     as_vector,
+    heads_of,
+    new_or_checked,
     output,
     rows_of,
 )
@@ -31,6 +33,7 @@ from halfbyte.formats import Weight
 from halfbyte.targets import num_threads
 
 __all__ = [
+    "attention",
     "embedding_rows",
     "gelu_mul",
     "linear",
@@ -382,3 +385,99 @@ def gelu_mul(
     result, target = output(out, g.shape)
     _core.gelu_mul(rows_of(g), rows_of(u), target, num_threads())
     return result
+
+
+def attention(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    *,
+    mask: ArrayLike | None = None,
+    causal: bool = False,
+    window: int | None = None,
+    scale: float | None = None,
+    out: F32Array | None = None,
+) -> F32Array:
+    """Attend to keys and values: ``softmax(scale * q @ k.T) @ v`` for each head.
+
+    Parameters
+    ----------
+    q : float32, float16 or bfloat16 array, shape (batch, heads, tokens, head_dim)
+    k, v : the same, shape (batch, kv_heads, kv_tokens, head_dim)
+        `heads` is a multiple of `kv_heads`; query head h uses key head
+        ``h // (heads // kv_heads)``. float32 arrays are used where they lie if the
+        elements of a row are side by side, as those of transposed heads are.
+    mask : bool array that broadcasts to (batch, heads, tokens, kv_tokens), optional
+        True where a query sees a key.
+    causal : bool
+        A query does not see later keys. The last query stands at the last key.
+    window : int, optional
+        With `causal`: how many keys a query sees, its own included.
+    scale : float, optional
+        ``head_dim ** -0.5`` if missing; Gemma 4 takes 1.
+    out : float32 array, shape of `q`, optional
+        Written and returned; must not overlap the others. Any strides will do that
+        leave the elements of a row side by side.
+
+    Returns
+    -------
+    float32 array, shape of `q`
+        Zeros for a query that sees no key. The same bits for any number of threads, and
+        whatever there is in the keys that a query does not see: NaN, or nothing.
+
+    Raises
+    ------
+    ArgumentError, DTypeError, ShapeError
+        If an argument does not fit; the message names it.
+
+    Examples
+    --------
+    >>> x = np.eye(2, dtype=np.float32)[None, None]
+    >>> attention(x, x, x, causal=True, scale=0.0)
+    array([[[[1. , 0. ],
+             [0.5, 0.5]]]], dtype=float32)
+    """
+    queries, keys, values = (
+        heads_of(_heads(x, name)) for x, name in ((q, "q"), (k, "k"), (v, "v"))
+    )
+    batch, heads, _, head_dim = queries.shape
+    if keys.shape[0] != batch or keys.shape[3] != head_dim:
+        want = f"({batch}, kv_heads, kv_tokens, {head_dim})"
+        raise ShapeError(f"k: expected shape {want}, got {keys.shape}")
+    if values.shape != keys.shape:
+        raise ShapeError(f"v: expected shape {keys.shape}, got {values.shape}")
+    if heads and (keys.shape[1] == 0 or heads % keys.shape[1]):
+        raise ShapeError(f"k: {keys.shape[1]} heads do not divide the {heads} of q")
+    if window is not None and (window < 1 or not causal):
+        raise ArgumentError(f"window: expected 1 or more, and causal, got {window}")
+    factor = max(head_dim, 1) ** -0.5 if scale is None else float(scale)
+    if not math.isfinite(factor):
+        raise ArgumentError(f"scale: expected a finite number, got {factor}")
+    seen = None if mask is None else _mask(mask, (*queries.shape[:3], keys.shape[2]))
+    result = new_or_checked(out, queries.shape)
+    _core.attention(
+        queries, keys, values, seen, factor, causal, window or 0, result, num_threads()
+    )
+    return result
+
+
+def _heads(x: ArrayLike, name: str) -> F32Array:
+    values = as_f32(x, name, _core.from_dlpack)
+    if values.ndim != 4:
+        raise ShapeError(
+            f"{name}: expected shape (batch, heads, tokens, head_dim), got {values.shape}"
+        )
+    return values
+
+
+def _mask(mask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    array = np.asarray(mask)
+    if array.dtype != np.bool_:
+        raise DTypeError(f"mask: expected dtype bool, got {array.dtype}")
+    try:
+        whole = np.broadcast_to(array, shape)
+    except ValueError:
+        raise ShapeError(
+            f"mask: expected what broadcasts to {shape}, got shape {array.shape}"
+        ) from None
+    return heads_of(whole)

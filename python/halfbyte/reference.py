@@ -22,6 +22,7 @@ from halfbyte.errors import ArgumentError, DTypeError, ShapeError
 __all__ = [
     "PackedWeight",
     "Weight",
+    "attention",
     "dequantize",
     "embedding_rows",
     "formats",
@@ -884,3 +885,102 @@ def gelu_mul(
         y = g * np.where(u < 0, small, 1.0) / (1.0 + small)
         y = np.where(g == -np.inf, np.nan, y) * factor
     return _give(y, out)
+
+
+def attention(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    *,
+    mask: ArrayLike | None = None,
+    causal: bool = False,
+    window: int | None = None,
+    scale: float | None = None,
+    out: F32Array | None = None,
+) -> F32Array:
+    """Attend to keys and values: ``softmax(scale * q @ k.T) @ v`` for each head.
+
+    Parameters
+    ----------
+    q : float32, float16 or bfloat16 array, shape (batch, heads, tokens, head_dim)
+    k, v : the same, shape (batch, kv_heads, kv_tokens, head_dim)
+        `heads` is a multiple of `kv_heads`; query head h uses key head
+        ``h // (heads // kv_heads)``.
+    mask : bool array that broadcasts to (batch, heads, tokens, kv_tokens), optional
+        True where a query sees a key.
+    causal : bool
+        A query does not see later keys. The last query stands at the last key.
+    window : int, optional
+        With `causal`: how many keys a query sees, its own included.
+    scale : float, optional
+        ``head_dim ** -0.5`` if missing.
+    out : float32 array, shape of `q`, optional
+        Written and returned.
+
+    Returns
+    -------
+    float32 array, shape of `q`
+        Zeros for a query that sees no key.
+
+    Raises
+    ------
+    ArgumentError, DTypeError, ShapeError
+        If an argument does not fit.
+    """
+    queries, keys, values = (
+        _as_heads(x, name) for x, name in ((q, "q"), (k, "k"), (v, "v"))
+    )
+    batch, heads, tokens, head_dim = queries.shape
+    kv_heads, kv_tokens = keys.shape[1:3]
+    if keys.shape != (batch, kv_heads, kv_tokens, head_dim):
+        want = f"({batch}, kv_heads, kv_tokens, {head_dim})"
+        raise ShapeError(f"k: expected shape {want}, got {keys.shape}")
+    if values.shape != keys.shape:
+        raise ShapeError(f"v: expected shape {keys.shape}, got {values.shape}")
+    if heads and (kv_heads == 0 or heads % kv_heads):
+        raise ShapeError(f"k: {kv_heads} heads do not divide the {heads} of q")
+    seen = _visible(mask, (batch, heads, tokens, kv_tokens), causal, window)
+    factor = np.float32(max(head_dim, 1) ** -0.5 if scale is None else scale)
+    if not np.isfinite(factor):
+        raise ArgumentError(f"scale: expected a finite number, got {factor}")
+    y = np.zeros(queries.shape)
+    for b, h, t in np.ndindex(batch, heads, tokens):
+        at, kv = np.flatnonzero(seen[b, h, t]), h * kv_heads // heads
+        if at.size:
+            scores = np.float64(factor) * (keys[b, kv, at] @ queries[b, h, t])
+            powers = np.exp(scores - scores.max())
+            y[b, h, t] = powers @ values[b, kv, at] / powers.sum()
+    return _give(y, out)
+
+
+def _as_heads(x: ArrayLike, name: str) -> NDArray[np.float64]:
+    values = _as_f32(x, name)
+    if values.ndim != 4:
+        raise ShapeError(
+            f"{name}: expected shape (batch, heads, tokens, head_dim), got {values.shape}"
+        )
+    return values.astype(np.float64)
+
+
+def _visible(
+    mask: ArrayLike | None, shape: tuple[int, ...], causal: bool, window: int | None
+) -> NDArray[np.bool_]:
+    """Which keys each query sees."""
+    seen = np.asarray(True if mask is None else mask)
+    if seen.dtype != np.bool_:
+        raise DTypeError(f"mask: expected dtype bool, got {seen.dtype}")
+    if window is not None and (window < 1 or not causal):
+        raise ArgumentError(f"window: expected 1 or more, and causal, got {window}")
+    try:
+        seen = np.broadcast_to(seen, shape)
+    except ValueError:
+        raise ShapeError(
+            f"mask: expected what broadcasts to {shape}, got shape {seen.shape}"
+        ) from None
+    if causal:
+        tokens, kv_tokens = shape[2:]
+        age = np.arange(tokens)[:, None] + kv_tokens - tokens - np.arange(kv_tokens)
+        seen = seen & (age >= 0)
+        if window is not None:
+            seen = seen & (age < window)
+    return seen

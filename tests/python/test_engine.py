@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import subprocess
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -810,17 +808,3 @@ def test_files_that_do_not_go_with_a_model(
     assert caught.value.filename == "/gone/model"
     with pytest.raises(FileNotFoundError):
         engine("/gone/model")
-
-
-def test_without_transformers() -> None:
-    code = """
-import sys
-sys.modules["transformers"] = None
-import halfbyte
-import halfbyte.transformers
-"""
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("ImportError: halfbyte.transformers: transformers or torch")
-    assert 'pip install "halfbyte[transformers]"' in last

@@ -34,6 +34,7 @@ BASES: dict[str, type[Exception]] = {
     "ArgumentError": ValueError,
     "ContextOverflowError": ValueError,
     "NumericalError": ArithmeticError,
+    "MissingExtraError": ImportError,
     "OutOfMemoryError": MemoryError,
 }
 FIELDS: dict[str, Any] = {

@@ -56,7 +56,7 @@ MODULES: dict[str, set[str]] = {
     "model": {"ops", "files", "template", "names"},
     "": {"model", "reference"},
     "torch": {"formats"},
-    "transformers": {"model"},
+    "transformers": {""},
     "demo": set(),
     "doctor": {"formats", "_onednn"},
     "roof": {"targets"},

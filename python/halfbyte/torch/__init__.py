@@ -6,10 +6,12 @@ Takes the extra ``torch``. Everything computes on the CPU; weights are never cop
 the way in, and activations are read as they lie in float32, float16 or bfloat16.
 """
 
+from halfbyte.errors import MissingExtraError
+
 try:
     import torch as _torch  # noqa: F401
 except ImportError as error:
-    raise ImportError(
+    raise MissingExtraError(
         f'halfbyte.torch takes torch ({error}): run pip install "halfbyte[torch]"'
     ) from error
 

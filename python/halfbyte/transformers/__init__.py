@@ -1,16 +1,22 @@
 # python/halfbyte/transformers/__init__.py
 # SPDX-License-Identifier: Apache-2.0
-"""halfbyte inside of Hugging Face Transformers."""
+"""What halfbyte adds to Hugging Face transformers. Importing it registers it there."""
 
-from importlib.util import find_spec
+from halfbyte.errors import MissingExtraError
 
-if not (find_spec("transformers") and find_spec("torch")):
-    raise ImportError(
-        "halfbyte.transformers: transformers or torch is not installed - "
-        'pip install "halfbyte[transformers]"'
-    )
+try:
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+except ImportError as error:
+    raise MissingExtraError(
+        f"halfbyte.transformers needs torch and transformers ({error}): "
+        'run pip install "halfbyte[transformers]"'
+    ) from None
 
+from halfbyte.transformers import attention
 from halfbyte.transformers.engine import EngineModel, engine
 from halfbyte.transformers.sessions import SessionCache
 
-__all__ = ["EngineModel", "SessionCache", "engine"]
+__all__ = ["EngineModel", "SessionCache", "attention", "engine"]
+
+attention.register()

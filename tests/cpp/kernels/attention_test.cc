@@ -31,7 +31,8 @@ class Cache {
     v_ = Rounded(Normal(len * head_dim, seed + 1));
   }
 
-  // Runs Attend with the spans ending at `cuts` and at the end.
+  // Runs Attend for the queries that `q` consists of, with the spans ending at `cuts`
+  // and at the end.
   std::vector<float> Attend(const std::vector<float>& q, float scale,
                             const std::vector<size_t>& cuts, Guard guard) const {
     std::vector<std::unique_ptr<Guarded<uint8_t>>> keep;
@@ -46,20 +47,26 @@ class Cache {
     };
     for (size_t cut : cuts) span(cut);
     span(len_);
-    Guarded<float> query(q, guard), scores(len_, guard), out(head_dim_, guard);
-    for (size_t i = 0; i < head_dim_; ++i) out.Set(i, kNaN);  // must not be read
-    for (size_t i = 0; i < len_; ++i) scores.Set(i, kNaN);
+    const size_t num = q.size() / head_dim_, num_scores = num * (len_ + 1);
+    Guarded<float> query(q, guard), scores(num_scores, guard), out(q.size(), guard);
+    for (size_t i = 0; i < q.size(); ++i) out.Set(i, kNaN);  // must not be read
+    for (size_t i = 0; i < num_scores; ++i) scores.Set(i, kNaN);
     halfbyte::Attend({.q = query.data(),
+                      .num_queries = num,
+                      .q_ld = head_dim_,
                       .head_dim = head_dim_,
                       .scale = scale,
                       .spans = spans.data(),
                       .num_spans = spans.size(),
+                      .k_ld = head_dim_,
+                      .v_ld = head_dim_,
                       .f16 = f16_,
                       .scores = scores.data(),
-                      .out = out.data()});
+                      .out = out.data(),
+                      .out_ld = head_dim_});
     EXPECT_TRUE(query.Intact() && scores.Intact() && out.Intact());
-    std::vector<float> result(head_dim_);
-    for (size_t i = 0; i < head_dim_; ++i) result[i] = out.At(i);
+    std::vector<float> result(q.size());
+    for (size_t i = 0; i < q.size(); ++i) result[i] = out.At(i);
     return result;
   }
 
@@ -164,6 +171,27 @@ TEST_P(AttentionTest, BitsDoNotDependOnTheCuts) {
         const std::vector<float> got = cache.Attend(q, 0.3f, at, Guard::kBefore);
         EXPECT_EQ(0, memcmp(whole.data(), got.data(), head_dim * sizeof(float)))
             << "first cut " << at[0];
+      }
+    }
+  }
+}
+
+TEST_P(AttentionTest, QueriesTogetherHaveTheBitsOfEachAlone) {
+  for (bool f16 : {false, true}) {
+    for (size_t head_dim : {8, 34, 256}) {
+      const Cache cache(23, head_dim, f16, 11);
+      const std::vector<float> q = Normal(5 * head_dim, 5);
+      for (size_t num : {2, 3, 5}) {
+        const std::vector<float> some(q.begin(), q.begin() + num * head_dim);
+        const auto together = cache.Attend(some, 0.3f, {9, 14}, Guard::kAfter);
+        for (size_t n = 0; n < num; ++n) {
+          const float* begin = &q[n * head_dim];
+          const auto alone =
+              cache.Attend({begin, begin + head_dim}, 0.3f, {9, 14}, Guard::kAfter);
+          EXPECT_EQ(0, memcmp(&together[n * head_dim], alone.data(),
+                              head_dim * sizeof(float)))
+              << n << " of " << num;
+        }
       }
     }
   }
