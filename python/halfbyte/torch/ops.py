@@ -75,7 +75,7 @@ def _scales(scales: Tensor | None, info: FormatInfo) -> np.ndarray[Any, Any] | N
         raise DTypeError(
             f"scales: expected float32, one a row of {info.name}, got {got}"
         )
-    return scales.detach().reshape(-1).numpy()
+    return scales.detach().reshape(-1).contiguous().numpy()
 
 
 def weight_of(
@@ -156,8 +156,8 @@ def product(
     ArgumentError, DTypeError, ShapeError
         If an argument does not fit.
     """
-    (n, k), size, kind = shape, x.shape, TYPES.get(x.dtype)
-    if kind is None or not size or size[-1] != k:
+    (n, k), size = shape, x.shape
+    if x.dtype not in TYPES or not size or size[-1] != k:
         _check_input(x, k)  # says what; decoding a token has no time for it
     if bias is not None:
         bias = as_vector(bias, "bias", n)
@@ -170,7 +170,7 @@ def product(
     y = x.new_empty((*lead, n))
     weight.linear_at(
         rows.data_ptr(),
-        kind,
+        TYPES[x.dtype],
         lead.numel(),
         ld,
         0 if bias is None else bias.data_ptr(),
