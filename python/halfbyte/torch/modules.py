@@ -206,16 +206,20 @@ class QuantLinear(PackedModule, nn.Linear):
         """The core's view of the weight, and its shape; made again for another weight."""
         kept, weight = self._kept, self._parameters["weight"]
         if kept is None or kept[0] is not weight:
+            if not isinstance(weight, nn.Parameter):  # lent for a call, by torch.func
+                return self._viewed(None)[1:]
             self._changed()
-            self._kept = kept = self._viewed()
-        return kept[1], kept[2]
+            self._kept = kept = self._viewed(None)
+        return kept[1:]
 
-    def _viewed(self) -> tuple[Tensor, _core.Weight, tuple[int, int]]:
+    def _viewed(
+        self, panels: Tensor | None
+    ) -> tuple[Tensor, _core.Weight, tuple[int, int]]:
         view = ops.weight_of(
             self.weight,
             self.format,
             scales=self.weight_scale,
-            panels=self.panels,
+            panels=panels,
             x_step=self.input_activation_scale,
             y_step=self.output_activation_scale,
         )
@@ -262,7 +266,7 @@ class QuantLinear(PackedModule, nn.Linear):
             panels = self._packed()[0].panels(num_threads())
             if panels.size:
                 self.panels = torch.from_numpy(panels)
-                self._kept = self._viewed()
+                self._kept = self._viewed(self.panels)
         return self
 
     def dequantize(self) -> Tensor:
@@ -280,12 +284,13 @@ class QuantLinear(PackedModule, nn.Linear):
         bias = parameters["bias"]
         if _at_once(x, bias):
             return ops.product(*self._packed(), x, bias, self.activations)
+        weight = self.weight
         return ops.linear(
             x,
-            self.weight,
+            weight,
             self.format,
             scales=self.weight_scale,
-            panels=self.panels,
+            panels=self.panels if isinstance(weight, nn.Parameter) else None,
             bias=bias,
             x_step=self.input_activation_scale,
             y_step=self.output_activation_scale,
