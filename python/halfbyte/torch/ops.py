@@ -167,7 +167,7 @@ def product(
         rows = x.reshape(lead.numel(), k)
         rows = rows if rows.stride(1) == 1 else rows.contiguous()
         ld = rows.stride(0)
-    y = x.new_empty((*lead, n))
+    y = x.new_empty(*lead, n)  # as a tuple it takes half a microsecond longer
     weight.linear_at(
         rows.data_ptr(),
         TYPES[x.dtype],
