@@ -15,6 +15,7 @@ from halfbyte.errors import ArgumentError, DTypeError, ShapeError
 F32Array = NDArray[np.float32]
 FromDLPack = Callable[[Any], tuple[NDArray[Any], bool]]
 
+_F32 = np.dtype(np.float32)
 _WANTED = "expected float32, float16 or bfloat16"
 
 
@@ -39,6 +40,8 @@ def _exchange(x: Any, name: str, from_dlpack: FromDLPack) -> tuple[NDArray[Any],
 
 def as_f32(x: object, name: str, from_dlpack: FromDLPack) -> F32Array:
     """`x` as float32: itself if it is that, else a copy."""
+    if type(x) is np.ndarray and x.dtype == _F32:
+        return x
     if isinstance(x, np.ma.MaskedArray):
         raise DTypeError(f"{name}: expected an array without mask, got a masked array")
     if not isinstance(x, np.ndarray):
@@ -57,6 +60,9 @@ def as_f32(x: object, name: str, from_dlpack: FromDLPack) -> F32Array:
 
 def rows_of(x: F32Array) -> F32Array:
     """`x` with its leading dimensions as one, copied only if rows do not lie so."""
+    flags = x.flags
+    if x.ndim == 2 and flags.c_contiguous and flags.aligned:
+        return x
     item = x.itemsize
     rows = (
         x.reshape(-1, x.shape[-1]) if x.size else x.reshape(_num_rows(x), x.shape[-1])
@@ -116,6 +122,8 @@ def new_or_checked(out: F32Array | None, shape: tuple[int, ...]) -> F32Array:
 
 def as_out_rows(out: F32Array, cols: int) -> F32Array:
     """A view of `out` as rows of `cols` elements."""
+    if out.ndim == 2 and out.shape[1] == cols:
+        return out
     rows = out.reshape(out.size // cols if cols else _num_rows(out), cols)
     if out.size and not np.may_share_memory(rows, out):
         raise ShapeError(f"out: expected contiguous rows, got strides {out.strides}")

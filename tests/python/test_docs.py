@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import halfbyte
+import halfbyte.torch  # so that its names exist
 import pytest
 import typer
 from halfbyte import reference
@@ -93,8 +94,9 @@ def test_a_broken_link_is_found() -> None:
 
 def runs_alone(code: str) -> bool:
     """Whether a block needs neither a model file nor a download."""
+    imports = "import halfbyte" in code or "from halfbyte" in code
     takes_a_model = any(sign in code for sign in (".gguf", "load(", "from_pretrained("))
-    return "import halfbyte" in code and not takes_a_model
+    return imports and not takes_a_model
 
 
 @each_page

@@ -103,6 +103,21 @@ def test_it_brings_nothing_heavy(seen: dict[str, Any]) -> None:
     assert not [name for name in seen["modules"] if name.startswith("halfbyte.cli")]
 
 
+def test_without_torch_the_extra_is_named() -> None:
+    code = """
+import sys
+sys.modules["torch"] = None  # as if it were not installed
+import halfbyte
+try:
+    import halfbyte.torch
+except ImportError as error:
+    print(error)
+"""
+    told = python(code).stdout.decode()
+    assert "halfbyte.torch takes torch" in told
+    assert told.endswith('run pip install "halfbyte[torch]"\n')
+
+
 def test_it_writes_nothing(tmp_path: Path) -> None:
     code = "import halfbyte; halfbyte.num_threads(); halfbyte.cpu_targets()"
     environment = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}

@@ -33,7 +33,9 @@ PROMPT = "the end of the line and the other one"
 def _own_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("HALFBYTE_NUM_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
+    halfbyte.set_num_threads(None)
     yield
+    monkeypatch.undo()
     halfbyte.set_num_threads(None)
 
 
@@ -302,6 +304,8 @@ def test_the_environment(
     default = halfbyte.num_threads()
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    assert halfbyte.num_threads() == default  # looked up once, until told to again
+    halfbyte.set_num_threads(None)
     assert halfbyte.num_threads() == (count or default)
     assert reason in targets.thread_reason()
     halfbyte.set_num_threads(2)

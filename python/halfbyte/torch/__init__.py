@@ -17,12 +17,16 @@ except ImportError as error:
 
 from halfbyte.torch.modules import QuantEmbedding, QuantLinear
 from halfbyte.torch.ops import dequantize, embedding_rows, linear, quantize
+from halfbyte.torch.rowwise import gelu_mul, rms_norm, rope
 
 __all__ = [
     "QuantEmbedding",
     "QuantLinear",
     "dequantize",
     "embedding_rows",
+    "gelu_mul",
     "linear",
     "quantize",
+    "rms_norm",
+    "rope",
 ]

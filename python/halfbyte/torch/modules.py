@@ -10,53 +10,48 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halfbyte import _core, targets
+from halfbyte import _core
 from halfbyte.errors import ArgumentError, ShapeError
-from halfbyte.formats import format_info
+from halfbyte.formats import FormatInfo, format_info
 from halfbyte.torch import ops
+from halfbyte.torch._dispatch import check_vector, num_threads
+from halfbyte.torch.packed import PackedModule, PackedParameter, frozen
 
 __all__ = ["QuantEmbedding", "QuantLinear"]
 
 
-def _frozen(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor, requires_grad=False)
+def _check_length(name: str, k: int, info: FormatInfo) -> None:
+    if k % info.block_len:
+        raise ShapeError(
+            f"{name}: expected a multiple of {info.block_len} for {info.name}, got {k}"
+        )
 
 
-class _Packed(nn.Module):
-    """Bytes that no cast touches and that stay on the CPU.
+def _zeros(*shape: int, device: str | torch.device) -> nn.Parameter:
+    return frozen(torch.zeros(shape, device=device))
 
-    The core's view of them is made when it is first needed, and again after anything
-    that may have moved them.
+
+def _empty_rows(n: int, width: int, device: str | torch.device) -> nn.Parameter:
+    return frozen(torch.zeros(n, width, dtype=torch.uint8, device=device))
+
+
+def _at_once(x: Tensor, bias: Tensor | None) -> bool:
+    """Whether the dispatcher would go straight to the kernel, and can be left out.
+
+    It costs more than a small product. Not where someone traces or watches, where a
+    gradient is wanted, or where `x` is not memory to be read as it is.
     """
-
-    _view: _core.Weight | None = None
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        def moved(tensor: Tensor) -> Tensor:
-            to = fn(tensor)
-            if not (to.is_cpu or to.is_meta):
-                raise ArgumentError(
-                    f"device: {type(self).__name__} computes on the CPU, got "
-                    f"{to.device}: keep the model there, or call halfbyte.restore first"
-                )
-            return to if to.dtype == tensor.dtype else tensor
-
-        self._forget()
-        return super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
-
-    def _forget(self) -> None:
-        self._view = None
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self._forget()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the view: it is of this process's memory."""
-        return {name: v for name, v in self.__dict__.items() if name != "_view"}
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    if type(x) is not Tensor or not x.is_cpu or x.layout is not torch.strided:
+        return False
+    if x.is_neg():
+        return False
+    wants_grad = x.requires_grad or (bias is not None and bias.requires_grad)
+    return not (wants_grad and torch.is_grad_enabled())
 
 
-class QuantLinear(_Packed, nn.Linear):
+class QuantLinear(PackedModule, nn.Linear):
     """A linear layer that multiplies by packed weights.
 
     Parameters
@@ -93,6 +88,7 @@ class QuantLinear(_Packed, nn.Linear):
     input_activation_scale: nn.Parameter | None
     output_activation_scale: nn.Parameter | None
     panels: Tensor | None
+    _kept: tuple[Tensor, _core.Weight, tuple[int, int]] | None = None
 
     def __init__(
         self,
@@ -107,28 +103,27 @@ class QuantLinear(_Packed, nn.Linear):
     ) -> None:
         nn.Module.__init__(self)  # nn.Linear's would make a dense weight
         info = format_info(format)
-        if in_features % info.block_len:
-            raise ShapeError(
-                f"in_features: expected a multiple of {info.block_len} for {format}, "
-                f"got {in_features}"
-            )
+        _check_length("in_features", in_features, info)
         if static and not info.row_scaled:
             raise ArgumentError(f"static: {format} has no scale a row")
+        if activations not in ("auto", "f32"):
+            raise ArgumentError(
+                f"activations: expected auto or f32, got {activations!r}"
+            )
         self.in_features, self.out_features = in_features, out_features
         self.format, self.activations = format, activations
+        self.register_buffer("panels", None, persistent=False)
 
-        def floats(*shape: int) -> nn.Parameter:
-            return _frozen(torch.zeros(shape, device=device))
+        def floats(wanted: bool, *shape: int) -> nn.Parameter | None:
+            return _zeros(*shape, device=device) if wanted else None
 
         width = ops.row_bytes(info, in_features)
-        packed = torch.zeros(out_features, width, dtype=torch.uint8, device=device)
-        self.weight = _frozen(packed)
-        scaled = floats(out_features, 1) if info.row_scaled else None
-        self.register_parameter("weight_scale", scaled)
-        for name in ("input_activation_scale", "output_activation_scale"):
-            self.register_parameter(name, floats() if static else None)
-        self.register_parameter("bias", floats(out_features) if bias else None)
-        self.register_buffer("panels", None, persistent=False)
+        self.weight = _empty_rows(out_features, width, device)
+        scale = floats(info.row_scaled, out_features, 1)
+        self.register_parameter("weight_scale", scale)
+        self.register_parameter("input_activation_scale", floats(static))
+        self.register_parameter("output_activation_scale", floats(static))
+        self.register_parameter("bias", floats(bias, out_features))
 
     @classmethod
     def from_packed(
@@ -172,14 +167,15 @@ class QuantLinear(_Packed, nn.Linear):
             activations=activations,
             device="meta",
         )
-        layer.weight = _frozen(weight.detach())
+        layer.weight = frozen(weight)
         if layer.weight_scale is not None and scale is not None:
-            layer.weight_scale = _frozen(scale.detach().reshape(-1, 1))
+            layer.weight_scale = frozen(scale.reshape(-1, 1))
         if bias is not None:
-            layer.bias = _frozen(bias.detach())
+            check_vector(bias, "bias", layer.out_features)
+            layer.bias = frozen(bias)
         if steps is not None:
-            layer.input_activation_scale = _frozen(steps[0].detach())
-            layer.output_activation_scale = _frozen(steps[1].detach())
+            layer.input_activation_scale = frozen(steps[0])
+            layer.output_activation_scale = frozen(steps[1])
         layer._packed()
         return layer
 
@@ -206,30 +202,60 @@ class QuantLinear(_Packed, nn.Linear):
             weight, format, scale=scale, bias=linear.bias, activations=activations
         )
 
-    def _packed(self) -> _core.Weight:
-        if self._view is None:
-            self._added = (
-                None if self.bias is None else self.bias.detach().float().contiguous()
-            )
-            self._view = ops.weight_of(
-                self.weight,
-                self.format,
-                scales=self.weight_scale,
-                panels=self.panels,
-                x_step=self.input_activation_scale,
-                y_step=self.output_activation_scale,
-            )
-        return self._view
+    def _packed(self) -> tuple[_core.Weight, tuple[int, int]]:
+        """The core's view of the weight, and its shape; made again for another weight."""
+        kept, weight = self._kept, self._parameters["weight"]
+        if kept is None or kept[0] is not weight:
+            if not isinstance(weight, nn.Parameter):  # lent for a call, by torch.func
+                return self._viewed(None)[1:]
+            self._changed()
+            self._kept = kept = self._viewed(None)
+        return kept[1:]
 
-    def _forget(self) -> None:
-        super()._forget()
-        self.panels = None
+    def _viewed(
+        self, panels: Tensor | None
+    ) -> tuple[Tensor, _core.Weight, tuple[int, int]]:
+        view = ops.weight_of(
+            self.weight,
+            self.format,
+            scales=self.weight_scale,
+            panels=panels,
+            x_step=self.input_activation_scale,
+            y_step=self.output_activation_scale,
+        )
+        k = ops.features(self.weight, format_info(self.format))
+        return self.weight, view, (self.weight.shape[0], k)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Set a parameter, as assigning to it does, and forget what was made of it."""
+        if name == "weight" and type(param) is nn.Parameter:
+            param = PackedParameter(param.detach(), False)
+        super().register_parameter(name, param)
+        self._kept = self.panels = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # torch assigns to `data`; this is no merge.
+        packed = self._parameters["weight"]
+        self._parameters["weight"] = plain = frozen(self.weight)
+        done = super()._apply(fn, recurse)
+        if self._parameters["weight"] is plain:
+            self._parameters["weight"] = packed  # a cast: the view holds as well
+        return done
+
+    def _changed(self) -> None:
+        self.register_parameter("weight", self._parameters["weight"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the view, which is of this process's memory, and the panels."""
+        buffers = {**self._buffers, "panels": None}
+        return self.__dict__ | {"_kept": None, "_buffers": buffers}
 
     def repack(self) -> QuantLinear:
         """Copy the weights into the order in which products read them.
 
-        Products then run at the speed of memory. No value changes; state dicts hold the
-        weights as they were.
+        Products then run at the speed of memory. No value changes. State dicts, copies
+        and pickles hold the weights as they were, and loading or moving them forgets
+        the order: call this again.
 
         Returns
         -------
@@ -237,11 +263,10 @@ class QuantLinear(_Packed, nn.Linear):
             Itself, with about as many bytes again.
         """
         if self.panels is None:
-            panels = self._packed().panels(
-                targets.num_threads_or(torch.get_num_threads())
-            )
+            panels = self._packed()[0].panels(num_threads())
             if panels.size:
-                self._view, self.panels = None, torch.from_numpy(panels)
+                self.panels = torch.from_numpy(panels)
+                self._kept = self._viewed(self.panels)
         return self
 
     def dequantize(self) -> Tensor:
@@ -255,24 +280,22 @@ class QuantLinear(_Packed, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply ``x``, of shape (..., K), into shape (..., N) of the same type."""
-        # The dispatcher costs more than a small product: past it where nobody traces
-        # and nobody wants a gradient.
-        wants_grad = torch.is_grad_enabled() and x.requires_grad
-        if torch.compiler.is_compiling() or wants_grad or type(x) is not Tensor:
-            return ops.linear(
-                x,
-                self.weight,
-                self.format,
-                scales=self.weight_scale,
-                panels=self.panels,
-                bias=self.bias,
-                x_step=self.input_activation_scale,
-                y_step=self.output_activation_scale,
-                activations=self.activations,
-            )
-        weight = self._packed()
-        shape = (self.out_features, self.in_features)
-        return ops.product(weight, shape, x, self._added, self.activations)
+        parameters = self._parameters  # an attribute takes three times as long
+        bias = parameters["bias"]
+        if _at_once(x, bias):
+            return ops.product(*self._packed(), x, bias, self.activations)
+        weight = self.weight
+        return ops.linear(
+            x,
+            weight,
+            self.format,
+            scales=self.weight_scale,
+            panels=self.panels if isinstance(weight, nn.Parameter) else None,
+            bias=bias,
+            x_step=self.input_activation_scale,
+            y_step=self.output_activation_scale,
+            activations=self.activations,
+        )
 
     def extra_repr(self) -> str:
         """Describe shape, format and order."""
@@ -284,7 +307,7 @@ class QuantLinear(_Packed, nn.Linear):
         )
 
 
-class QuantEmbedding(_Packed):
+class QuantEmbedding(PackedModule):
     """A table whose rows are unpacked as they are looked up.
 
     Parameters
@@ -325,20 +348,14 @@ class QuantEmbedding(_Packed):
     ) -> None:
         super().__init__()
         info = format_info(format)
-        if embedding_dim % info.block_len:
-            raise ShapeError(
-                f"embedding_dim: expected a multiple of {info.block_len} for {format}, "
-                f"got {embedding_dim}"
-            )
+        _check_length("embedding_dim", embedding_dim, info)
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.format, self.scalar_embed_scale = format, embed_scale
         self.output_dtype = output_dtype
         width = ops.row_bytes(info, embedding_dim)
-        packed = torch.zeros(num_embeddings, width, dtype=torch.uint8, device=device)
-        self.embedding_quantized = _frozen(packed)
-        scale = torch.zeros(num_embeddings, groups, device=device)
-        scaled = _frozen(scale) if info.row_scaled else None
-        self.register_parameter("embedding_scale", scaled)
+        self.embedding_quantized = _empty_rows(num_embeddings, width, device)
+        scale = _zeros(num_embeddings, groups, device=device)
+        self.register_parameter("embedding_scale", scale if info.row_scaled else None)
 
     @classmethod
     def from_packed(
@@ -373,9 +390,9 @@ class QuantEmbedding(_Packed):
             groups=1 if scale is None else scale.shape[1],
             device="meta",
         )
-        layer.embedding_quantized = _frozen(table.detach())
+        layer.embedding_quantized = frozen(table)
         if scale is not None:
-            layer.embedding_scale = _frozen(scale.detach())
+            layer.embedding_scale = frozen(scale)
         return layer
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -389,20 +406,10 @@ class QuantEmbedding(_Packed):
         -------
         tensor of `output_dtype`, shape (*ids.shape, K)
         """
-        scale = self.embedding_scale
-        one_each = scale is not None and scale.shape[1] == 1
-        if scale is None or one_each:
-            plain = ops.embedding_rows(
-                ids, self.embedding_quantized, self.format, scales=scale
-            )
-            return plain.to(self.output_dtype)
-        ones = torch.ones(1).expand(self.num_embeddings).contiguous()
-        levels = ops.embedding_rows(
-            ids, self.embedding_quantized, self.format, scales=ones
+        plain = ops.embedding_rows(
+            ids, self.embedding_quantized, self.format, scales=self.embedding_scale
         )
-        parts = levels.view(*ids.shape, scale.shape[1], -1) * scale[ids].unsqueeze(-1)
-        rows: Tensor = parts.flatten(-2)
-        return rows.to(self.output_dtype)
+        return plain.to(self.output_dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows of ``ids``, times `embed_scale`."""
@@ -447,6 +454,8 @@ class TableView:
     def __getitem__(self, index: Any) -> Tensor:
         """Unpack the rows that the first index names; the other indices go on there."""
         first, *rest = index if isinstance(index, tuple) else (index,)
-        ids = torch.arange(self._table.num_embeddings)[first]
+        n = self._table.num_embeddings
+        plain = isinstance(first, (int, slice))  # pick of a range, without N integers
+        ids = torch.as_tensor(range(n)[first]) if plain else torch.arange(n)[first]
         rows = self._table.rows(ids)
         return rows[(..., *rest)] if rest else rows

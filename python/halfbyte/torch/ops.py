@@ -7,40 +7,36 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from halfbyte import _core, targets
+from halfbyte import _core
 from halfbyte.errors import ArgumentError, DTypeError, ShapeError
 from halfbyte.formats import FormatInfo, format_info
+from halfbyte.torch._dispatch import (
+    TYPES,
+    as_vector,
+    check_float,
+    check_indices,
+    check_vector,
+    num_threads,
+    register,
+)
 
-__all__ = ["dequantize", "embedding_rows", "linear", "product", "quantize", "weight_of"]
-
-_TYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
-
-# Registrations last as long as this object.
-_library = torch.library.Library("halfbyte", "DEF")
-
-
-def _num_threads() -> int:
-    """What halfbyte was told to use, else what torch uses."""
-    return targets.num_threads_or(torch.get_num_threads())
-
-
-def _check_float(x: Tensor, name: str) -> None:
-    if not x.is_cpu:
-        raise ArgumentError(
-            f"{name}: expected a tensor in CPU memory, got one on {x.device}: call .cpu()"
-        )
-    if x.dtype not in _TYPES:
-        raise DTypeError(
-            f"{name}: expected float32, float16 or bfloat16, got {x.dtype}"
-        )
-    if x.dim() == 0:
-        raise ShapeError(f"{name}: expected at least one dimension, got shape ()")
+__all__ = [
+    "dequantize",
+    "embedding_rows",
+    "features",
+    "linear",
+    "product",
+    "quantize",
+    "row_bytes",
+    "weight_of",
+]
 
 
 # ---- weights
@@ -53,7 +49,33 @@ def row_bytes(info: FormatInfo, k: int) -> int:
 
 def features(w: Tensor, info: FormatInfo) -> int:
     """Weights in a row of the bytes `w`."""
+    if w.dim() != 2 or w.dtype not in (torch.uint8, torch.int8):
+        raise ShapeError(
+            f"w: expected a uint8 matrix, got {w.dtype} of shape {tuple(w.shape)}"
+        )
     return w.shape[1] // info.block_bytes * info.block_len
+
+
+def _step(step: Tensor | None, name: str, info: FormatInfo) -> float:
+    if step is None:
+        return 0.0
+    if not info.row_scaled:
+        raise ArgumentError(f"{name}: {info.name} has no scale a row: leave it out")
+    value = float(step)
+    if not 0 <= value < math.inf:
+        raise ArgumentError(f"{name}: expected a finite number from 0, got {value}")
+    return value
+
+
+def _scales(scales: Tensor | None, info: FormatInfo) -> np.ndarray[Any, Any] | None:
+    if not info.row_scaled:
+        return None
+    if scales is None or scales.dtype != torch.float32:
+        got = None if scales is None else scales.dtype
+        raise DTypeError(
+            f"scales: expected float32, one a row of {info.name}, got {got}"
+        )
+    return scales.detach().reshape(-1).contiguous().numpy()
 
 
 def weight_of(
@@ -85,27 +107,21 @@ def weight_of(
         If they do not fit together.
     """
     info = format_info(format)
-    if (
-        w.dim() != 2
-        or not w.is_contiguous()
-        or w.dtype not in (torch.uint8, torch.int8)
-    ):
+    k = features(w, info)
+    if not w.is_contiguous():
         raise ShapeError(
-            "w: expected a contiguous uint8 matrix, "
-            f"got {w.dtype} of shape {tuple(w.shape)}"
+            f"w: expected a contiguous matrix, got strides {w.stride()}: "
+            "call .contiguous()"
         )
-    if info.row_scaled and scales is None:
-        raise ArgumentError(f"scales: expected one a row for {format}, got None")
-    rows = None if scales is None else scales.detach().reshape(-1).numpy()
     return _core.Weight(
         w.detach().numpy().view(np.uint8).reshape(-1),
         format,
         w.shape[0],
-        features(w, info),
-        rows if info.row_scaled else None,
+        k,
+        _scales(scales, info),
         None if panels is None else panels.numpy(),
-        0.0 if x_step is None else float(x_step),
-        0.0 if y_step is None else float(y_step),
+        _step(x_step, "x_step", info),
+        _step(y_step, "y_step", info),
     )
 
 
@@ -127,39 +143,48 @@ def product(
     shape : (int, int)
         Its N and K.
     x : float32, float16 or bfloat16 tensor, shape (..., K)
-    bias : float32 tensor, shape (N,), contiguous, or None
+        Dense, on the CPU.
+    bias : float tensor, shape (N,), or None
     activations : {"auto", "f32"}
 
     Returns
     -------
     tensor like `x`, shape (..., N)
+
+    Raises
+    ------
+    ArgumentError, DTypeError, ShapeError
+        If an argument does not fit.
     """
-    n, k = shape
-    _check_float(x, "x")
-    lead = x.shape[:-1]
-    if x.shape[-1] != k:
-        raise ShapeError(f"x: expected shape (..., {k}), got {tuple(x.shape)}")
-    rows = x if x.dim() == 2 else x.reshape(-1, k)
-    if rows.stride(1) != 1:
-        rows = rows.contiguous()
-    y = torch.empty((*lead, n), dtype=x.dtype)
+    (n, k), size = shape, x.shape
+    if x.dtype not in TYPES or not size or size[-1] != k:
+        _check_input(x, k)  # says what; decoding a token has no time for it
+    if bias is not None:
+        bias = as_vector(bias, "bias", n)
+    lead = size[:-1]
+    rows, ld = x, k
+    if not x.is_contiguous():
+        rows = x.reshape(lead.numel(), k)
+        rows = rows if rows.stride(1) == 1 else rows.contiguous()
+        ld = rows.stride(0)
+    y = x.new_empty(*lead, n)  # as a tuple it takes half a microsecond longer
     weight.linear_at(
         rows.data_ptr(),
-        _TYPES[x.dtype],
-        rows.shape[0],
-        rows.stride(0),
+        TYPES[x.dtype],
+        lead.numel(),
+        ld,
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
         activations,
-        _num_threads(),
+        num_threads(),
     )
     return y
 
 
-_library.define(
-    "linear(Tensor x, Tensor w, Tensor? scales, Tensor? panels, Tensor? bias, "
-    "Tensor? x_step, Tensor? y_step, str format, str activations) -> Tensor"
-)
+def _check_input(x: Tensor, k: int) -> None:
+    check_float(x, "x")
+    if x.shape[-1] != k:
+        raise ShapeError(f"x: expected shape (..., {k}), got {tuple(x.shape)}")
 
 
 def _linear(
@@ -177,21 +202,20 @@ def _linear(
         w, format, scales=scales, panels=panels, x_step=x_step, y_step=y_step
     )
     shape = (w.shape[0], features(w, format_info(format)))
-    added = None if bias is None else bias.detach().float().contiguous()
-    return product(weight, shape, x.detach(), added, activations)
+    return product(weight, shape, x, bias, activations)
 
 
 def _linear_fake(x: Tensor, w: Tensor, *args: Any) -> Tensor:
-    info = format_info(args[5])
-    k = features(w, info)
-    torch._check(
-        x.shape[-1] == k, lambda: f"x: expected shape (..., {k}), got {tuple(x.shape)}"
-    )
+    bias, format = args[2], args[5]
+    _check_input(x, features(w, format_info(format)))
+    if bias is not None:
+        check_vector(bias, "bias", w.shape[0])
     return x.new_empty((*x.shape[:-1], w.shape[0]))
 
 
 def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    _, w, scales, _, _, _, _, ctx.format, _ = inputs
+    _, w, scales, _, bias, _, _, ctx.format, _ = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.save_for_backward(w, scales)
 
 
@@ -203,17 +227,17 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dense = torch.ops.halfbyte.dequantize(w, scales, ctx.format)
         gx = grad @ dense.to(grad.dtype)
     if ctx.needs_input_grad[4]:
-        gb = grad.reshape(-1, grad.shape[-1]).sum(0)
+        gb = grad.to(ctx.bias_dtype).sum_to_size(grad.shape[-1])
     return gx, None, None, None, gb, None, None, None, None
 
 
-_library.impl("linear", _linear, "CPU")
-torch.library.register_fake("halfbyte::linear", _linear_fake, lib=_library)
-torch.library.register_autograd(
-    "halfbyte::linear",
+register(
+    "linear(Tensor x, Tensor w, Tensor? scales, Tensor? panels, Tensor? bias, "
+    "Tensor? x_step, Tensor? y_step, str format, str activations) -> Tensor",
+    _linear,
+    _linear_fake,
+    _linear_context,
     _linear_backward,
-    setup_context=_linear_context,
-    lib=_library,
 )
 
 
@@ -239,7 +263,7 @@ def linear(
         The blocks of `format`; see `quantize`.
     format : str
         One of `halfbyte.formats`.
-    scales : float32 tensor, shape (N,), optional
+    scales : float32 tensor of N elements, optional
         Of the formats with one scale a row.
     panels : uint8 tensor, optional
         The same weights in the order in which products read them, as `QuantLinear`
@@ -270,12 +294,6 @@ def linear(
 
 # ---- packing and unpacking
 
-_library.define("dequantize(Tensor w, Tensor? scales, str format) -> Tensor")
-_library.define("quantize(Tensor x, str format) -> (Tensor, Tensor)")
-_library.define(
-    "embedding_rows(Tensor ids, Tensor w, Tensor? scales, str format) -> Tensor"
-)
-
 
 def _dequantize(w: Tensor, scales: Tensor | None, format: str) -> Tensor:
     return _embedding_rows(torch.arange(w.shape[0]), w, scales, format)
@@ -284,16 +302,42 @@ def _dequantize(w: Tensor, scales: Tensor | None, format: str) -> Tensor:
 def _embedding_rows(
     ids: Tensor, w: Tensor, scales: Tensor | None, format: str
 ) -> Tensor:
+    check_indices(ids, "ids")
+    if scales is not None and scales.dim() == 2 and scales.shape[1] != 1:
+        return _grouped_rows(ids, w, scales, format)
     weight = weight_of(w, format, scales=scales)
     k = features(w, format_info(format))
     y = torch.empty((*ids.shape, k), dtype=torch.float32)
     at = ids.detach().reshape(-1).to(torch.int64).contiguous().numpy()
-    weight.rows(at, y.view(-1, k).numpy() if k else y.numpy(), _num_threads())
+    weight.rows(at, y.view(at.size, k).numpy(), num_threads())
     return y
 
 
+def _grouped_rows(ids: Tensor, w: Tensor, scales: Tensor, format: str) -> Tensor:
+    """Rows that hold several embeddings side by side, each with its own scale."""
+    k, groups = features(w, format_info(format)), scales.shape[1]
+    if scales.shape[0] != w.shape[0] or not groups or k % groups:
+        raise ShapeError(
+            f"scales: expected {w.shape[0]} rows of a divisor of {k}, "
+            f"got shape {tuple(scales.shape)}"
+        )
+    at = ids.detach().reshape(-1).to(torch.int64)
+    packed, ones = w.index_select(0, at), torch.ones(at.numel())
+    levels = _dequantize(packed, ones, format).view(-1, groups, k // groups)
+    scaled = levels * scales.detach().index_select(0, at).unsqueeze(-1)
+    return scaled.view(*ids.shape, k)
+
+
 def _quantize(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
-    _check_float(x, "x")
+    info = _check_matrix(x, format)
+    rows = x.detach().float().contiguous().numpy()
+    packed, scales = _core.quantize(rows, format, num_threads())
+    w = torch.from_numpy(packed).view(x.shape[0], row_bytes(info, x.shape[1]))
+    return w, torch.from_numpy(scales)
+
+
+def _check_matrix(x: Tensor, format: str) -> FormatInfo:
+    check_float(x, "x")
     info = format_info(format)
     if not info.writable:
         raise ArgumentError(f"format: {format} can only be read")
@@ -302,14 +346,11 @@ def _quantize(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
             f"x: expected shape (N, a multiple of {info.block_len}) for {format}, "
             f"got {tuple(x.shape)}"
         )
-    rows = x.detach().float().contiguous().numpy()
-    packed, scales = _core.quantize(rows, format, _num_threads())
-    w = torch.from_numpy(packed).view(x.shape[0], row_bytes(info, x.shape[1]))
-    return w, torch.from_numpy(scales)
+    return info
 
 
 def _quantize_fake(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
-    info = format_info(format)
+    info = _check_matrix(x, format)
     n, k = x.shape
     return (
         x.new_empty((n, row_bytes(info, k)), dtype=torch.uint8),
@@ -328,21 +369,34 @@ def _embedding_rows_fake(
     scales: Tensor | None,  # noqa: ARG001
     format: str,
 ) -> Tensor:
+    check_indices(ids, "ids")
     k = features(w, format_info(format))
     return w.new_empty((*ids.shape, k), dtype=torch.float32)
 
 
-for _name, _kernel, _fake in (
-    ("dequantize", _dequantize, _dequantize_fake),
-    ("quantize", _quantize, _quantize_fake),
-    ("embedding_rows", _embedding_rows, _embedding_rows_fake),
-):
-    _library.impl(_name, _kernel, "CPU")
-    torch.library.register_fake(f"halfbyte::{_name}", _fake, lib=_library)
+register(
+    "dequantize(Tensor w, Tensor? scales, str format) -> Tensor",
+    _dequantize,
+    _dequantize_fake,
+)
+register(
+    "quantize(Tensor x, str format) -> (Tensor, Tensor)",
+    _quantize,
+    _quantize_fake,
+)
+register(
+    "embedding_rows(Tensor ids, Tensor w, Tensor? scales, str format) -> Tensor",
+    _embedding_rows,
+    _embedding_rows_fake,
+)
+
+
+def _constant(scales: Tensor | None) -> Tensor | None:
+    return None if scales is None else scales.detach()
 
 
 def quantize(x: Tensor, format: str) -> tuple[Tensor, Tensor | None]:
-    """Pack a matrix.
+    """Pack a matrix. Nothing flows back through it.
 
     Parameters
     ----------
@@ -361,7 +415,7 @@ def quantize(x: Tensor, format: str) -> tuple[Tensor, Tensor | None]:
     ArgumentError, DTypeError, ShapeError
         If an argument does not fit; the message names it.
     """
-    w, scales = torch.ops.halfbyte.quantize(x, format)
+    w, scales = torch.ops.halfbyte.quantize(x.detach(), format)
     return w, scales if format_info(format).row_scaled else None
 
 
@@ -372,7 +426,8 @@ def dequantize(w: Tensor, format: str, *, scales: Tensor | None = None) -> Tenso
     ----------
     w : uint8 tensor, shape (N, bytes of a row)
     format : str
-    scales : float32 tensor, shape (N,), optional
+    scales : float32 tensor of N elements or of shape (N, groups), optional
+        Of the formats with one scale a row; several a row stand for equal parts of it.
 
     Returns
     -------
@@ -380,10 +435,10 @@ def dequantize(w: Tensor, format: str, *, scales: Tensor | None = None) -> Tenso
 
     Raises
     ------
-    ArgumentError, ShapeError
+    ArgumentError, DTypeError, ShapeError
         If an argument does not fit; the message names it.
     """
-    dense: Tensor = torch.ops.halfbyte.dequantize(w, scales, format)
+    dense: Tensor = torch.ops.halfbyte.dequantize(w, _constant(scales), format)
     return dense
 
 
@@ -398,7 +453,8 @@ def embedding_rows(
         0 to N - 1.
     w : uint8 tensor, shape (N, bytes of a row)
     format : str
-    scales : float32 tensor, shape (N,), optional
+    scales : float32 tensor of N elements or of shape (N, groups), optional
+        As for `dequantize`.
 
     Returns
     -------
@@ -406,8 +462,8 @@ def embedding_rows(
 
     Raises
     ------
-    ArgumentError, ShapeError
+    ArgumentError, DTypeError, ShapeError
         If an id is out of range, or an argument does not fit.
     """
-    rows: Tensor = torch.ops.halfbyte.embedding_rows(ids, w, scales, format)
+    rows: Tensor = torch.ops.halfbyte.embedding_rows(ids, w, _constant(scales), format)
     return rows

@@ -1,0 +1,102 @@
+# python/halfbyte/torch/_dispatch.py
+# SPDX-License-Identifier: Apache-2.0
+"""What the operators share: their registration, and checks of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfbyte import targets
+from halfbyte.errors import ArgumentError, DTypeError, ShapeError
+
+__all__ = [
+    "TYPES",
+    "as_vector",
+    "check_float",
+    "check_indices",
+    "num_threads",
+    "register",
+]
+
+TYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_FLOATS = "expected float32, float16 or bfloat16"
+
+# Registrations last as long as this object.
+_library = torch.library.Library("halfbyte", "DEF")
+
+
+def register(
+    schema: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> None:
+    """Define the operator of `schema`, which runs `kernel` on CPU tensors."""
+    name = schema.partition("(")[0]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, kernel, "CPU")
+    # Of every other backend; torch's own words would be of keys and fallbacks.
+    _library.impl(name, _refusal(name), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"halfbyte::{name}", fake, lib=_library)
+    if backward is not None:
+        torch.library.register_autograd(
+            f"halfbyte::{name}", backward, setup_context=context, lib=_library
+        )
+
+
+def _refusal(name: str) -> Callable[..., Any]:
+    def refuse(*args: Any) -> Any:
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        dense = all(tensor.layout is torch.strided for tensor in tensors)
+        found = {str(t.device if dense else t.layout) for t in tensors}
+        raise ArgumentError(
+            f"halfbyte.torch.{name}: expected dense tensors in CPU memory, got "
+            f"{', '.join(sorted(found))}: call .{'cpu' if dense else 'to_dense'}()"
+        )
+
+    return refuse
+
+
+def num_threads() -> int:
+    """What halfbyte was told to use, else what torch uses."""
+    return targets.num_threads_or(torch.get_num_threads())
+
+
+def check_float(x: Tensor, name: str) -> None:
+    """Demand a type that operators compute with, and a dimension.
+
+    The device is checked for fake tensors: others would not have come here.
+    """
+    if x.dtype not in TYPES:
+        raise DTypeError(f"{name}: {_FLOATS}, got {x.dtype}: call .float()")
+    if x.dim() == 0:
+        raise ShapeError(f"{name}: expected at least one dimension, got shape ()")
+    if not x.is_cpu and x.device.type not in ("cpu", "meta"):
+        raise ArgumentError(
+            f"{name}: expected a tensor in CPU memory, got {x.device}: call .cpu()"
+        )
+
+
+def check_indices(ids: Tensor, name: str) -> None:
+    """Demand integers."""
+    if ids.dtype not in _INTEGERS:
+        raise DTypeError(f"{name}: expected integers, got {ids.dtype}")
+
+
+def check_vector(x: Tensor, name: str, size: int) -> None:
+    """Demand a float vector of `size` elements."""
+    if x.dim() != 1 or x.shape[0] != size:
+        raise ShapeError(f"{name}: expected shape ({size},), got {tuple(x.shape)}")
+    check_float(x, name)
+
+
+def as_vector(x: Tensor, name: str, size: int) -> Tensor:
+    """`x` as a contiguous float32 vector of `size` elements: itself if it is that."""
+    check_vector(x, name, size)
+    return x.detach().float().contiguous()
