@@ -362,6 +362,12 @@ def test_a_subclass_is_not_known() -> None:
         halfbyte.accelerate(nn.Sequential(Own(64, 6, num_bits=4)))
 
 
+def test_layers_that_are_ours_already_are_told_of() -> None:
+    layer = QuantLinear.from_linear(nn.Linear(32, 4), "q4_0")
+    with pytest.raises(ArgumentError, match="found 1 of halfbyte already"):
+        halfbyte.accelerate(nn.Sequential(layer))
+
+
 def test_a_layer_cannot_replace_itself() -> None:
     with pytest.raises(ArgumentError, match="the model itself"):
         halfbyte.accelerate(quantized_linear())
@@ -407,7 +413,7 @@ def packed_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 
     @cache
     def make(name: str, scheme: str, form: str | None = None) -> Path:
-        model = tiny.build(name, wide=True)
+        model = tiny.build(name)
         groups = [compressed.group(["Linear"], *SCHEMES[scheme][0])]
         made = compressed.compress(model, groups, form=form)
         folder = tmp_path_factory.mktemp(f"{name} {scheme}")
@@ -445,13 +451,12 @@ def test_compressed_formats(scheme: str, packed_folder: Callable[..., Path]) -> 
     folder, format = packed_folder("gemma3", scheme), SCHEMES[scheme][1]
     reference, model = load(folder), load(folder)
     want = logits(reference)
-    layer = model.model.layers[0].self_attn.q_proj
-    at = layer.weight_packed.data_ptr()
+    at = model.model.layers[0].mlp.down_proj.weight_packed.data_ptr()
     report = halfbyte.accelerate(model, activations="f32")
-    assert list(report.swapped) == [f"compressed-tensors linear, {format}"]
     assert_close(logits(model), want)
-    packed = model.model.layers[0].self_attn.q_proj
-    dense = reference.model.layers[0].self_attn.q_proj.weight
+    packed = model.model.layers[0].mlp.down_proj
+    assert packed.format == format
+    dense = reference.model.layers[0].mlp.down_proj.weight
     assert torch.equal(packed.dequantize(), dense)
     joined = format in ("w4g32", "w8")  # scales between codes; signs turned
     assert (packed.weight.data_ptr() == at) is not joined
@@ -517,7 +522,7 @@ def another_shape(layer: Any) -> None:
         (zero_points, "compressed with weight_zero_point"),
         (rounding, "compressed with rounding of activations"),
         (fine_scales, "scales of groups that bfloat16 does not hold"),
-        (another_shape, "expected int32 for (256, 256)"),
+        (another_shape, "expected int32 for (128, 64)"),
     ],
 )
 def test_compressed_layers_that_are_left(
@@ -775,13 +780,16 @@ def test_free_memory_is_compared_with_a_fifth_to_spare() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"repack": "maybe"}, "repack: found 'maybe'; expected auto, always or never"),
+        ({"repack": "maybe"}, "repack: found 'maybe'; expected one of auto, always, n"),
         (
             {"activations": "static"},
-            "activations: found 'static'; expected auto or f32",
+            "activations: found 'static'; expected one of auto, f32",
         ),
-        ({"quantize": "q5_0"}, "quantize: q5_0 can only be read; try q4_0"),
-        ({"quantize": "q9"}, "format: expected one of"),
+        (
+            {"quantize": "q5_0"},
+            "quantize: found 'q5_0'; expected one of None, q4_0, q8_0",
+        ),
+        ({"quantize": "q9"}, "quantize: found 'q9'; expected one of None"),
         ({"skip": "lm_head"}, "skip: expected a list of patterns, got 'lm_head'"),
         ({"skip": ["("]}, "skip: '(' is no pattern"),
     ],
@@ -801,13 +809,26 @@ def test_what_is_no_model(call: str) -> None:
         getattr(halfbyte, call)("model.gguf")
 
 
-def test_a_model_stays_on_the_cpu() -> None:
-    model = nn.Sequential(quantized_linear())
+def test_casts_leave_swapped_layers_and_those_kept_for_them() -> None:
+    layer = quantized_linear()
+    model = nn.Sequential(layer, nn.LayerNorm(6))
+    bits = states(layer)
     halfbyte.accelerate(model)
-    before = model[0].weight
     model.half()
-    assert model[0].weight.dtype == before.dtype
-    assert model[0].weight_scale.dtype == torch.float32
+    assert model[1].weight.dtype == torch.float16
+    assert all(torch.equal(model[0].state_dict()[n], bits[n]) for n in bits)
+    halfbyte.restore(model)
+    assert all(torch.equal(model[0].state_dict()[n], bits[n]) for n in bits)
+
+
+def test_the_mode_of_the_model_goes_along() -> None:
+    layer = quantized_linear()
+    model = nn.Sequential(layer).eval()
+    halfbyte.accelerate(model)
+    assert not model[0].training
+    model.train()
+    halfbyte.restore(model)
+    assert layer.training
 
 
 def test_the_report() -> None:

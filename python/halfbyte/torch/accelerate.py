@@ -15,7 +15,7 @@ from torch import nn
 
 from halfbyte import _core, targets
 from halfbyte.errors import ArgumentError
-from halfbyte.formats import format_info
+from halfbyte.formats import format_info, formats
 from halfbyte.torch import ops
 from halfbyte.torch.foreign import Kind, Unsuitable, is_compressed, kind_of
 from halfbyte.torch.modules import QuantEmbedding, QuantLinear
@@ -177,18 +177,17 @@ def _plan(
     skip: Sequence[str] | None,
     keep: bool,
 ) -> _Plan:
+    writable = [name for name in formats() if format_info(name).writable]
     for name, found, known in (
-        ("repack", repack, ("auto", "always", "never")),
-        ("activations", activations, ("auto", "f32")),
+        ("repack", repack, ["auto", "always", "never"]),
+        ("activations", activations, ["auto", "f32"]),
+        ("quantize", quantize, [None, *writable]),
     ):
         if found not in known:
-            expected = ", ".join(known[:-1]) + f" or {known[-1]}"
-            raise ArgumentError(f"{name}: found {found!r}; expected {expected}")
-    if quantize is not None and not format_info(quantize).writable:
-        raise ArgumentError(f"quantize: {quantize} can only be read; try q4_0")
+            expected = ", ".join(map(str, known))
+            raise ArgumentError(f"{name}: found {found!r}; expected one of {expected}")
     if isinstance(skip, str):
         raise ArgumentError(f"skip: expected a list of patterns, got {skip!r}")
-    patterns = None
     try:
         patterns = None if skip is None else tuple(map(re.compile, skip))
     except re.error as error:
@@ -321,10 +320,12 @@ def _report(
 
 
 def _nothing(model: nn.Module, skipped: dict[str, list[str]]) -> ArgumentError:
-    found = "; ".join(f"{len(names)} {why}" for why, names in skipped.items())
+    found = [f"{len(names)} {why}" for why, names in skipped.items()]
+    if ours := sum(isinstance(m, _Packed) for m in model.modules()):
+        found.append(f"{ours} of halfbyte already")
     return ArgumentError(
         f"model: no layer of {type(model).__name__} could be swapped: found "
-        + (found or "none that is known")
+        + ("; ".join(found) or "none that is known")
     )
 
 
@@ -432,4 +433,5 @@ def restore(model: nn.Module) -> None:
     if swaps.hook is not None:
         handle = model.register_forward_pre_hook(swaps.hook)
         model.__dict__["ct_decompress_hook"] = handle
-    del model.__dict__["_halfbyte_swaps"], model.__dict__["halfbyte_report"]
+    del model.__dict__["_halfbyte_swaps"]
+    model.__dict__.pop("halfbyte_report", None)  # not there if the call was cut short
