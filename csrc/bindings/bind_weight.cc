@@ -229,6 +229,8 @@ void RegisterWeight(py::module_& m) {
       .def(py::init(&MakeWeight), py::arg("data"), py::arg("format"), py::arg("n"),
            py::arg("k"), py::arg("scales"), py::arg("panels"), py::arg("x_step"),
            py::arg("y_step"))
+      .def_property_readonly("packed_bytes",
+                             [](const Weight& w) { return w.view.packed_bytes(); })
       .def("panels", &MakePanels, py::arg("threads"))
       .def("linear", &LinearOf, py::arg("x"), py::arg("bias"), py::arg("out"),
            py::arg("activations"), py::arg("threads"))

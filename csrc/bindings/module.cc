@@ -44,6 +44,7 @@ void RegisterSystem(py::module_& m) {
   m.def("cpu_quota", &CpuQuota, py::arg("root"));
   m.def("memory_limit", &MemoryLimit, py::arg("root"));
   m.def("peak_rss", &PeakRss);
+  m.def("memory_holds", &MemoryHolds, py::arg("bytes"));
 }
 
 }  // namespace

@@ -292,10 +292,9 @@ void Model::RepackWeights(const Context& context, const LoadProgress& progress) 
   for (LayerWeights& layer : weights_.layers) ForEachMatrix(layer, add);
   if (weights_.ple_model_proj.data != nullptr) add(weights_.ple_model_proj);
   add(weights_.head);
-  const uint64_t free = AvailableMemory();
   // Weights that are rounded as they are packed would be rounded in every product.
   const bool may_leave = options_.repack == Repack::kAuto && !options_.quantize;
-  if (may_leave && free != 0 && free < bytes + bytes / 5) return;
+  if (may_leave && !MemoryHolds(bytes)) return;
   panels_ = PageBuffer(bytes);
   uint8_t* panels = panels_.data();
   for (WeightView* view : views) {

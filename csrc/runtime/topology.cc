@@ -164,8 +164,7 @@ uint64_t KibiField(const char* path, std::string_view name) {
   return 0;
 }
 
-}  // namespace
-
+// Bytes that this process could take now without pushing others out; 0 if unknown.
 uint64_t AvailableMemory() {
   const uint64_t machine = KibiField("/proc/meminfo", "MemAvailable:");
   const std::optional<uint64_t> group = MemoryLimit("");
@@ -173,6 +172,13 @@ uint64_t AvailableMemory() {
   const uint64_t used = KibiField("/proc/self/status", "VmRSS:");
   const uint64_t left = *group > used ? *group - used : 1;
   return machine == 0 ? left : std::min(machine, left);
+}
+
+}  // namespace
+
+bool MemoryHolds(uint64_t bytes) {
+  const uint64_t free = AvailableMemory();
+  return free == 0 || free / 6 * 5 >= bytes;
 }
 
 uint64_t PeakRss() {

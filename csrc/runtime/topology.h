@@ -30,8 +30,9 @@ struct MemoryBudget {
 // The memory this process can ever have: the machine's, or its control group's limit.
 MemoryBudget TotalMemory();
 
-// Bytes that this process could take now without pushing others out; 0 if unknown.
-uint64_t AvailableMemory();
+// Whether this process could take so many bytes now, with a fifth to spare, without
+// pushing others out; true where that is unknown.
+bool MemoryHolds(uint64_t bytes);
 
 // CPUs' worth of time, and bytes, that the control groups allow this process; nothing
 // without a limit. `root` goes before /proc and /sys: "" but in tests.

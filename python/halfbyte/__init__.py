@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gemma 4's quantized checkpoints on any CPU, computed on the packed bits."""
 
+import typing as _typing
+from importlib import import_module as _import_module
+
 from halfbyte import errors, reference
 from halfbyte._onednn import use_onednn
 from halfbyte.errors import (
@@ -49,6 +52,10 @@ from halfbyte.targets import (
     threads,
     use_target,
 )
+
+if _typing.TYPE_CHECKING:
+    from halfbyte.torch.accelerate import accelerate as accelerate
+    from halfbyte.torch.accelerate import restore as restore
 
 __all__ = [
     "ArgumentError",
@@ -103,3 +110,20 @@ __all__ = [
     "use_onednn",
     "use_target",
 ]
+
+# What takes an extra is imported when it is asked for. It is not in __all__: a star
+# import must not need it.
+_LAZY = {
+    "accelerate": "halfbyte.torch.accelerate",
+    "restore": "halfbyte.torch.accelerate",
+}
+
+
+def __getattr__(name: str) -> _typing.Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'halfbyte' has no attribute {name!r}")
+    return getattr(_import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

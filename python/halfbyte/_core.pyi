@@ -41,6 +41,9 @@ def memory_limit(root: str | bytes) -> int | None:
 def peak_rss() -> int:
     """Peak resident set of this process in bytes; 0 if unknown."""
 
+def memory_holds(bytes: int) -> bool:
+    """Whether free memory holds so many bytes with a fifth to spare, or is unknown."""
+
 # ---- what the machine can do at best
 
 def huge_buffer(bytes: int, threads: int) -> _U8:
@@ -91,6 +94,10 @@ class Weight:
         x_step: float,
         y_step: float,
     ) -> None: ...
+    @property
+    def packed_bytes(self) -> int:
+        """Size of `panels`."""
+
     def panels(self, threads: int) -> _U8:
         """Copy into kernel order; empty where products read the data as it is."""
 

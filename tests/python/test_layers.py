@@ -54,8 +54,8 @@ MODULES: dict[str, set[str]] = {
     "stores": {"choice"},
     "names": {"hub", "stores"},
     "model": {"ops", "files", "template", "names"},
-    "": {"model", "reference"},
     "torch": {"formats"},
+    "": {"model", "reference", "torch"},  # torch when it is asked for
     "transformers": {""},
     "demo": set(),
     "doctor": {"formats", "_onednn"},
