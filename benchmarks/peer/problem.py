@@ -39,7 +39,15 @@ SHAPES = {
     "e2b-up": (1536, 12288),
     "e2b-down": (12288, 1536),
     "e2b-up-narrow": (1536, 6144),  # layers 0 to 14
+    "e2b-down-narrow": (6144, 1536),
+    "e2b-q": (1536, 2048),
+    "e2b-q-full": (1536, 4096),
+    "e2b-kv": (1536, 256),  # and what gates the per-layer embedding
+    "e2b-kv-full": (1536, 512),
     "e2b-o": (2048, 1536),
+    "e2b-o-full": (4096, 1536),
+    "e2b-ple": (256, 1536),
+    "e2b-head": (1536, 262144),
     "31b-up": (5376, 21504),
     "270m-up": (640, 2048),
 }
