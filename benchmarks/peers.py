@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import math
 import statistics
 import time
@@ -24,7 +25,7 @@ from halfbyte.cli import terminal
 from peer import OURS, SIDES, side
 from peer.answer import WrongAnswerError, check
 from peer.ours import NotInThisBuildError
-from peer.problem import BITS, SHAPES, Case, copies, nbytes, weights
+from peer.problem import BITS, MOBILE, SHAPES, Case, copies, nbytes, weights
 from peer.roofs import Roof, measure_roofs, seconds_at_roof
 from peer.side import F32Array, How
 from peer.worker import SideFailedError, Worker
@@ -93,6 +94,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--formats", type=words, default=list(BITS), help=", ".join(BITS))
     shapes = f"{', '.join(SHAPES)}; e2b: all of E2B's"
     add("--shapes", type=words, default=list(SHAPES), help=shapes)
+    mobile = "instead: E2B's matrices, as its mobile release packs them"
+    add("--mobile", action="store_true", help=mobile)
     add("--tokens", type=numbers, default=list(TOKENS), help="default 1,4,32,512")
     add("--threads", type=numbers, default=[1, 2], help="default 1,2")
     add("--rounds", type=int, default=20, help="turns of each side in each case")
@@ -118,6 +121,14 @@ def hint(name: str) -> str:
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     """All cases that were asked for. Threads vary slowest: they need new processes."""
+    for threads in options.threads:
+        for fmt, shape in MOBILE if options.mobile else pairs(options):
+            for tokens in options.tokens:
+                yield Case(fmt, shape, tokens, threads)
+
+
+def pairs(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Formats and shapes that were asked for."""
     models = {shape.split("-")[0] for shape in SHAPES}
     for given, known in ((options.formats, BITS), (options.shapes, {*SHAPES, *models})):
         unknown = set(given) - set(known)
@@ -126,11 +137,7 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
             raise SystemExit(f"expected some of {expected}, got {min(unknown)}")
     asked = set(options.shapes)
     shapes = [s for s in SHAPES if not asked.isdisjoint({s, s.split("-")[0]})]
-    for threads in options.threads:
-        for fmt in options.formats:
-            for shape in shapes:
-                for tokens in options.tokens:
-                    yield Case(fmt, shape, tokens, threads)
+    yield from itertools.product(options.formats, shapes)
 
 
 def with_workers(

@@ -25,8 +25,8 @@ from halfbyte.cli import terminal
 from roof import environment, save, summary
 
 WAYS = ("never", "auto")
-PROMPT, TOKENS = "The river", 24
-LAST = 12  # tokens that say what full speed is
+PROMPT, TOKENS = "The river", 16
+LAST = 8  # tokens that say what full speed is
 FULL = 1.1  # times the time of those
 
 # Runs in a process of its own; the clock is the parent's.

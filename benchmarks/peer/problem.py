@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 __all__ = [
     "BITS",
     "BLOCK",
+    "MOBILE",
     "SHAPES",
     "STATIC",
     "Case",
@@ -51,6 +52,16 @@ SHAPES = {
     "31b-up": (5376, 21504),
     "270m-up": (640, 2048),
 }
+# How E2B's mobile release packs them.
+MOBILE = (
+    ("w2", "e2b-up"),
+    ("w2", "e2b-down"),
+    *(("w4", f"e2b-{name}") for name in ("up-narrow", "down-narrow")),
+    *(("w4", f"e2b-{name}") for name in ("q", "q-full", "o", "o-full")),
+    *(("w4", f"e2b-{name}") for name in ("kv", "kv-full")),
+    ("w8", "e2b-kv"),
+    ("w8", "e2b-ple"),
+)
 BITS = {"q4_0": 4, "w8": 8, "w4": 4, "w2": 2, "bf16": 16, "f32": 32}
 STATIC = ("w8", "w4", "w2")  # a step per output channel, static steps in and out
 BLOCK = 32  # weights that share a step in q4_0

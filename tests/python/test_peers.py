@@ -249,6 +249,14 @@ def test_all_shapes_of_a_model_have_its_name() -> None:
     assert len(found) > 10
 
 
+def test_the_mobile_release_has_each_matrix_once() -> None:
+    found = list(peers.cases(options("--mobile", "--tokens", "1", "--threads", "1")))
+    assert len({(case.format, case.shape) for case in found}) == len(found)
+    assert all(case.format in problem.STATIC for case in found)
+    shapes = {s for s in problem.SHAPES if s.startswith("e2b-")}
+    assert {case.shape for case in found} == shapes - {"e2b-head"}
+
+
 def test_we_always_take_part() -> None:
     assert peers.chosen(["torch"]) == ["halfbyte", "torch"]
     with pytest.raises(SystemExit, match="jax"):
