@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import math
 import statistics
 import time
@@ -19,13 +20,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from halfbyte.cli import terminal
 from peer import OURS, SIDES, side
 from peer.answer import WrongAnswerError, check
 from peer.ours import NotInThisBuildError
-from peer.problem import BITS, SHAPES, Case, copies, nbytes, weights
+from peer.problem import BITS, MOBILE, SHAPES, Case, copies, nbytes, weights
 from peer.roofs import Roof, measure_roofs, seconds_at_roof
-from peer.side import How
+from peer.side import F32Array, How
 from peer.worker import SideFailedError, Worker
 from roof import environment, save, summary
 
@@ -41,6 +43,10 @@ class Turns(NamedTuple):
     how: str
     error: float
     seconds: list[float]  # of a product, one a round
+    copies: int = 1  # of the matrix that it uses in turn
+    # Of the static codes that were checked, how many are not ours; None of our own and
+    # of floats.
+    other_codes: int | None = None
 
 
 def main() -> None:
@@ -86,7 +92,10 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--only", type=words, default=list(SIDES), help=", ".join(SIDES))
     add("--formats", type=words, default=list(BITS), help=", ".join(BITS))
-    add("--shapes", type=words, default=list(SHAPES), help=", ".join(SHAPES))
+    shapes = f"{', '.join(SHAPES)}; e2b: all of E2B's"
+    add("--shapes", type=words, default=list(SHAPES), help=shapes)
+    mobile = "instead: E2B's matrices, as its mobile release packs them"
+    add("--mobile", action="store_true", help=mobile)
     add("--tokens", type=numbers, default=list(TOKENS), help="default 1,4,32,512")
     add("--threads", type=numbers, default=[1, 2], help="default 1,2")
     add("--rounds", type=int, default=20, help="turns of each side in each case")
@@ -112,16 +121,23 @@ def hint(name: str) -> str:
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     """All cases that were asked for. Threads vary slowest: they need new processes."""
-    for given, known in ((options.formats, BITS), (options.shapes, SHAPES)):
+    for threads in options.threads:
+        for fmt, shape in MOBILE if options.mobile else pairs(options):
+            for tokens in options.tokens:
+                yield Case(fmt, shape, tokens, threads)
+
+
+def pairs(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Formats and shapes that were asked for."""
+    models = {shape.split("-")[0] for shape in SHAPES}
+    for given, known in ((options.formats, BITS), (options.shapes, {*SHAPES, *models})):
         unknown = set(given) - set(known)
         if unknown:
-            expected = ", ".join(known)
+            expected = ", ".join(sorted(known))
             raise SystemExit(f"expected some of {expected}, got {min(unknown)}")
-    for threads in options.threads:
-        for fmt in options.formats:
-            for shape in options.shapes:
-                for tokens in options.tokens:
-                    yield Case(fmt, shape, tokens, threads)
+    asked = set(options.shapes)
+    shapes = [s for s in SHAPES if not asked.isdisjoint({s, s.split("-")[0]})]
+    yield from itertools.product(options.formats, shapes)
 
 
 def with_workers(
@@ -150,11 +166,14 @@ def run(
     count = copies(case, options.mib)
     notes: dict[str, str] = {}
     turns: list[Turns] = []
+    answers: dict[str, Answer] = {}
     for name in list(workers):  # which a failure gives a new process
         with noting(case, name, workers, notes):
             if (how := side(name).how(case)) is not None:
-                error = answer(case, count, workers[name], how)
-                turns.append(Turns(name, how.words, error, []))
+                used, ours = count if how.streams else 1, answers.get(OURS)
+                found = answers[name] = answer(case, used, workers[name], how, ours)
+                other = other_codes(found, ours, how)
+                turns.append(Turns(name, how.words, found.error, [], used, other))
     roofs = take_turns(case, turns, workers, notes, options)
     whole = [turn for turn in turns if len(turn.seconds) == len(roofs)]
     head = {**case._asdict(), "copies": count, "notes": notes}
@@ -179,12 +198,41 @@ def noting(
         workers[name] = Worker(name, case.threads)
 
 
-def answer(case: Case, count: int, worker: Worker, how: How) -> float:
-    """Load a case, compare two of its results, give the larger relative error."""
+class Answer(NamedTuple):
+    """Results of the first and of the last matrix, and the larger relative error."""
+
+    results: dict[int, F32Array]
+    error: float
+
+
+def answer(
+    case: Case, count: int, worker: Worker, how: How, ours: Answer | None = None
+) -> Answer:
+    """Load a case and compare two of its results with the reference.
+
+    What equals our results has been compared.
+    """
     first, last = worker.prepare(case, count)
-    return max(
+    results = {0: first, count - 1: last}
+    if ours is not None and results.keys() == ours.results.keys():
+        both = zip(results.values(), ours.results.values(), strict=True)
+        if all(np.array_equal(theirs, own) for theirs, own in both):
+            return Answer(results, ours.error)
+    errors = [
         check(case, weights(case, copy), result, how.rounding)
-        for copy, result in {0: first, count - 1: last}.items()
+        for copy, result in results.items()
+    ]
+    return Answer(results, max(errors))
+
+
+def other_codes(found: Answer, ours: Answer | None, how: How) -> int | None:
+    """Count the codes in which a side differs from us; None if they are floats."""
+    if ours is None or not how.rounding.static:
+        return None
+    both = found.results.keys() & ours.results.keys()
+    return sum(
+        int(np.count_nonzero(found.results[copy] != ours.results[copy]))
+        for copy in both
     )
 
 
@@ -197,11 +245,10 @@ def take_turns(
 ) -> list[Roof]:
     """Fill in the seconds of all sides, round by round; give the rounds' roofs."""
     roof = measure_roofs(case.threads, max(options.mib, 256))
-    count = copies(case, options.mib)
     passes: dict[str, int] = {}
     for turn in turns:
         with noting(case, turn.side, workers, notes):
-            seconds = workers[turn.side].run(1) * count
+            seconds = workers[turn.side].run(1) * turn.copies
             passes[turn.side] = math.ceil(TURN / seconds)
     roofs = []
     for i in range(options.rounds if turns else 1):
@@ -248,6 +295,7 @@ def line(
     return {
         "how": turn.how,
         "relative_error": turn.error,
+        "other_codes": turn.other_codes,
         "seconds": {
             "median": middle,
             "best": min(turn.seconds),
@@ -269,9 +317,9 @@ def show(result: dict[str, Any]) -> None:
     terminal.line(", ".join(f"{name} {v}" for name, v in versions if v is not None))
     terminal.line()
     header = ["format", "K x N", "tokens", "threads", "side", "ms", "GB/s", "GMAC/s"]
-    header += ["of roof", "ours/theirs", "error", "how"]
+    header += ["of roof", "ours/theirs", "error", "other codes", "how"]
     rows = [row for case in result["cases"] for row in table_rows(case)]
-    terminal.table(header, rows, "llrrlrrrrrrl")
+    terminal.table(header, rows, "llrrlrrrrrrrl")
     for name, text in result["not_installed"].items():
         terminal.line(f"{name}: {text}")
     notes = {f"{k}: {v}" for case in result["cases"] for k, v in case["notes"].items()}
@@ -294,7 +342,9 @@ def table_rows(case: dict[str, Any]) -> list[list[str]]:
         ratio = two(told["our_time_over_theirs"]) if name != OURS else ""
         error = f"{told['relative_error']:.1e}"
         share = two(told["roof_share"])
-        rows.append([*head, name, ms, *speeds, share, ratio, error, told["how"]])
+        other = "" if told["other_codes"] is None else str(told["other_codes"])
+        cells = [ms, *speeds, share, ratio, error, other, told["how"]]
+        rows.append([*head, name, *cells])
     return rows
 
 

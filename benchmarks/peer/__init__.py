@@ -20,6 +20,7 @@ SIDES = {
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
     "torch": "torch",
+    "transformers": "transformers",
     "onednn": "onednn",
     "llama.cpp": "llamacpp",
 }

@@ -29,7 +29,9 @@ class Rounding(NamedTuple):
     Attributes
     ----------
     static : bool
-        Integer sums between static codes; nothing but ties may differ.
+        Static codes in and out, from integer sums: nothing but ties may differ.
+    float_sums : bool
+        Static codes from sums in float32 of weights times their steps.
     block : int
         Activations become 8-bit codes, this many neighbours to a step; 0 if they do not.
     asymmetric : bool
@@ -41,6 +43,7 @@ class Rounding(NamedTuple):
     """
 
     static: bool = False
+    float_sums: bool = False
     block: int = 0
     asymmetric: bool = False
     terms: float = 0.0
@@ -93,16 +96,20 @@ def _codes(
     """Compare codes: each within half a step of the exact sum of codes.
 
     The sum becomes a float32, is multiplied by up to three steps, one by one or by
-    their product, and may get a zero point: six roundings of at most 256 steps.
+    their product, and may get a zero point: six roundings of at most 256 steps. Sums in
+    float32 are off by rounding themselves: by six deviations, as in `_floats`.
     """
-    del how
     step_in, step = map(float, steps(case))
-    exact = np.clip(np.rint(x / step_in) * step_in @ w.T / step, -128, 127)
+    x = np.rint(x / step_in) * step_in
+    exact = np.clip(x @ w.T / step, -128, 127)
     codes = np.rint(got / step)
     if np.abs(codes - got / step).max() > 1e-3:
         raise WrongAnswerError("results are no multiples of the output's step")
-    off = np.abs(codes - exact)
-    if off.max() > 0.5 + 256 * 6 * _UNIT:
+    off, allowed = np.abs(codes - exact), 0.5 + 256 * 6 * _UNIT
+    if how.float_sums:
+        terms = np.square(x) @ np.square(w).T
+        allowed = allowed + 6 * _UNIT * np.sqrt((case.k + 10) * terms) / step
+    if (off > allowed).any():
         raise WrongAnswerError(f"off by {off.max():.3f} steps")
     return exact * step, off
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 __all__ = [
     "BITS",
     "BLOCK",
+    "MOBILE",
     "SHAPES",
     "STATIC",
     "Case",
@@ -39,10 +40,28 @@ SHAPES = {
     "e2b-up": (1536, 12288),
     "e2b-down": (12288, 1536),
     "e2b-up-narrow": (1536, 6144),  # layers 0 to 14
+    "e2b-down-narrow": (6144, 1536),
+    "e2b-q": (1536, 2048),
+    "e2b-q-full": (1536, 4096),
+    "e2b-kv": (1536, 256),  # and what gates the per-layer embedding
+    "e2b-kv-full": (1536, 512),
     "e2b-o": (2048, 1536),
+    "e2b-o-full": (4096, 1536),
+    "e2b-ple": (256, 1536),
+    "e2b-head": (1536, 262144),
     "31b-up": (5376, 21504),
     "270m-up": (640, 2048),
 }
+# How E2B's mobile release packs them.
+MOBILE = (
+    ("w2", "e2b-up"),
+    ("w2", "e2b-down"),
+    *(("w4", f"e2b-{name}") for name in ("up-narrow", "down-narrow")),
+    *(("w4", f"e2b-{name}") for name in ("q", "q-full", "o", "o-full")),
+    *(("w4", f"e2b-{name}") for name in ("kv", "kv-full")),
+    ("w8", "e2b-kv"),
+    ("w8", "e2b-ple"),
+)
 BITS = {"q4_0": 4, "w8": 8, "w4": 4, "w2": 2, "bf16": 16, "f32": 32}
 STATIC = ("w8", "w4", "w2")  # a step per output channel, static steps in and out
 BLOCK = 32  # weights that share a step in q4_0

@@ -21,10 +21,21 @@ F32Array = NDArray[np.float32]
 
 
 class How(NamedTuple):
-    """How a side computes a format: in words, and for the check."""
+    """How a side computes a format.
+
+    Attributes
+    ----------
+    words : str
+    rounding : Rounding
+        For the check.
+    streams : bool
+        Whether reading weights from memory can be what a product waits for. If not, one
+        matrix is enough.
+    """
 
     words: str
     rounding: Rounding
+    streams: bool = True
 
 
 class Side(ABC):

@@ -143,21 +143,33 @@ void MappedFile::Copy() {
   if (p == MAP_FAILED) ThrowTooLargeToCopy(path_, size_);
   data_ = static_cast<const uint8_t*>(p);
   is_copy_ = true;
-  for (uint64_t done = 0; done < size_;) {
-    const uint64_t want = std::min(size_ - done, 64 * kMiB);
-    const ssize_t got =
-        pread(fd_, static_cast<uint8_t*>(p) + done, want, static_cast<off_t>(done));
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) ThrowOsError(errno, path_);
-    if (got == 0) {
-      ThrowChanged(path_, std::to_string(done) + " bytes",
-                   std::to_string(size_) + " bytes");
-    }
-    done += static_cast<uint64_t>(got);
-  }
+  ReadAt(0, {static_cast<uint8_t*>(p), size_});
   if (mprotect(p, size_, PROT_READ) != 0) ThrowOsError(errno, path_);
   close(fd_);
   fd_ = -1;
+}
+
+void MappedFile::ReadAt(uint64_t offset, std::span<uint8_t> to) const {
+  while (!to.empty()) {
+    const size_t want = std::min<uint64_t>(to.size(), 64 * kMiB);
+    const ssize_t got = pread(fd_, to.data(), want, static_cast<off_t>(offset));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) ThrowOsError(errno, path_);
+    if (got == 0) {
+      ThrowChanged(path_, std::to_string(offset) + " bytes",
+                   std::to_string(size_) + " bytes");
+    }
+    offset += static_cast<uint64_t>(got);
+    to = to.subspan(static_cast<size_t>(got));
+  }
+}
+
+void MappedFile::Read(std::span<const uint8_t> part, uint8_t* to) const {
+  if (is_copy_) {
+    std::copy(part.begin(), part.end(), to);
+  } else {
+    ReadAt(static_cast<uint64_t>(part.data() - data_), {to, part.size()});
+  }
 }
 
 MappedFile::~MappedFile() {

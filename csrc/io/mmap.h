@@ -36,6 +36,12 @@ class MappedFile {
   std::span<const uint8_t> bytes() const noexcept { return {data_, size_}; }
   const std::string& path() const noexcept { return path_; }
 
+  // Copies `part` of bytes() to `to` by reading the file, which leaves the mapping
+  // alone: a page that is touched there can bring 2 MiB of its neighbours into this
+  // process's memory. Throws Error of class kOs, or kFileChanged where the file ends
+  // before it.
+  void Read(std::span<const uint8_t> part, uint8_t* to) const;
+
   // Lets go of the memory that `part` of the file takes here; it is read again when it
   // is next needed. A copy stays.
   void Forget(std::span<const uint8_t> part) const noexcept;
@@ -50,6 +56,7 @@ class MappedFile {
 
   void Map();
   void Copy();
+  void ReadAt(uint64_t offset, std::span<uint8_t> to) const;
 
   std::string path_;
   int fd_ = -1;

@@ -98,9 +98,17 @@ class Pass {
     ForEachRow(context_, x.rows, x.cols, [&](size_t m) { Scale(a, x.cols, x.Row(m)); });
   }
 
+  // y.Row(i) = row ids[i] of the table.
+  void Gather(const WeightView& table, std::span<const int32_t> ids,
+              Mat<float> y) const {
+    std::vector<int32_t> all(ids.size());
+    std::iota(all.begin(), all.end(), 0);
+    EmbeddingRows(context_, ws_.table_rows.Copy(model_, table, ids), all, y);
+  }
+
   // h = embedding * sqrt(H)
   void Embed(std::span<const int32_t> ids, Mat<float> h) const {
-    EmbeddingRows(context_, model_.weights().embedding, ids, h);
+    Gather(model_.weights().embedding, ids, h);
     ScaleRows(sqrtf(static_cast<float>(c_.hidden_size)), h);
   }
 
@@ -113,7 +121,7 @@ class Pass {
       rows[i] = ids[i / parts] * static_cast<int32_t>(parts) +
                 static_cast<int32_t>(i % parts);
     }
-    EmbeddingRows(context_, table, rows, Mat<float>(y.data, rows.size(), table.K));
+    Gather(table, rows, Mat<float>(y.data, rows.size(), table.K));
   }
 
   // ple[m, l] = (norm(projection of h) + table row * sqrt(P)) / sqrt(2): what each
@@ -122,16 +130,20 @@ class Pass {
     const ModelWeights& w = model_.weights();
     const size_t L = c_.layers.size(), P = c_.ple_len;
     const Mat<float> ple = Ple();
-    const Mat<float> row = ws_.ple_row.Shape(h.rows, L * P);
     Product(h, w.ple_model_proj, ple);
     ScaleRows(1.0f / sqrtf(static_cast<float>(c_.hidden_size)), ple);
     RmsNormHeads(context_, ple, L, w.ple_proj_norm, c_.norm_eps);
-    PleRows(w.ple_table, ids, row);
     const float scale = sqrtf(static_cast<float>(P));
-    ForEachRow(context_, h.rows, L * P, [&](size_t m) {
-      ScaledAdd(scale, row.Row(m), L * P, ple.Row(m));
-      Scale(sqrtf(0.5f), L * P, ple.Row(m));
-    });
+    constexpr size_t kAtOnce = 16;  // tokens: their rows are decoded beside `ple`
+    for (size_t begin = 0; begin < h.rows; begin += kAtOnce) {
+      const size_t count = std::min(kAtOnce, h.rows - begin);
+      const Mat<float> rows = ws_.ple_rows.Shape(count, L * P);
+      PleRows(w.ple_table, ids.subspan(begin, count), rows);
+      ForEachRow(context_, count, L * P, [&](size_t m) {
+        ScaledAdd(scale, rows.Row(m), L * P, ple.Row(begin + m));
+        Scale(sqrtf(0.5f), L * P, ple.Row(begin + m));
+      });
+    }
   }
 
   void AttentionBlock(size_t l, Mat<float> h) const {
@@ -142,11 +154,11 @@ class Pass {
     Norm(h, w.attn_norm, a);
     LinearInput in(context_, a, mode());
     if (c_.OwnsKv(l)) AppendKv(l, in);
-    const Mat<float> q = ws_.q.Shape(h.rows, q_cols);
+    const Mat<float> q = ws_.wide.Shape(h.rows, q_cols);
     Linear(in, w.q, q);
     RmsNormHeads(context_, q, c_.num_heads, w.q_norm, c_.norm_eps);
     Rope(context_, q, c_.num_heads, Turns(l), first_row_);
-    const Mat<float> mixed = ws_.mixed.Shape(h.rows, q_cols);
+    const Mat<float> mixed = ws_.wide_too.Shape(h.rows, q_cols);
     Attention(context_, *kv_[layer.kv_source], q, c_.num_heads, position_ + first_row_,
               c_.attention_scale, mixed);
     const Mat<float> out = ws_.branch.Shape(h.rows, c_.hidden_size);
@@ -196,8 +208,8 @@ class Pass {
   void Mlp(Mat<const float> in, const WeightView& w_gate, const WeightView& w_up,
            const WeightView& w_down, Mat<float> out) const {
     LinearInput x(context_, in, mode());
-    const Mat<float> gate = ws_.gate.Shape(in.rows, w_gate.N);
-    const Mat<float> up = ws_.up.Shape(in.rows, w_up.N);
+    const Mat<float> gate = ws_.wide.Shape(in.rows, w_gate.N);
+    const Mat<float> up = ws_.wide_too.Shape(in.rows, w_up.N);
     Linear(x, w_gate, gate);
     Linear(x, w_up, up);
     GeluMul(context_, gate, up, gate);
@@ -269,7 +281,7 @@ class Pass {
     const LayerWeights& w = W(l);
     const size_t L = c_.layers.size(), P = c_.ple_len;
     const Mat<const float> ple(Ple().Row(first_row_) + l * P, h.rows, P, L * P);
-    const Mat<float> gate = ws_.gate.Shape(h.rows, P);
+    const Mat<float> gate = ws_.wide.Shape(h.rows, P);
     const Mat<float> out = ws_.branch.Shape(h.rows, c_.hidden_size);
     Product(h, w.ple_gate, gate);
     GeluMul(context_, gate, ple, gate);
@@ -296,9 +308,16 @@ void CopyRows(Mat<const float> x, Mat<float> y) {
 
 }  // namespace
 
+void Workspace::FitTo(size_t num_tokens) {
+  constexpr size_t kFewer = 16;
+  if (num_tokens * kFewer <= most_tokens) *this = {};
+  most_tokens = std::max(most_tokens, num_tokens);
+}
+
 void RunChunk(const Context& context, const Model& model,
               std::vector<std::optional<KvLayer>>& kv, Workspace& workspace,
               std::span<const int32_t> ids, size_t position, Mat<float> logits) {
+  workspace.FitTo(ids.size());
   Pass(context, model, kv, workspace, ids.size(), position).Run(ids, logits);
 }
 

@@ -15,26 +15,37 @@
 #include "base/view.h"
 #include "kv/layer.h"
 #include "model/model.h"
+#include "model/table_rows.h"
+#include "runtime/pages.h"
 #include "runtime/thread_pool.h"
 
 namespace halfbyte {
 
-// Memory for intermediate results, kept from pass to pass.
+// Memory for intermediate results, kept from pass to pass. Of its own: what is let go
+// of goes back to the system, not into a heap with holes.
 class Buffer {
  public:
   // The content is what was there before: write before you read.
   Mat<float> Shape(size_t rows, size_t cols) {
-    if (data_.size() < rows * cols) data_.resize(rows * cols);
-    return Mat<float>(data_.data(), rows, cols);
+    const size_t bytes = rows * cols * sizeof(float);
+    if (memory_.bytes() < bytes) memory_ = PageBuffer(bytes);
+    return Mat<float>(reinterpret_cast<float*>(memory_.data()), rows, cols);
   }
 
  private:
-  std::vector<float> data_;
+  PageBuffer memory_;
 };
 
 struct Workspace {
-  Buffer stream, norm, q, k, v, mixed, branch, gate, up, ple, ple_row;
+  Buffer stream, norm, k, v, branch, ple, ple_rows;
+  // Attention's queries, then gate; what it mixes, then up.
+  Buffer wide, wide_too;
   Buffer router, routed, expert_in, expert_out, head;
+  TableRows table_rows;
+  size_t most_tokens = 0;  // that a pass had since all of this was empty
+
+  // Lets go of what a prompt needed once single tokens follow it: 28 MB of E2B's.
+  void FitTo(size_t num_tokens);
 };
 
 // Runs `ids` (at most Model::kChunk) at positions position, position + 1, … Their keys

@@ -312,12 +312,18 @@ void Model::RepackWeights(const Context& context, const LoadProgress& progress) 
   }
 }
 
-void Model::Forget(const WeightView& w) const {
-  for (const auto& file : files_) {
+const MappedFile* Model::FileOf(const uint8_t* address) const {
+  const auto maps = [address](const auto& file) {
     const uint8_t* begin = file->bytes().data();
-    if (w.data < begin || w.data >= begin + file->bytes().size()) continue;
-    file->Forget({w.data, w.N * w.stored_row_bytes()});
-  }
+    return address >= begin && address < begin + file->bytes().size();
+  };
+  const auto it = std::find_if(files_.begin(), files_.end(), maps);
+  return it == files_.end() ? nullptr : it->get();
+}
+
+void Model::Forget(const WeightView& w) const {
+  const MappedFile* file = FileOf(w.data);
+  if (file != nullptr) file->Forget({w.data, w.N * w.stored_row_bytes()});
 }
 
 void Model::ForgetFiles() const {
@@ -369,6 +375,15 @@ uint64_t Model::KvBytes(size_t positions) const {
     if (config_.OwnsKv(l)) bytes += KvLayer::BytesFor(KvShape(l), positions);
   }
   return bytes;
+}
+
+void Model::Read(std::span<const uint8_t> part, uint8_t* to) const {
+  const MappedFile* file = FileOf(part.data());
+  if (file == nullptr) {
+    std::copy(part.begin(), part.end(), to);
+  } else {
+    file->Read(part, to);
+  }
 }
 
 void Model::CheckFiles() const {

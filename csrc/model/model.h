@@ -12,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -105,6 +106,10 @@ class Model {
   // Ids that are never sampled: media tokens mean nothing to a model of text.
   const std::vector<int32_t>& suppressed() const { return suppressed_; }
 
+  // Copies `part` of a weight or of its scales, out of the file if it lies in one (see
+  // MappedFile::Read).
+  void Read(std::span<const uint8_t> part, uint8_t* to) const;
+
   // Throws Error(kFileChanged) if a mapped file was changed in place.
   void CheckFiles() const;
 
@@ -119,6 +124,8 @@ class Model {
   void MakeRope();
   void CheckMemory() const;
   void RepackWeights(const Context& context, const LoadProgress& progress);
+  // Null if none maps it.
+  const MappedFile* FileOf(const uint8_t* address) const;
   void Forget(const WeightView& w) const;
   void ForgetFiles() const;
   void FindSuppressed();

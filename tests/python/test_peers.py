@@ -172,6 +172,49 @@ def test_static_codes_are_exact(fmt: str) -> None:
         check(case, w, exact(w, x).astype(np.float32), how)
 
 
+@pytest.mark.parametrize("fmt", problem.STATIC)
+def test_sums_in_float32_may_move_codes_near_ties_alone(fmt: str) -> None:
+    case = Case(fmt, SMALL, 4, 1)
+    w, x = problem.weights(case, 0), problem.activations(case)
+    y, how = static(case, w, x), Rounding(static=True, float_sums=True)
+    step_in, step = map(float, problem.steps(case))
+    sums = exact(w, np.rint(x / step_in) * step_in)
+    spread = np.square(np.rint(x / step_in) * step_in) @ (
+        np.square(problem.dequantize(w, slice(None))).T
+    )
+    # How far from a tie the nearest code is, in deviations of float32 sums.
+    inside = np.abs(sums / step) < 126
+    away = np.abs(0.5 - np.abs(y - sums) / step)
+    deviations = away * step / (2.0**-24 * np.sqrt((case.k + 10) * spread))
+    deviations[~inside] = np.inf
+    for at, passes in (
+        (np.argmin(deviations), True),
+        (np.argmax(away * inside), False),
+    ):
+        at = np.unravel_index(at, y.shape)
+        moved = y.copy()
+        moved[at] += step * np.sign(sums[at] - y[at])
+        if passes:
+            assert deviations[at] < 6
+            check(case, w, moved.astype(np.float32), how)
+        else:
+            with pytest.raises(WrongAnswerError, match="steps"):
+                check(case, w, moved.astype(np.float32), how)
+
+
+def test_codes_that_are_not_ours_are_counted() -> None:
+    how = peer.side("halfbyte").how(Case("w4", SMALL, 4, 1))
+    zeros = np.zeros((4, 8), np.float32)
+    ours = peers.Answer({0: zeros, 2: zeros}, 0.0)
+    other = zeros.copy()
+    other[1, :3] = 1.0
+    assert peers.other_codes(peers.Answer({0: other, 2: other}, 0.0), ours, how) == 6
+    assert peers.other_codes(peers.Answer({0: other}, 0.0), ours, how) == 3
+    assert peers.other_codes(ours, None, how) is None
+    floats = how._replace(rounding=Rounding())
+    assert peers.other_codes(ours, ours, floats) is None
+
+
 def test_static_inputs_stay_away_from_ties() -> None:
     case = Case("w4", SMALL, 16, 1)
     codes = problem.activations(case) / problem.steps(case)[0]
@@ -197,6 +240,21 @@ def test_rows_are_what_was_asked_for() -> None:
     ]
     everything = list(peers.cases(options()))
     assert len(everything) == 2 * 4 * len(problem.BITS) * len(problem.SHAPES)
+
+
+def test_all_shapes_of_a_model_have_its_name() -> None:
+    words = ["--formats", "w2", "--tokens", "1", "--threads", "1", "--shapes"]
+    found = [case.shape for case in peers.cases(options(*words, "31b-up,e2b"))]
+    assert found == [s for s in problem.SHAPES if s.startswith("e2b-")] + ["31b-up"]
+    assert len(found) > 10
+
+
+def test_the_mobile_release_has_each_matrix_once() -> None:
+    found = list(peers.cases(options("--mobile", "--tokens", "1", "--threads", "1")))
+    assert len({(case.format, case.shape) for case in found}) == len(found)
+    assert all(case.format in problem.STATIC for case in found)
+    shapes = {s for s in problem.SHAPES if s.startswith("e2b-")}
+    assert {case.shape for case in found} == shapes - {"e2b-head"}
 
 
 def test_we_always_take_part() -> None:
@@ -265,6 +323,24 @@ def test_an_installed_side_gives_right_answers(name: str) -> None:
     finally:
         worker.close()
     assert right > 0
+
+
+def test_only_what_equals_our_results_is_not_compared_again() -> None:
+    class Told:
+        def prepare(self, case: Case, count: int) -> list[NDArray[Any]]:
+            del case, count
+            return [result, result]
+
+    case = Case("w4", SMALL, 3, 1)
+    y = static(case, problem.weights(case, 0), problem.activations(case))
+    result = y.astype(np.float32)
+    how = peer.side(peer.OURS).how(case)
+    assert peers.answer(case, 1, Told(), how).error < 0.02
+    told = peers.Answer({0: result}, 0.5)
+    assert peers.answer(case, 1, Told(), how, told).error == 0.5
+    result = result + 1.0
+    with pytest.raises(WrongAnswerError):
+        peers.answer(case, 1, Told(), how, told)
 
 
 def test_a_side_that_raises_can_be_asked_again() -> None:

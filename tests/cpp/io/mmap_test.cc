@@ -101,6 +101,37 @@ TEST_F(MappedFileTest, MapsAndCopies) {
   }
 }
 
+TEST_F(MappedFileTest, ReadsParts) {
+  const std::string path = Write("f", "some bytes");
+  for (const LoadMode mode : {LoadMode::kMap, LoadMode::kCopy}) {
+    const auto file = MappedFile::Open(path, mode);
+    uint8_t part[6] = {};
+    file->Read(file->bytes().subspan(5, 5), part);
+    EXPECT_STREQ(reinterpret_cast<const char*>(part), "bytes");
+    EXPECT_NO_THROW(file->Read(file->bytes().subspan(10), part));
+  }
+}
+
+// Where touching the mapping would end the process.
+TEST_F(MappedFileTest, ReadingWhatHasBeenCutOffThrows) {
+  const std::string path = Write("f", std::string(100000, 'x'));
+  const auto file = MappedFile::Open(path);
+  fs::resize_file(path, 50000);
+  std::string part(20, ' ');
+  auto* to = reinterpret_cast<uint8_t*>(part.data());
+  EXPECT_NO_THROW(file->Read(file->bytes().subspan(49980, 20), to));
+  for (const size_t begin : {size_t{49990}, size_t{90000}}) {
+    try {
+      file->Read(file->bytes().subspan(begin, 20), to);
+      ADD_FAILURE() << begin << " was read";
+    } catch (const Error& e) {
+      EXPECT_EQ(e.cls(), ErrorClass::kFileChanged);
+      EXPECT_EQ(e.info().path, path);
+      EXPECT_EQ(e.info().expected, "100000 bytes");
+    }
+  }
+}
+
 TEST_F(MappedFileTest, EmptyFileHasNoBytes) {
   EXPECT_TRUE(MappedFile::Open(Write("empty", ""))->bytes().empty());
 }
