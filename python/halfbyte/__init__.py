@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gemma 4's quantized checkpoints on any CPU, computed on the packed bits."""
 
-from halfbyte import errors, reference
+from halfbyte import errors, lattice, reference
 from halfbyte._onednn import use_onednn
 from halfbyte.errors import (
     ArgumentError,
@@ -83,6 +83,7 @@ __all__ = [
     "errors",
     "formats",
     "gelu_mul",
+    "lattice",
     "linear",
     "linear_codes",
     "load",
