@@ -125,6 +125,13 @@ def test_other_weights_are_never_on_it(scheme: str) -> None:
         assert kinds.tolist() == [Group.OFF]
 
 
+def test_a_step_stores_plus_or_minus_eight_but_not_both() -> None:
+    levels = np.arange(32) % 16 - 8
+    levels[1] = 8  # beside -8, and beside odd levels, which leave no larger step
+    found = lattice.recover(bf16(np.float32(0.01) * levels.astype(np.float32))[None])
+    assert found.groups.tolist() == [[Group.OFF]]
+
+
 def test_what_is_off_the_lattice_is_packed_as_usual() -> None:
     x = bf16(np.random.default_rng(11).standard_normal((16, 64)))
     usual = halfbyte.quantize(x, "q4_0")
