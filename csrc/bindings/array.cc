@@ -167,6 +167,10 @@ Mat<int8_t> AsOutCodes(py::array& a, const char* name, size_t rows, size_t cols)
   return ToBeWritten(AsCodes(a, name), a, name, rows, cols);
 }
 
+Mat<const uint16_t> AsHalves(const py::array& a, const char* name) {
+  return AsMatrixOf<uint16_t>(a, name, "uint16");
+}
+
 std::span<const float> AsVector(const py::array& a, const char* name, size_t want) {
   CheckType<float>(a, name, "float32");
   const std::span<const float> v = AsContiguous<float>(a, name);

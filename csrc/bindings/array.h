@@ -24,6 +24,8 @@ Mat<float> AsOutMatrix(pybind11::array& a, const char* name, size_t rows, size_t
 // The same two of int8 codes.
 Mat<const int8_t> AsCodes(const pybind11::array& a, const char* name);
 Mat<int8_t> AsOutCodes(pybind11::array& a, const char* name, size_t rows, size_t cols);
+// Of bits of 16-bit floats.
+Mat<const uint16_t> AsHalves(const pybind11::array& a, const char* name);
 // A contiguous float32 vector of `want` elements.
 std::span<const float> AsVector(const pybind11::array& a, const char* name,
                                 size_t want);

@@ -14,6 +14,7 @@
 #include "bindings/bindings.h"
 #include "kernels/format_kernels.h"
 #include "ops/cast.h"
+#include "ops/lattice.h"
 #include "ops/linear.h"
 #include "ops/rows.h"
 #include "ops/rowwise.h"
@@ -220,11 +221,30 @@ py::tuple Quantize(const py::array& x, const std::string& format, size_t threads
   return py::make_tuple(w, scales);
 }
 
+// Q4_0 blocks of bf16 weights, and what each group of 32 is.
+py::tuple RecoverLattice(const py::array& bits, size_t threads) {
+  const Mat<const uint16_t> w = AsHalves(bits, "bits");
+  const size_t groups = w.cols / 32;
+  py::array_t<uint8_t> blocks(
+      static_cast<py::ssize_t>(w.rows * RowBytes(Format::kQ4_0, w.cols)));
+  py::array_t<uint8_t> found({w.rows, groups});
+  uint8_t* to = blocks.mutable_data();
+  const Mat<OnLattice> verdicts(reinterpret_cast<OnLattice*>(found.mutable_data()),
+                                w.rows, groups);
+  const Context context = MakeContext(threads);
+  {
+    const py::gil_scoped_release nogil;
+    RecoverQ4_0(context, w, to, verdicts);
+  }
+  return py::make_tuple(blocks, found);
+}
+
 }  // namespace
 
 void RegisterWeight(py::module_& m) {
   m.def("formats", &Formats);
   m.def("quantize", &Quantize, py::arg("x"), py::arg("format"), py::arg("threads"));
+  m.def("recover_lattice", &RecoverLattice, py::arg("bits"), py::arg("threads"));
   py::class_<Weight>(m, "Weight")
       .def(py::init(&MakeWeight), py::arg("data"), py::arg("format"), py::arg("n"),
            py::arg("k"), py::arg("scales"), py::arg("panels"), py::arg("x_step"),

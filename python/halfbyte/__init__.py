@@ -5,7 +5,7 @@
 import typing as _typing
 from importlib import import_module as _import_module
 
-from halfbyte import errors, reference
+from halfbyte import errors, lattice, reference
 from halfbyte._onednn import use_onednn
 from halfbyte.errors import (
     ArgumentError,
@@ -94,6 +94,7 @@ __all__ = [
     "errors",
     "formats",
     "gelu_mul",
+    "lattice",
     "linear",
     "linear_codes",
     "load",

@@ -79,6 +79,9 @@ def formats() -> list[tuple[str, int, int, int, bool, bool]]:
 def quantize(x: _F32, format: str, threads: int) -> tuple[_U8, _F32]:
     """Pack the rows of `x`; the second item has their scales, if the format does."""
 
+def recover_lattice(bits: NDArray[np.uint16], threads: int) -> tuple[_U8, _U8]:
+    """Q4_0 blocks of bf16 bits, and what each group of 32 is."""
+
 @final
 class Weight:
     """A packed n x k matrix, checked, and the arrays that it lies in."""

@@ -30,6 +30,7 @@ __all__ = [
     "linear",
     "linear_codes",
     "quantize",
+    "recover",
     "rms_norm",
     "rope",
     "softmax",
@@ -565,6 +566,77 @@ def dequantize(w: PackedWeight, *, rows: ArrayLike | None = None) -> F32Array:
         ids = _as_indices(rows, "rows", len(packed))
     weights = _decode_rows(packed[ids], w.format, w.shape[1])
     return weights if w.scales is None else weights * w.scales[ids][:, None]
+
+
+def _bf16(x: F32Array) -> F32Array:
+    """Round to bfloat16, halves to even."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    rounded = bits + 0x7FFF + (bits >> 16 & 1)
+    return (rounded & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def _recover_group(w: F32Array) -> tuple[NDArray[np.int64], np.uint16, int]:
+    """Codes, bits of the step and kind of 32 weights; kind 1: none found."""
+    none = np.full(32, 8), np.uint16(0)
+    magnitude = np.abs(w)
+    if not np.isfinite(w).all():
+        return *none, 0
+    if not w.any():
+        return *none, 4
+    bits = magnitude.view(np.uint32)
+    low = np.where(w == 0, np.float32(0), (bits - 0x8000).view(np.float32))
+    largest = np.finfo(np.float32).max
+    high = np.where(w == 0, largest, (bits + 0x8000).view(np.float32))
+    for m in range(1, 9):
+        levels = np.rint(w * (np.float32(m) / magnitude.max()))
+        by = np.maximum(np.abs(levels), np.float32(1))
+        least, most = (low / by).max(), (high / by).min()
+        signs = (levels == 8).any() + (levels == -8).any()
+        meet = least <= most * np.float32(1 + 2**-22)
+        if signs == 2 or not meet or ((levels == 0) != (w == 0)).any():
+            continue
+        with np.errstate(over="ignore"):
+            middle = np.float16(np.float32(0.5) * least + np.float32(0.5) * most)
+        tried = int(middle.view(np.uint16)) + np.array([0, -1, 1])
+        steps = tried[(tried > 0) & (tried < 0x7C00)].astype(np.uint16)
+        values = steps.view(np.float16).astype(np.float32)
+        exact = (_bf16(values[:, np.newaxis] * levels) == w).sum(axis=1)
+        if not exact.any():
+            break
+        sign, best = (-1 if (levels == 8).any() else 1), int(exact.argmax())
+        few = np.count_nonzero(w) < 4
+        kind = 2 if few else 4 if exact[best] == 32 else 3
+        step = np.uint16(steps[best] | (0x8000 if sign < 0 else 0))
+        return (sign * levels + 8).astype(np.int64), step, kind
+    return *none, 1
+
+
+def recover(x: ArrayLike) -> tuple[Weight, NDArray[np.uint8]]:
+    """Find the lattice of a bfloat16 matrix; see `halfbyte.lattice.recover`.
+
+    Parameters
+    ----------
+    x : array of bfloat16 values, shape (N, K)
+
+    Returns
+    -------
+    weight : Weight, shape (N, K)
+        In Q4_0; groups off the lattice as `quantize` packs them.
+    groups : uint8 array, shape (N, K / 32)
+        0 not finite, 1 off the lattice, 2 too few weights to tell, 3 levels, 4 exact.
+    """
+    values = _as_f32(x, "x")
+    packed = quantize(values, "q4_0")
+    blocks = packed.data.reshape(-1, 18).copy()
+    kinds = np.empty(len(blocks), np.uint8)
+    for block, group in enumerate(values.reshape(-1, 32)):
+        codes, step, kinds[block] = _recover_group(group)
+        if kinds[block] != 1:
+            blocks[block, :2] = np.array([step]).view(np.uint8)
+            blocks[block, 2:] = codes[:16] | codes[16:] << 4
+    n, k = values.shape
+    data = blocks.reshape(n, -1)
+    return Weight("q4_0", (n, k), data), kinds.reshape(n, k // 32)
 
 
 def _activation_codes(x: F32Array) -> NDArray[np.float64]:

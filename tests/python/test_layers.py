@@ -47,6 +47,7 @@ MODULES: dict[str, set[str]] = {
     "_onednn": {"errors"},
     "formats": {"_arrays", "targets"},
     "ops": {"formats", "_onednn"},
+    "lattice": {"formats"},
     "files": {"formats"},
     "template": set(),
     "choice": {"errors"},
@@ -54,6 +55,7 @@ MODULES: dict[str, set[str]] = {
     "stores": {"choice"},
     "names": {"hub", "stores"},
     "model": {"ops", "files", "template", "names"},
+    "": {"model", "lattice", "reference", "torch"},  # torch when it is asked for
     "torch": {"formats"},
     "": {"model", "reference", "torch"},  # torch when it is asked for
     "transformers": {""},
@@ -68,6 +70,7 @@ OVER_CORE = {
     "targets",
     "_onednn",
     "formats",
+    "lattice",
     "ops",
     "torch",
     "files",

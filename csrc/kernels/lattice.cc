@@ -1,0 +1,189 @@
+// csrc/kernels/lattice.cc
+// A weight w that was rounded from step * level pins the step to an interval: what is
+// nearer to w than to its neighbours in bf16, divided by the level. Weights are on the
+// lattice if the intervals of all 32 have a step in common. Minima and maxima do not
+// depend on their order, so every target finds the same.
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/lattice.h"
+
+#include <float.h>
+#include <string.h>
+
+#include "base/half.h"
+#include "base/targets.h"  // before any Highway header
+
+// clang-format off
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/lattice.cc"  // this file, re-included per target
+// clang-format on
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+#include "hwy/highway.h"
+// After highway.h
+#include "formats/half-inl.h"
+#include "formats/q4_0-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace halfbyte {
+namespace HWY_NAMESPACE {
+namespace {
+namespace hn = hwy::HWY_NAMESPACE;
+
+constexpr size_t kLen = Q4_0::kBlockLen;
+constexpr int kMaxLevel = 8;  // of either sign, but not of both
+using DF = hn::CappedTag<float, 16>;
+
+// 32 weights, and the borders of what rounds to each, signs left out.
+struct Group {
+  alignas(64) float w[kLen], low[kLen], high[kLen];
+  float max = 0.0f;
+  size_t nonzero = 0;
+};
+
+struct Fit {
+  alignas(64) float level[kLen];
+  float low, high;  // of the steps that all weights agree on
+  bool negative;    // a level is +8, which only a negative step can store
+};
+
+void LoadGroup(const uint16_t* w, Group& g) {
+  const DF df;
+  const hn::RebindToUnsigned<DF> du32;
+  const HalfBits<DF> du16;
+  const auto half_ulp = hn::Set(du32, 0x8000);
+  auto max = hn::Zero(df);
+  for (size_t i = 0; i < kLen; i += hn::Lanes(df)) {
+    const auto x = PromoteBF16(df, hn::LoadU(du16, w + i));
+    const auto magnitude = hn::Abs(x);
+    const auto is_zero = hn::Eq(x, hn::Zero(df));
+    const auto bits = hn::BitCast(du32, magnitude);
+    const auto low = hn::BitCast(df, hn::Sub(bits, half_ulp));
+    const auto high = hn::BitCast(df, hn::Add(bits, half_ulp));
+    hn::Store(x, df, g.w + i);
+    hn::Store(hn::IfThenZeroElse(is_zero, low), df, g.low + i);
+    hn::Store(hn::IfThenElse(is_zero, hn::Set(df, FLT_MAX), high), df, g.high + i);
+    max = hn::Max(max, magnitude);
+    g.nonzero += hn::Lanes(df) - hn::CountTrue(df, is_zero);
+  }
+  g.max = hn::ReduceMax(df, max);
+}
+
+// Levels with which the largest magnitude is level m, if there is a step for them.
+bool FitLevels(const Group& g, int m, Fit& fit) {
+  const DF df;
+  const auto zero = hn::Zero(df), one = hn::Set(df, 1.0f);
+  const auto top = hn::Set(df, static_cast<float>(kMaxLevel));
+  const auto inv_step = hn::Set(df, static_cast<float>(m) / g.max);
+  auto low = zero, high = hn::Set(df, FLT_MAX);
+  auto wrong = hn::MaskFalse(df), plus = wrong, minus = wrong;
+  for (size_t i = 0; i < kLen; i += hn::Lanes(df)) {
+    const auto w = hn::Load(df, g.w + i);
+    const auto level = hn::Round(hn::Mul(w, inv_step));
+    hn::Store(level, df, fit.level + i);
+    wrong = hn::Or(wrong, hn::Xor(hn::Eq(level, zero), hn::Eq(w, zero)));
+    plus = hn::Or(plus, hn::Eq(level, top));
+    minus = hn::Or(minus, hn::Eq(level, hn::Neg(top)));
+    const auto by = hn::Max(hn::Abs(level), one);
+    low = hn::Max(low, hn::Div(hn::Load(df, g.low + i), by));
+    high = hn::Min(high, hn::Div(hn::Load(df, g.high + i), by));
+  }
+  fit.low = hn::ReduceMax(df, low);
+  fit.high = hn::ReduceMin(df, high);
+  fit.negative = !hn::AllFalse(df, plus);
+  const bool both = fit.negative && !hn::AllFalse(df, minus);
+  // Each quotient is rounded: what touches may have come apart by an ulp.
+  return hn::AllFalse(df, wrong) && !both && fit.low <= fit.high * (1.0f + 0x1p-22f);
+}
+
+// How many weights are bf16(step * level).
+size_t CountExact(const Group& g, const Fit& fit, float step) {
+  const DF df;
+  size_t exact = 0;
+  for (size_t i = 0; i < kLen; i += hn::Lanes(df)) {
+    const auto product = hn::Mul(hn::Load(df, fit.level + i), hn::Set(df, step));
+    const auto rounded = PromoteBF16(df, DemoteBF16(df, product));
+    exact += hn::CountTrue(df, hn::Eq(rounded, hn::Load(df, g.w + i)));
+  }
+  return exact;
+}
+
+// Of the f16 numbers around the middle of the interval, the one that gives the most
+// weights; the nearest of several. Returns how many.
+size_t ChooseStep(const Group& g, const Fit& fit, uint16_t& step) {
+  constexpr int kNear[] = {0, -1, 1};
+  const uint16_t middle = F16FromF32(0.5f * fit.low + 0.5f * fit.high);
+  size_t best = 0;
+  for (const int away : kNear) {
+    const int bits = middle + away;
+    if (bits <= 0 || bits >= 0x7C00) continue;  // f16 has no such step
+    const auto candidate = static_cast<uint16_t>(bits);
+    const size_t exact = CountExact(g, fit, F32FromF16Fast(candidate));
+    if (exact <= best) continue;
+    best = exact;
+    step = candidate;
+  }
+  return best;
+}
+
+void StoreBlock(const Fit& fit, uint16_t step, Q4_0::Block& block) {
+  const float sign = fit.negative ? -1.0f : 1.0f;
+  const auto code = [&](size_t i) {
+    return static_cast<uint8_t>(sign * fit.level[i] + 8.0f);
+  };
+  const auto bits = static_cast<uint16_t>(step | (fit.negative ? 0x8000 : 0));
+  memcpy(block.d, &bits, sizeof(bits));
+  for (size_t i = 0; i < 16; ++i) {
+    block.qs[i] = static_cast<uint8_t>(code(i) | code(i + 16) << 4);
+  }
+}
+
+OnLattice RecoverGroup(const uint16_t* w, Q4_0::Block& block) {
+  Group g;
+  Fit fit = {};
+  LoadGroup(w, g);
+  if (!(g.max <= FLT_MAX)) {
+    StoreBlock(fit, 0, block);
+    return OnLattice::kNotFinite;
+  }
+  if (g.nonzero == 0) {
+    StoreBlock(fit, 0, block);
+    return OnLattice::kExact;
+  }
+  // A common factor of all levels is a larger step: the smallest m has it.
+  for (int m = 1; m <= kMaxLevel; ++m) {
+    if (!FitLevels(g, m, fit)) continue;
+    uint16_t step = 0;
+    const size_t exact = ChooseStep(g, fit, step);
+    if (exact == 0) break;  // too small or too large for f16
+    StoreBlock(fit, step, block);
+    if (g.nonzero < kFewest) return OnLattice::kTooFew;
+    return exact == kLen ? OnLattice::kExact : OnLattice::kLevels;
+  }
+  Q4_0::EncodeRowRef(g.w, 1, &block);
+  return OnLattice::kNo;
+}
+
+void RecoverQ4_0(const uint16_t* w, size_t K, uint8_t* blocks, OnLattice* found) {
+  auto* to = reinterpret_cast<Q4_0::Block*>(blocks);
+  for (size_t b = 0; b < K / kLen; ++b) {
+    found[b] = RecoverGroup(w + b * kLen, to[b]);
+  }
+}
+
+}  // namespace
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace halfbyte
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace halfbyte {
+
+HWY_EXPORT(RecoverQ4_0);
+
+void RecoverQ4_0(const uint16_t* w, size_t K, uint8_t* blocks,
+                 OnLattice* found) noexcept {
+  HWY_DYNAMIC_DISPATCH(RecoverQ4_0)(w, K, blocks, found);
+}
+
+}  // namespace halfbyte
+#endif  // HWY_ONCE
