@@ -73,9 +73,8 @@ size_t FindSpans(const AttentionArgs& a, const HeadTile& tile, Range range,
 // The heads of a tile, which share keys and mask, at one of its tokens.
 void AttendTile(const AttentionArgs& a, const HeadTile& tile, size_t token,
                 Scratch& scratch) {
-  const uint8_t* mask = a.mask.data == nullptr
-                            ? nullptr
-                            : a.mask.Row(tile.batch, tile.head, token);
+  const uint8_t* mask =
+      a.mask.data == nullptr ? nullptr : a.mask.Row(tile.batch, tile.head, token);
   const size_t num = FindSpans(a, tile, Visible(a, token), mask, scratch.spans);
   const size_t scores = tile.num_heads * (num + 1);
   if (scratch.scores.size() < scores) scratch.scores.resize(scores + scores / 2);
