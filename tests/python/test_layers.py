@@ -57,7 +57,6 @@ MODULES: dict[str, set[str]] = {
     "model": {"ops", "files", "template", "names"},
     "": {"model", "lattice", "reference", "torch"},  # torch when it is asked for
     "torch": {"formats"},
-    "": {"model", "reference", "torch"},  # torch when it is asked for
     "transformers": {""},
     "demo": set(),
     "doctor": {"formats", "_onednn"},
