@@ -78,6 +78,14 @@ def test_the_short_way_gives_the_bits_of_the_operator(
         same(module(x.clone().requires_grad_()).detach(), want)
 
 
+def test_what_is_no_plain_memory_goes_the_long_way() -> None:
+    module, x = layer(), torch.randn(2, K)
+    negated = torch._neg_view(x)  # by a bit; the memory holds x
+    assert negated.is_neg()
+    same(module(negated), module(-x))
+    same(module(nn.Parameter(x)).detach(), module(x))
+
+
 def test_a_gradient_flows_where_only_the_bias_is_trained() -> None:
     module = layer()
     assert module.bias is not None
@@ -219,8 +227,9 @@ def test_a_state_dict_survives_safetensors(fmt: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", [layer, static])
 def test_copies_and_pickles(make: Any) -> None:
     module, x = make(), torch.randn(2, K)
-    want = module(x)
+    want, size = module(x), len(pickle.dumps(module))
     module.repack()
+    assert len(pickle.dumps(module)) == size  # without panels
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert other.weight.data_ptr() != module.weight.data_ptr()
         assert other.panels is None
@@ -462,3 +471,15 @@ def test_lora_on_a_packed_gemma4() -> None:
     assert after < before
     for module, want in zip(layers, bytes_before, strict=True):
         same(module.weight, want)
+
+
+# ---- the benchmark
+
+
+def test_the_benchmark_runs() -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "torch_linear.py"
+    line = [sys.executable, script, "--layers", "1", "--rounds", "1", "--threads", "1"]
+    done = subprocess.run(line, check=True, capture_output=True, timeout=300, text=True)
+    assert "QuantLinear over the kernel" in done.stdout
+    for name in ("q4_0", "w4", "w2", "w4 eager", "w2 eager", "bf16"):
+        assert f"  {name}\n" in done.stdout
