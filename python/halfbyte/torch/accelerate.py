@@ -177,11 +177,12 @@ def _plan(
     skip: Sequence[str] | None,
     keep: bool,
 ) -> _Plan:
-    writable = [name for name in formats() if format_info(name).writable]
+    infos = map(format_info, formats())
+    packed = [info.name for info in infos if info.writable and info.block_len > 1]
     for name, found, known in (
         ("repack", repack, ["auto", "always", "never"]),
         ("activations", activations, ["auto", "f32"]),
-        ("quantize", quantize, [None, *writable]),
+        ("quantize", quantize, [None, *packed]),
     ):
         if found not in known:
             expected = ", ".join(map(str, known))
