@@ -118,7 +118,8 @@ class QuantLinear(_Packed, nn.Linear):
         self.format, self.activations = format, activations
 
         def floats(*shape: int) -> nn.Parameter:
-            return _frozen(torch.zeros(shape, device=device))
+            # Whatever the default type: a skeleton is often built under another one.
+            return _frozen(torch.zeros(shape, dtype=torch.float32, device=device))
 
         width = ops.row_bytes(info, in_features)
         packed = torch.zeros(out_features, width, dtype=torch.uint8, device=device)
@@ -127,7 +128,8 @@ class QuantLinear(_Packed, nn.Linear):
         self.register_parameter("weight_scale", scaled)
         for name in ("input_activation_scale", "output_activation_scale"):
             self.register_parameter(name, floats() if static else None)
-        self.register_parameter("bias", floats(out_features) if bias else None)
+        added = _frozen(torch.zeros(out_features, device=device)) if bias else None
+        self.register_parameter("bias", added)
         self.register_buffer("panels", None, persistent=False)
 
     @classmethod
@@ -336,7 +338,7 @@ class QuantEmbedding(_Packed):
         width = ops.row_bytes(info, embedding_dim)
         packed = torch.zeros(num_embeddings, width, dtype=torch.uint8, device=device)
         self.embedding_quantized = _frozen(packed)
-        scale = torch.zeros(num_embeddings, groups, device=device)
+        scale = torch.zeros(num_embeddings, groups, dtype=torch.float32, device=device)
         scaled = _frozen(scale) if info.row_scaled else None
         self.register_parameter("embedding_scale", scaled)
 
