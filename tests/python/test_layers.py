@@ -55,6 +55,7 @@ MODULES: dict[str, set[str]] = {
     "names": {"hub", "stores"},
     "model": {"ops", "files", "template", "names"},
     "torch": {"formats"},
+    "transformers": {"torch", "model"},
     "": {"model", "reference", "torch"},  # torch when it is asked for
     "demo": set(),
     "doctor": {"formats", "_onednn"},
@@ -69,6 +70,7 @@ OVER_CORE = {
     "formats",
     "ops",
     "torch",
+    "transformers",
     "files",
     "kv",
     "model",
