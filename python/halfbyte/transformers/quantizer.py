@@ -93,6 +93,7 @@ class Pack(ConversionOps):
         name, _, parameter = full_layer_name.rpartition(".")
         module = model.get_submodule(name)
         packed, scale = swap.pack(dense, swap.format_of(module, parameter))
+        swap.let_go(dense)
         made: dict[str, Tensor] = {}
         made[full_layer_name] = nn.Parameter(packed, requires_grad=False)
         if scale is not None:

@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +22,16 @@ from halfbyte.torch.experts import QuantExperts
 from halfbyte.torch.report import Packing
 from halfbyte.transformers.config import HalfbyteConfig
 
-__all__ = ["Swapped", "apply", "fill", "format_of", "pack", "plan", "saved_plan"]
+__all__ = [
+    "Swapped",
+    "apply",
+    "fill",
+    "format_of",
+    "let_go",
+    "pack",
+    "plan",
+    "saved_plan",
+]
 
 Plan = dict[str, str]
 
@@ -37,7 +49,9 @@ _EXPERTS = {"Gemma4TextExperts"}
 _EXPERT_PARTS = ("gate_up_proj", "down_proj")
 
 # A dense tensor is widened to float32 on the way: this many weights at a time.
-_CHUNK = 1 << 23
+_CHUNK = 1 << 21
+
+_PAGEOUT = 21  # MADV_PAGEOUT, of Linux 5.4 and later
 
 
 class Swapped(NamedTuple):
@@ -317,6 +331,26 @@ def pack(dense: Tensor, format: str) -> tuple[Tensor, Tensor | None]:
     return packed.view(*dense.shape[:-1], -1), scales
 
 
+def let_go(dense: Tensor) -> None:
+    """Take a tensor that was read out of memory, if it lies in a mapped file.
+
+    The pages of a checkpoint else stay with the process until it is loaded. No byte is
+    lost: they are read again if they are asked for. Where the system cannot do that,
+    nothing happens.
+
+    Parameters
+    ----------
+    dense : tensor
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    begin = -(-dense.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (dense.data_ptr() + dense.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if begin < end:
+        libc = ctypes.CDLL(None)
+        libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _PAGEOUT)
+
+
 def fill(dense: Any, packed: nn.Module, dtype: torch.dtype | None) -> None:
     """Give a dense layer memory, and the weights of the packed one.
 
@@ -331,16 +365,27 @@ def fill(dense: Any, packed: nn.Module, dtype: torch.dtype | None) -> None:
     dense.to_empty(device="cpu")
     if dtype is not None:
         dense.to(dtype)
-    with torch.no_grad():
-        if isinstance(packed, QuantLinear):
-            dense.weight.copy_(packed.dequantize())
-            if packed.bias is not None:
-                dense.bias.copy_(packed.bias)
-        elif isinstance(packed, QuantEmbedding):
-            dense.weight.copy_(packed.rows(torch.arange(packed.num_embeddings)))
-            if hasattr(dense, "embed_scale"):
-                dense.embed_scale.fill_(dense.scalar_embed_scale)
-        elif isinstance(packed, QuantExperts):
-            for part, format in zip(_EXPERT_PARTS, packed.formats, strict=True):
-                for expert, block in enumerate(getattr(packed, part)):
-                    getattr(dense, part)[expert] = dequantize(block, format)
+    if hasattr(dense, "embed_scale"):
+        dense.embed_scale.fill_(dense.scalar_embed_scale)
+    fill_weights(dense, packed)
+
+
+@torch.no_grad()
+def fill_weights(dense: Any, packed: nn.Module) -> None:
+    """Copy the weights of a packed layer into a dense one of its shape.
+
+    Parameters
+    ----------
+    dense : torch.nn.Module
+    packed : QuantLinear, QuantEmbedding or QuantExperts
+    """
+    if isinstance(packed, QuantLinear):
+        dense.weight.copy_(packed.dequantize())
+        if packed.bias is not None:
+            dense.bias.copy_(packed.bias)
+    elif isinstance(packed, QuantEmbedding):
+        dense.weight.copy_(packed.rows(torch.arange(packed.num_embeddings)))
+    elif isinstance(packed, QuantExperts):
+        for part, format in zip(_EXPERT_PARTS, packed.formats, strict=True):
+            for expert, block in enumerate(getattr(packed, part)):
+                getattr(dense, part)[expert] = dequantize(block, format)
