@@ -193,6 +193,7 @@ py::dict ConfigDict(const Model& model) {
   d["logit_softcap"] = c.softcap;
   d["rope_base_sliding"] = c.rope_base_sliding;
   d["rope_base_full"] = c.rope_base_full;
+  d["rope_factor_full"] = c.rope_factor_full;
   d["attention_scale"] = c.attention_scale;
   d["per_layer_embedding"] = c.ple_len;
   d["num_experts"] = c.num_experts;

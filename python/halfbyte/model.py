@@ -68,6 +68,7 @@ class ModelConfig:
     logit_softcap: float
     rope_base_sliding: float
     rope_base_full: float
+    rope_factor_full: float  # positions of full layers are divided by it
     attention_scale: float
     per_layer_embedding: int
     num_experts: int

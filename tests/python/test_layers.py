@@ -72,6 +72,7 @@ OVER_CORE = {
     "lattice",
     "ops",
     "torch",
+    "transformers",
     "files",
     "kv",
     "model",

@@ -28,7 +28,8 @@ def _check_length(name: str, k: int, info: FormatInfo) -> None:
 
 
 def _zeros(*shape: int, device: str | torch.device) -> nn.Parameter:
-    return frozen(torch.zeros(shape, device=device))
+    # Whatever the default type: a skeleton is often built under another one.
+    return frozen(torch.zeros(shape, dtype=torch.float32, device=device))
 
 
 def _empty_rows(n: int, width: int, device: str | torch.device) -> nn.Parameter:
@@ -123,7 +124,8 @@ class QuantLinear(PackedModule, nn.Linear):
         self.register_parameter("weight_scale", scale)
         self.register_parameter("input_activation_scale", floats(static))
         self.register_parameter("output_activation_scale", floats(static))
-        self.register_parameter("bias", floats(bias, out_features))
+        added = frozen(torch.zeros(out_features, device=device)) if bias else None
+        self.register_parameter("bias", added)
 
     @classmethod
     def from_packed(

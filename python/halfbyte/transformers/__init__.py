@@ -1,6 +1,6 @@
 # python/halfbyte/transformers/__init__.py
 # SPDX-License-Identifier: Apache-2.0
-"""What halfbyte adds to Hugging Face transformers. Importing it registers it there."""
+"""What halfbyte adds to Hugging Face Transformers. Importing it registers it there."""
 
 from halfbyte.errors import MissingExtraError
 
@@ -13,10 +13,23 @@ except ImportError as error:
         'run pip install "halfbyte[transformers]"'
     ) from None
 
-from halfbyte.transformers import attention
+from halfbyte.transformers import attention, quantizer
+from halfbyte.transformers.config import HalfbyteConfig
 from halfbyte.transformers.engine import EngineModel, engine
+from halfbyte.transformers.gguf import from_gguf
 from halfbyte.transformers.sessions import SessionCache
+from halfbyte.transformers.takeover import disable, enable
 
-__all__ = ["EngineModel", "SessionCache", "attention", "engine"]
+__all__ = [
+    "EngineModel",
+    "HalfbyteConfig",
+    "SessionCache",
+    "attention",
+    "disable",
+    "enable",
+    "engine",
+    "from_gguf",
+]
 
 attention.register()
+quantizer.register()

@@ -1,0 +1,115 @@
+# python/halfbyte/transformers/takeover.py
+# SPDX-License-Identifier: Apache-2.0
+"""Official checkpoints as they are: their own quantizers, computing on packed bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+from halfbyte.errors import ArgumentError, UnsupportedError
+from halfbyte.torch.accelerate import accelerate
+from halfbyte.transformers.quantizer import check_device_map
+
+__all__ = ["disable", "enable"]
+
+_METHODS = ("gemma", "compressed-tensors")
+
+_originals: dict[str, Any] = {}
+
+
+class _Packed:
+    """What both quantizers do differently; goes before the class it is about."""
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse devices other than the CPU."""
+        check_device_map(kwargs.get("device_map", args[0] if args else None))
+        super().validate_environment(*args, **kwargs)  # type: ignore[misc]
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        super()._process_model_after_weight_loading(model, **kwargs)  # type: ignore[misc]
+        config: Any = self.quantization_config  # type: ignore[attr-defined]
+        # Whoever asks for dense weights gets them.
+        if not getattr(config, "dequantize", False):
+            accelerate(model, keep=False)
+        return model
+
+    def is_serializable(self, safe_serialization: bool | None = None) -> bool:  # noqa: ARG002
+        """Not in the form that the config names: the checkpoint is there to be copied."""
+        return False
+
+
+class _Mobile(_Packed):
+    def param_needs_quantization(
+        self, model: Any, param_name: str, **kwargs: Any
+    ) -> bool:
+        """Whether a tensor may have another shape than its parameter.
+
+        Tables have one scale a row, or one for each part of it.
+        """
+        return param_name.endswith(".embedding_scale") or bool(
+            super().param_needs_quantization(  # type: ignore[misc]
+                model, param_name, **kwargs
+            )
+        )
+
+
+_MIXINS = {"gemma": _Mobile, "compressed-tensors": _Packed}
+
+
+def enable(*methods: str) -> None:
+    """Let ``from_pretrained`` keep the packed bytes of official checkpoints.
+
+    Parameters
+    ----------
+    *methods : {"gemma", "compressed-tensors"}
+        The ``quant_method`` of a checkpoint; both by default. A method that is enabled
+        already stays so.
+
+    Raises
+    ------
+    ArgumentError
+        If a method is none of these.
+    UnsupportedError
+        If the Transformers that is installed does not have it.
+    """
+    for method in _known(methods):
+        if method in _originals:
+            continue
+        original = AUTO_QUANTIZER_MAPPING.get(method)
+        if original is None:
+            raise UnsupportedError(
+                f"transformers: expected a quantizer for {method!r}, found none: "
+                'run pip install --upgrade "halfbyte[transformers]"'
+            )
+        name = f"Halfbyte{original.__name__}"
+        AUTO_QUANTIZER_MAPPING[method] = type(name, (_MIXINS[method], original), {})
+        _originals[method] = original
+
+
+def disable(*methods: str) -> None:
+    """Undo `enable`; models that are loaded stay as they are.
+
+    Parameters
+    ----------
+    *methods : {"gemma", "compressed-tensors"}
+        Both by default.
+
+    Raises
+    ------
+    ArgumentError
+        If a method is none of these.
+    """
+    for method in _known(methods):
+        if method in _originals:
+            AUTO_QUANTIZER_MAPPING[method] = _originals.pop(method)
+
+
+def _known(methods: tuple[str, ...]) -> tuple[str, ...]:
+    for method in methods:
+        if method not in _METHODS:
+            raise ArgumentError(
+                f"methods: expected some of {', '.join(_METHODS)}, got {method!r}"
+            )
+    return methods or _METHODS

@@ -1,0 +1,497 @@
+# tests/python/test_quantizer.py
+# SPDX-License-Identifier: Apache-2.0
+"""HalfbyteConfig in from_pretrained: what is packed, saved, computed, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import halfbyte
+import numpy as np
+import pytest
+import tiny
+import torch
+from halfbyte.errors import ArgumentError, ModelError
+from halfbyte.torch import QuantEmbedding, QuantLinear, dequantize
+from halfbyte.torch.experts import QuantExperts
+from halfbyte.transformers import HalfbyteConfig, quantizer, swap
+from halfbyte.transformers.quantizer import HalfbyteQuantizer
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    TextIteratorStreamer,
+    pipeline,
+)
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    AUTO_QUANTIZER_MAPPING,
+)
+from transformers.utils import logging
+
+IDS = torch.tensor([tiny.prompt(24)])
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """No progress bars, no gradients."""
+    logging.disable_progress_bar()
+    with torch.no_grad():
+        yield
+    logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="module", params=tiny.NAMES)
+def dense(request: pytest.FixtureRequest, tmp_path_factory: Any) -> tuple[Any, Path]:
+    """A model of each architecture, and its float32 checkpoint."""
+    model = tiny.build(request.param, wide=True)
+    return model, tiny.save_hf(model, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def e2b(tmp_path_factory: Any) -> Path:
+    """The checkpoint of a talkative model of one architecture, with its tokenizer."""
+    folder = tiny.save_hf(
+        tiny.talkative("e2b", wide=True), tmp_path_factory.mktemp("e2b")
+    )
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer of the tiny models."""
+    from tokenizers import Tokenizer
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(tiny.tokenizer_json())),
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        padding_side="left",
+    )
+
+
+def quantized(folder: Path, **options: Any) -> Any:
+    """Load with a configuration; nothing repacked unless asked for."""
+    config = HalfbyteConfig(**{"repack": "never"} | options)
+    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
+
+
+# ---- the configuration
+
+
+def test_config_round_trips_through_json() -> None:
+    made = HalfbyteConfig(
+        bits=6,
+        modules_to_not_convert=["o_proj"],
+        embeddings="q8_0",
+        activations="f32",
+        repack="never",
+        module_formats={"a.b": "q4_k"},
+    )
+    again = HalfbyteConfig.from_dict(json.loads(made.to_json_string()))
+    assert again.to_dict() == made.to_dict()
+    assert (again.format, again.table_format) == ("q6_k", "q8_0")
+    plain = HalfbyteConfig()
+    assert (plain.format, plain.table_format) == ("q4_0", None)
+    assert HalfbyteConfig.from_dict(plain.to_diff_dict()).to_dict() == plain.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": 5}, "bits: expected one of 4, 6, 8, got 5"),
+        ({"format": "q4_k"}, "format: expected one of f32, .*, got 'q4_k'"),
+        ({"bits": 4, "format": "q8_0"}, "bits: 4 stand for q4_0, and format is 'q8_0'"),
+        ({"embeddings": "q9"}, "embeddings: expected one of .*, got 'q9'"),
+        ({"format": "w4", "embeddings": True}, "embeddings: .* got w4 beside w4"),
+        ({"activations": "int8"}, "activations: expected one of 'auto', 'f32'"),
+        ({"repack": True}, "repack: expected one of 'auto', 'always', 'never'"),
+        ({"modules_to_not_convert": "o_proj"}, "expected a list of names"),
+        ({"module_formats": {"a": "q9"}}, "module_formats: 'a': expected one of"),
+        ({"module_formats": ["a"]}, "module_formats: expected names of modules"),
+        ({"quant_method": "gptq"}, "quant_method: expected 'halfbyte', got 'gptq'"),
+    ],
+)
+def test_config_refuses(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        HalfbyteConfig(**options)
+
+
+def test_config_refuses_unknown_words() -> None:
+    with pytest.raises(TypeError, match="bit"):
+        HalfbyteConfig(bit=4)  # type: ignore[call-arg]
+
+
+def test_registered_once() -> None:
+    quantizer.register()
+    assert AUTO_QUANTIZATION_CONFIG_MAPPING["halfbyte"] is HalfbyteConfig
+    assert AUTO_QUANTIZER_MAPPING["halfbyte"] is HalfbyteQuantizer
+
+
+# ---- what is packed
+
+
+def expected_twin(model: Any, packed: Any) -> Any:
+    """Put into the dense model what the packed one stands for."""
+    with torch.no_grad():
+        for name, module in packed.named_modules():
+            if isinstance(module, QuantLinear | QuantEmbedding | QuantExperts):
+                swap.fill_weights(model.get_submodule(name), module)
+    return model
+
+
+@pytest.mark.parametrize("embeddings", [False, "q6_k"])
+def test_logits_are_those_of_the_decoded_weights(
+    dense: tuple[Any, Path], embeddings: bool | str
+) -> None:
+    """Exact but for float32 sums; see docs/numerics.md.
+
+    Both add the same products in another order. A sum of K float32 products is off by
+    at most K eps times the sum of magnitudes; over the layers of these models that
+    stays below 2^-13 of the largest logit, as transformers' own forward and one in
+    float64 differ by 1.5e-5 (corrections of the specification), an eighth of it.
+    """
+    model, folder = dense
+    packed = quantized(folder, activations="f32", embeddings=embeddings)
+    twin = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    expected_twin(twin, packed)
+    got, want = packed(IDS).logits, twin(IDS).logits
+    bound = 2**-13 * float(want.abs().max())
+    assert float((got - want).abs().max()) < bound
+    # And the weights are others than before, or nothing was compared.
+    assert float((model(IDS).logits - want).abs().max()) > 100 * bound
+
+
+def test_layers_hold_what_quantize_makes(dense: tuple[Any, Path]) -> None:
+    model, folder = dense
+    packed = quantized(folder, embeddings=True)
+    floats = model.state_dict()
+    report = packed.halfbyte_report
+    assert set(report.swapped.values()) == {"q4_0"}
+    for name in report.swapped:
+        owner, _, part = name.rpartition(".")
+        if part in ("gate_up_proj", "down_proj") and owner.endswith("experts"):
+            got, source = getattr(packed.get_submodule(owner), part), floats[name]
+        else:
+            module = packed.get_submodule(name)
+            table = isinstance(module, QuantEmbedding)
+            got = module.embedding_quantized if table else module.weight
+            source = floats[f"{name}.weight"]
+        flat = source.reshape(-1, source.shape[-1])
+        want = halfbyte.quantize(flat.numpy(), "q4_0")
+        rows = dequantize(got.reshape(len(flat), -1), "q4_0")
+        np.testing.assert_array_equal(rows.numpy(), halfbyte.dequantize(want))
+
+
+def test_default_leaves_tables_heads_and_routers(dense: tuple[Any, Path]) -> None:
+    _, folder = dense
+    model = quantized(folder)
+    kept = {
+        name
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear or isinstance(module, nn.Embedding)
+    }
+    skipped = {n for names in model.halfbyte_report.skipped.values() for n in names}
+    assert kept == skipped
+    assert {n.rpartition(".")[2] for n in kept} <= {
+        "embed_tokens",
+        "embed_tokens_per_layer",
+        "lm_head",
+        "proj",
+    }
+    assert all("router" in name for name in kept if name.endswith(".proj"))
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_a_tied_head_shares_the_bytes_of_its_table(e2b: Path) -> None:
+    model = quantized(e2b, embeddings="q6_k")
+    table = model.get_input_embeddings()
+    assert isinstance(table, QuantEmbedding)
+    assert isinstance(model.lm_head, QuantLinear)
+    assert model.lm_head.weight is table.embedding_quantized
+    assert (model.lm_head.format, table.format) == ("q6_k", "q6_k")
+
+
+def test_modules_to_not_convert(e2b: Path) -> None:
+    model = quantized(e2b, modules_to_not_convert=["o_proj", r"model\.layers\.0"])
+    for name, module in model.named_modules():
+        if name.endswith("o_proj") or name.startswith("model.layers.0."):
+            assert not isinstance(module, QuantLinear), name
+    assert isinstance(model.model.layers[1].mlp.up_proj, QuantLinear)
+
+
+def test_rows_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    folder = tiny.save_hf(tiny.build("e4b"), tmp_path)  # rows of 96, 128 and 32
+    model = quantized(folder, format="q6_k", modules_to_not_convert=[])
+    reasons = model.halfbyte_report.skipped if model else {}
+    assert any("q6_k takes multiples of 256" in why for why in reasons)
+
+
+def test_nothing_to_pack_raises(tmp_path: Path) -> None:
+    folder = tiny.save_hf(tiny.build("gemma3"), tmp_path)
+    with pytest.raises(ModelError, match=r"nothing of Gemma3ForCausalLM can be packed"):
+        quantized(folder, modules_to_not_convert=[r"model\.layers"])
+
+
+def test_report_prints_itself(e2b: Path) -> None:
+    report = quantized(e2b).halfbyte_report
+    assert "packed" in str(report)
+    assert "<table>" in report._repr_html_()
+    # q4_0 has 18 bytes for 32 weights, which were 4 bytes each.
+    assert report.bytes_before * 18 == report.bytes_after * 32 * 4
+    assert json.loads(json.dumps(report.to_dict()))["target"] == halfbyte.cpu_target()
+
+
+def test_a_weight_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    folder = tiny.save_hf(tiny.build("e2b", wide=True), tmp_path)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.3.mlp.up_proj.weight"][5, 7] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(RuntimeError, match="conversion"):
+        quantized(folder)
+
+
+@pytest.mark.parametrize(
+    "device_map", [{"": "cuda"}, {"": 0}, {"model": "cpu", "lm_head": "disk"}]
+)
+def test_other_devices_are_refused(device_map: Any) -> None:
+    made = HalfbyteQuantizer(HalfbyteConfig(), pre_quantized=False)
+    with pytest.raises(ArgumentError, match='pass device_map="cpu", or leave it out'):
+        made.validate_environment(device_map=device_map, weights_only=True)
+    for fine in (None, {"": "cpu"}, {"": torch.device("cpu")}):
+        made.validate_environment(device_map=fine, weights_only=True)
+    assert made.update_device_map(None) == {"": "cpu"}
+
+
+# ---- saving, and back
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"embeddings": "q6_k"}, {"format": "w4"}, {"repack": "always"}]
+)
+def test_saved_and_loaded_again_is_bit_equal(
+    dense: tuple[Any, Path], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    _, folder = dense
+    config = HalfbyteConfig(**{"repack": "never"} | options)
+    made = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=config, dtype=torch.bfloat16
+    )
+    made.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    one, two = made.state_dict(), again.state_dict()
+    assert list(one) == list(two)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert torch.equal(made(IDS).logits, again(IDS).logits)
+    packed = [
+        n
+        for n, t in load_file(tmp_path / "model.safetensors").items()
+        if t.dtype == torch.uint8
+    ]
+    assert packed
+    # A head tied to a table is written once.
+    assert "lm_head.weight" not in packed
+
+
+def test_a_saved_checkpoint_without_a_tensor_is_refused(
+    e2b: Path, tmp_path: Path
+) -> None:
+    quantized(e2b).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.3.mlp.up_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises((ModelError, RuntimeError)):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("formats", "message"),
+    [
+        (None, "expected module_formats"),
+        ({"model.layers.99.mlp.up_proj": "q4_0"}, "is no module of Gemma4ForCausalLM"),
+        ({"model.norm": "q4_0"}, "'model.norm' is a Gemma4RMSNorm: expected a linear"),
+    ],
+)
+def test_a_saved_config_that_does_not_fit(
+    e2b: Path, tmp_path: Path, formats: Any, message: str
+) -> None:
+    quantized(e2b).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"]["module_formats"] = formats
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=message):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_dequantize_gives_the_decoded_model(dense: tuple[Any, Path]) -> None:
+    _, folder = dense
+    packed = quantized(folder, embeddings="q6_k", activations="f32")
+    got = packed(IDS).logits
+    packed.dequantize()
+    assert not any(
+        isinstance(m, QuantLinear | QuantEmbedding | QuantExperts)
+        for m in packed.modules()
+    )
+    assert packed.lm_head.weight is packed.get_input_embeddings().weight
+    want = packed(IDS).logits  # the bound of the decoded weights, see above
+    assert float((got - want).abs().max()) < 2**-13 * float(want.abs().max())
+
+
+# ---- use
+
+
+def test_pipeline_with_batches_and_left_padding(e2b: Path) -> None:
+    config = HalfbyteConfig(repack="never", activations="f32")
+    tok = tokenizer()
+    pipe = pipeline(
+        "text-generation",
+        model=str(e2b),
+        tokenizer=tok,
+        model_kwargs={"quantization_config": config},
+    )
+    assert isinstance(pipe.model.model.layers[0].mlp.up_proj, QuantLinear)
+    texts = ["the end in there", "an other one or an end of the hall in there"]
+    options: dict[str, Any] = {"max_new_tokens": 8, "return_full_text": False}
+    options |= {"do_sample": False, "max_length": None}
+    together = pipe(texts, batch_size=2, **options)
+    alone = [pipe(text, **options) for text in texts]
+    got = [reply[0]["generated_text"] for reply in together]
+    assert got == [reply[0]["generated_text"] for reply in alone]
+    assert all(got)
+
+
+def generate(model: Any, **options: Any) -> list[int]:
+    out = model.generate(
+        IDS,
+        attention_mask=torch.ones_like(IDS),
+        max_new_tokens=8,
+        do_sample=False,
+        **options,
+    )
+    return [int(token) for token in out[0, IDS.shape[1] :]]
+
+
+def test_generate_streams_searches_and_takes_assistance(e2b: Path) -> None:
+    model = quantized(e2b, activations="f32")
+    greedy = generate(model)
+    assert len(greedy) == 8
+    # A draft only proposes: the tokens are the greedy ones whatever it says.
+    assert generate(model, assistant_model=quantized(e2b, format="q8_0")) == greedy
+    beams = generate(model, num_beams=2)
+    dense_model = AutoModelForCausalLM.from_pretrained(e2b)
+    expected_twin(dense_model, model)
+    assert generate(dense_model) == greedy
+    assert generate(dense_model, num_beams=2) == beams
+    streamer = TextIteratorStreamer(tokenizer(), skip_prompt=True, timeout=60)
+    thread = threading.Thread(
+        target=generate, args=(model,), kwargs={"streamer": streamer}
+    )
+    thread.start()
+    text = "".join(streamer)
+    thread.join()
+    assert text == tokenizer().decode(greedy)
+
+
+def test_flags(e2b: Path) -> None:
+    model = quantized(e2b)
+    made = model.hf_quantizer
+    assert made.is_serializable()
+    assert made.is_trainable
+    assert made.is_compileable
+    assert made.quantized_element_size == 18 / 32
+    assert not any(
+        p.requires_grad
+        for m in model.modules()
+        if isinstance(m, QuantLinear)
+        for p in m.parameters()
+    )
+
+
+# ---- memory
+
+_LOAD = """
+import sys, torch
+import halfbyte
+from halfbyte.transformers import HalfbyteConfig
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+logging.disable_progress_bar()
+before = halfbyte.targets.peak_rss()
+model = AutoModelForCausalLM.from_pretrained(
+    sys.argv[1], quantization_config=HalfbyteConfig(repack="never"))
+held = sum(p.numel() * p.element_size() for p in model.parameters())
+print(before, halfbyte.targets.peak_rss(), held)
+"""
+
+
+def synthetic(folder: Path) -> int:
+    """Write a bf16 checkpoint of over 1 GB in small pieces; bytes of its largest tensor.
+
+    Values do not matter for memory: every tensor is one pattern of bits over and over.
+    """
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        vocab_size=4096,
+        hidden_size=2048,
+        intermediate_size=16384,
+        num_hidden_layers=5,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=256,
+        dtype="bfloat16",
+    )
+    with torch.device("meta"):
+        model = Gemma3ForCausalLM(config)
+    shapes = {
+        k: v.shape for k, v in model.state_dict().items() if k != "lm_head.weight"
+    }
+    header: dict[str, Any] = {}
+    at = 0
+    for name, shape in shapes.items():
+        size = 2 * shape.numel()
+        header[name] = {
+            "dtype": "BF16",
+            "shape": list(shape),
+            "data_offsets": [at, at + size],
+        }
+        at += size
+    text = json.dumps(header).encode()
+    rng = np.random.default_rng(0)
+    values = torch.from_numpy(rng.standard_normal(1 << 19).astype(np.float32) * 0.02)
+    block = values.bfloat16().view(torch.int16).numpy().tobytes()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _ in range(at // len(block)):
+            file.write(block)
+        file.write(block[: at % len(block)])
+        file.flush()
+        os.fsync(file.fileno())  # pages that are not on disk yet cannot be let go of
+    config.save_pretrained(folder)
+    assert at >= 1_000_000_000
+    return max(2 * shape.numel() for shape in shapes.values())
+
+
+def test_peak_memory_of_a_load(tmp_path: Path) -> None:
+    largest = synthetic(tmp_path)
+    run = subprocess.run(
+        [sys.executable, "-c", _LOAD, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    before, peak, held = (int(n) for n in run.stdout.split())
+    assert peak - before <= held + largest + 300_000_000
