@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import halfbyte
+import halfbyte.transformers  # not imported by halfbyte, but written of
 import pytest
 import typer
 from halfbyte import reference
