@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import halfbyte
-import halfbyte.torch  # so that its names exist
+import halfbyte.torch  # not imported by halfbyte, but written of
+import halfbyte.transformers
 import pytest
 import typer
 from halfbyte import reference

@@ -57,7 +57,7 @@ def decoded(path: Path, source: Any) -> Any:
         if tensor is not None:
             array = gguf.dequantize(tensor.data, tensor.tensor_type)
             array = array - 1 if plus_one and "norm" in name else array
-            value.copy_(torch.from_numpy(array).reshape(value.shape))
+            value.copy_(torch.tensor(array).reshape(value.shape))
     twin.tie_weights()
     return twin
 

@@ -231,7 +231,9 @@ class QuantLinear(PackedModule, nn.Linear):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Set a parameter, as assigning to it does, and forget what was made of it."""
         if name == "weight" and type(param) is nn.Parameter:
+            noted = param.__dict__  # such as that transformers has loaded it
             param = PackedParameter(param.detach(), False)
+            param.__dict__.update(noted)
         super().register_parameter(name, param)
         self._kept = self.panels = None
 
