@@ -138,15 +138,6 @@ def test_registered_once() -> None:
     assert AUTO_QUANTIZER_MAPPING["halfbyte"] is HalfbyteQuantizer
 
 
-@pytest.mark.parametrize("missing", ["torch", "transformers"])
-def test_a_missing_library_is_one_line_that_names_the_extra(missing: str) -> None:
-    code = f"import sys; sys.modules[{missing!r}] = None; import halfbyte.transformers"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    last = run.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: halfbyte.transformers takes torch and")
-    assert last.endswith('run pip install "halfbyte[transformers]"')
-
-
 # ---- what is packed
 
 
