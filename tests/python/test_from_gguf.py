@@ -114,7 +114,8 @@ def test_bytes_lie_in_the_file_and_writes_do_not_reach_it(tmp_path: Path) -> Non
     model, _ = from_gguf(path, repack="never")
     table = model.get_input_embeddings()
     assert isinstance(table, QuantEmbedding)
-    assert model.lm_head.weight is table.embedding_quantized
+    shared = table.embedding_quantized.data_ptr()
+    assert model.lm_head.weight.data_ptr() == shared
     mapped = [
         [int(at, 16) for at in line.split()[0].split("-")]
         for line in Path("/proc/self/maps").read_text().splitlines()
@@ -193,8 +194,9 @@ def test_gemma3_270m_continues_as_halfbyte_does() -> None:
         path = demo.model_path()
     except ImportError as error:
         pytest.skip(str(error))
-    model, fast = from_gguf(path, repack="never")
-    own = halfbyte.load(path, repack="never")
+    # Without rounding of activations, where one code at a tie moves every logit after.
+    model, fast = from_gguf(path, repack="never", activations="f32")
+    own = halfbyte.load(path, repack="never", activations="f32")
     for text in ("The sea", "Once upon a time, there was a"):
         ids = fast(text, return_tensors="pt")
         out = model.generate(**ids, max_new_tokens=24, do_sample=False)
