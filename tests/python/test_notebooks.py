@@ -44,6 +44,11 @@ def what_is_wrong(notebook: Any) -> list[str]:
     return wrong
 
 
+def test_every_notebook_is_run() -> None:
+    text = Path(__file__).read_text(encoding="utf-8")
+    assert [p.name for p in NOTEBOOKS if f'"examples/{p.name}"' not in text] == []
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_committed_without_outputs(path: Path) -> None:
     assert what_is_wrong(read(path)) == []
