@@ -13,7 +13,7 @@ import resource
 from pathlib import Path
 from typing import Any
 
-import matplotlib.font_manager  # noqa: F401  # writes its cache, or a kernel tells of it
+import matplotlib.font_manager  # noqa: F401  # writes its cache: kernels tell of it
 import nbformat
 import pytest
 from nbclient import NotebookClient
