@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from halfbyte import _core, targets
+from halfbyte import _core, _picture, targets
 from halfbyte._arrays import F32Array, as_f32, as_indices, output, rows_of
 from halfbyte.errors import ArgumentError, DTypeError, ShapeError
 
@@ -188,6 +188,24 @@ class Weight:
         """Describe shape, format and size."""
         n, k = self._shape
         return f"Weight({n} x {k}, {self._format}, {self.nbytes} bytes)"
+
+    def _repr_html_(self) -> str:
+        """Describe it for a notebook, with a small picture of the magnitudes.
+
+        Of large matrices a sample of the rows is read for it.
+        """
+        n, k = self._shape
+        table = {
+            "shape": f"{n} x {k}",
+            "format": self._format,
+            "bytes": f"{self.nbytes:,}",
+            "bits per weight": f"{self.bits_per_weight:g}",
+        }
+        if n and k:
+            means = _picture.block_means(self._shape, self.dequantize)
+            table["mean |weight|"] = _picture.image_tag(means)
+        rows = (f"<tr><th>{name}</th><td>{x}</td></tr>" for name, x in table.items())
+        return f"<table><caption>halfbyte.Weight</caption>{''.join(rows)}</table>"
 
     def __reduce__(self) -> tuple[type[Weight], tuple[object, ...]]:
         """Pickle the bytes, also those of a mapped file."""

@@ -7,6 +7,9 @@ A new format needs `tests/golden/<format>.npz` and nothing here.
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 import zlib
 from pathlib import Path
 
@@ -14,9 +17,12 @@ import gguf
 import halfbyte
 import numpy as np
 import pytest
+from halfbyte import _picture
 from halfbyte.formats import format_info
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
 from samples import (
     FIELDS,
     GOLDEN_CRC,
@@ -174,3 +180,67 @@ def test_a_weight_is_read_only() -> None:
         w.format = "q8_0"  # type: ignore[misc]
     with pytest.raises(ValueError, match="read-only"):
         w.data[0] = 1
+
+
+# ---- in a notebook
+
+
+def picture(page: str) -> Bytes:
+    """Grey levels of the image on a page, read by Pillow."""
+    found = re.search(r'src="data:image/png;base64,([^"]+)"', page)
+    assert found is not None
+    with Image.open(io.BytesIO(base64.b64decode(found[1]))) as image:
+        assert image.mode == "L"
+        return np.array(image)
+
+
+def test_a_weight_shows_itself() -> None:
+    x = np.random.default_rng(0).standard_normal((512, 4096), np.float32)
+    page = halfbyte.quantize(x, "q4_0")._repr_html_()
+    rows = re.findall(r"<tr><th>([^<]+)</th><td>([^<]*)<", page)
+    assert rows == [
+        ("shape", "512 x 4096"),
+        ("format", "q4_0"),
+        ("bytes", "1,179,648"),
+        ("bits per weight", "4.5"),
+        ("mean |weight|", ""),
+    ]
+    assert picture(page).shape == (32, 64)
+    assert len(page) < 4096
+
+
+def test_the_picture_is_the_mean_magnitude() -> None:
+    want = (np.arange(32 * 64) % 256).reshape(32, 64)
+    # Tiles of 2 x 3 whose magnitudes are off by 0.25 and -0.25 and cancel in the mean.
+    x = 1 + want.repeat(2, axis=0).repeat(3, axis=1).astype(np.float32)
+    x[0::2] += 0.25
+    x[1::2] -= 0.25
+    x[:, 1::3] *= -1
+    page = halfbyte.quantize(x, "f32")._repr_html_()
+    np.testing.assert_array_equal(picture(page), want)
+    assert "black 1, white 256" in page
+
+
+def test_the_picture_of_a_table_reads_few_rows() -> None:
+    asked: list[NDArray[np.intp]] = []
+
+    def rows(ids: NDArray[np.intp]) -> F32Array:
+        asked.append(ids)
+        return np.repeat(ids[:, None], 2, axis=1).astype(np.float32)
+
+    means = _picture.block_means((320_000, 2), rows)
+    assert [len(ids) for ids in asked] == [32] * 32
+    # Each band of 10000 rows is read at every 312.5th, from its first on.
+    want = [10_000 * band + np.mean(np.arange(32) * 10_000 // 32) for band in range(32)]
+    np.testing.assert_array_equal(means, np.repeat(want, 2).reshape(32, 2))
+
+
+def test_a_picture_of_anything() -> None:
+    x = np.array([[0, 1, np.inf, np.nan, -np.inf, 3]], np.float32)
+    grey = picture(halfbyte.quantize(x, "f32")._repr_html_())
+    assert grey.tolist() == [[0, 85, 255, 255, 255, 255]]
+    for same in (np.zeros((3, 32)), np.full((1, 32), np.nan)):
+        page = halfbyte.quantize(same.astype(np.float32), "f32")._repr_html_()
+        assert len(np.unique(picture(page))) == 1
+    empty = halfbyte.Weight(np.zeros(0, np.uint8), "q4_0", (0, 32))
+    assert "<img" not in empty._repr_html_()
