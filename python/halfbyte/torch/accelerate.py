@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from halfbyte.formats import format_info, formats
 from halfbyte.torch import ops
 from halfbyte.torch.foreign import Kind, Unsuitable, is_compressed, kind_of
 from halfbyte.torch.modules import QuantEmbedding, QuantLinear
+from halfbyte.torch.report import LayerReport, size_text
 
 __all__ = ["SKIPPED", "Acceleration", "accelerate", "restore"]
 
@@ -28,63 +28,30 @@ SKIPPED = (r"(^|\.)lm_head$", r"(^|\.)router\.proj$")
 _Packed = QuantLinear | QuantEmbedding
 
 
-@dataclass(frozen=True)
-class Acceleration:
-    """What `accelerate` did to a model. Prints as a small table."""
+@dataclass(frozen=True, repr=False)
+class Acceleration(LayerReport):
+    """What `accelerate` did to a model."""
 
-    model: str
     swapped: dict[str, tuple[int, int, int]]  # kind, format: layers, bytes then, now
-    skipped: dict[str, tuple[str, ...]]  # why: names of layers
-    bytes_before: int  # of the layers that were swapped
-    bytes_after: int
     copied_bytes: int  # of those after: not where the model had them
     repacked_bytes: int  # beside them, in the order in which products read
     kept_bytes: int  # held only so that `restore` can put them back
-    activations: str
-    target: str
     threads: int
     threads_reason: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dictionary that JSON can hold."""
-        return asdict(self)
-
-    def _rows(self) -> Iterator[tuple[str, str]]:
+    def _swapped_rows(self) -> Iterator[tuple[str, str]]:
         for kind, (count, before, after) in self.swapped.items():
-            size = _size(before) + ("" if before == after else f" -> {_size(after)}")
+            size = size_text(before)
+            size += "" if before == after else f" -> {size_text(after)}"
             yield kind, f"{count} layer{'s' * (count > 1)}, {size}"
-        sizes = map(_size, (self.bytes_before, self.bytes_after, self.copied_bytes))
-        yield "bytes", "{} before, {} after, {} of it new".format(*sizes)
-        yield "repacked", _size(self.repacked_bytes)
-        yield "kept", f"{_size(self.kept_bytes)} for halfbyte.restore"
-        yield "arithmetic", f"{self.target}, activations {self.activations}"
+        sizes = self.bytes_before, self.bytes_after, self.copied_bytes
+        yield (
+            "bytes",
+            "{} before, {} after, {} of it new".format(*map(size_text, sizes)),
+        )
+        yield "repacked", size_text(self.repacked_bytes)
+        yield "kept", f"{size_text(self.kept_bytes)} for halfbyte.restore"
         yield "threads", f"{self.threads} ({self.threads_reason})"
-        for why, layers in self.skipped.items():
-            more = "" if len(layers) == 1 else ", ..."
-            yield "skipped", f"{len(layers)} {why} ({layers[0]}{more})"
-
-    def __str__(self) -> str:
-        """Render the table."""
-        rows = list(self._rows())
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(
-            [self.model, *(f"  {name:<{width}}  {text}" for name, text in rows)]
-        )
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        """Render the table for a notebook."""
-        rows = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>"
-            for name, text in self._rows()
-        )
-        return f"<table><caption>{html.escape(self.model)}</caption>{rows}</table>"
-
-
-def _size(size: int) -> str:
-    gib = 1 << 30
-    return f"{size / gib:.2f} GiB" if size >= gib else f"{size / (1 << 20):.1f} MiB"
 
 
 # ---- what was swapped, kept on the model

@@ -12,20 +12,66 @@ from typing import Any
 
 from halfbyte import targets
 
-__all__ = ["Packing"]
+__all__ = ["LayerReport", "Packing", "size_text"]
 
 
-@dataclass(frozen=True)
-class Packing:
-    """What was packed of a model while it was loaded. Prints as a small table."""
+def size_text(size: int) -> str:
+    """Bytes for a person to read."""
+    gib = 1 << 30
+    return f"{size / gib:.2f} GiB" if size >= gib else f"{size / (1 << 20):.1f} MiB"
+
+
+@dataclass(frozen=True, repr=False)
+class LayerReport:
+    """What all reports say. Prints as a small table, also in a notebook."""
 
     model: str
-    swapped: dict[str, str]  # names of layers to their formats
     skipped: dict[str, tuple[str, ...]]  # why: names of layers
     bytes_before: int  # of the layers that were swapped
     bytes_after: int
     activations: str
     target: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary that JSON can hold."""
+        return asdict(self)
+
+    def _swapped_rows(self) -> Iterator[tuple[str, str]]:
+        raise NotImplementedError
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        yield from self._swapped_rows()
+        yield "arithmetic", f"{self.target}, activations {self.activations}"
+        for why, layers in self.skipped.items():
+            more = "" if len(layers) == 1 else ", ..."
+            yield "skipped", f"{len(layers)} {why} ({layers[0]}{more})"
+
+    def __str__(self) -> str:
+        """Render the table."""
+        rows = list(self._rows())
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(
+            [self.model, *(f"  {name:<{width}}  {text}" for name, text in rows)]
+        )
+
+    def __repr__(self) -> str:
+        """Render the table."""
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        """Render the table for a notebook."""
+        rows = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>"
+            for name, text in self._rows()
+        )
+        return f"<table><caption>{html.escape(self.model)}</caption>{rows}</table>"
+
+
+@dataclass(frozen=True, repr=False)
+class Packing(LayerReport):
+    """What was packed of a model while it was loaded."""
+
+    swapped: dict[str, str]  # names of layers to their formats
 
     @classmethod
     def of(
@@ -59,37 +105,11 @@ class Packing:
         for name, why in skipped.items():
             reasons[why] = (*reasons.get(why, ()), name)
         return cls(
-            model, dict(swapped), reasons, *sizes, activations, targets.cpu_target()
+            model, reasons, *sizes, activations, targets.cpu_target(), dict(swapped)
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dictionary that JSON can hold."""
-        return asdict(self)
-
-    def _rows(self) -> Iterator[tuple[str, str]]:
+    def _swapped_rows(self) -> Iterator[tuple[str, str]]:
         for format, count in sorted(Counter(self.swapped.values()).items()):
             yield "packed", f"{count} in {format}"
-        before, after = (n / (1 << 20) for n in (self.bytes_before, self.bytes_after))
-        yield "bytes", f"{before:.1f} MiB before, {after:.1f} MiB after"
-        yield "arithmetic", f"{self.target}, activations {self.activations}"
-        for why, layers in self.skipped.items():
-            more = "" if len(layers) == 1 else ", ..."
-            yield "skipped", f"{len(layers)} {why} ({layers[0]}{more})"
-
-    def __str__(self) -> str:
-        """Render the table."""
-        rows = list(self._rows())
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(
-            [self.model, *(f"  {name:<{width}}  {text}" for name, text in rows)]
-        )
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        """Render the table for a notebook."""
-        rows = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>"
-            for name, text in self._rows()
-        )
-        return f"<table><caption>{html.escape(self.model)}</caption>{rows}</table>"
+        before, after = size_text(self.bytes_before), size_text(self.bytes_after)
+        yield "bytes", f"{before} before, {after} after"
