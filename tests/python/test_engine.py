@@ -192,7 +192,7 @@ def test_cropping(tiny_gguf: Make, cut: int) -> None:
 
 
 def test_what_assistants_of_older_transformers_are_asked_for(fast: Any) -> None:
-    # Newer ones do not know the name, and would refuse to make such a configuration.
+    # Newer ones do not know the name, and refuse to make such a configuration.
     for name, may in (("dynamic", True), ("dynamic_full", True), ("static", False)):
         reason = fast._cannot(None, None, {"cache_implementation": name})
         assert (reason is None) == may
