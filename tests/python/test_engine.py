@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,8 +30,9 @@ import tiny
 import torch
 import transformers
 from halfbyte import errors
-from halfbyte.transformers import EngineModel, SessionCache, engine
+from halfbyte.transformers import EngineModel, SessionCache, engine, sessions
 from halfbyte.transformers.draw import draw_among_few
+from transformers import CONFIG_MAPPING
 
 NOISE, CLOSE = 2e-4, 1e-5
 IDS = tiny.prompt(20)
@@ -189,6 +191,13 @@ def test_cropping(tiny_gguf: Make, cut: int) -> None:
     assert distance(got, fresh) <= CLOSE
 
 
+def test_what_assistants_of_older_transformers_are_asked_for(fast: Any) -> None:
+    # Newer ones do not know the name, and refuse to make such a configuration.
+    for name, may in (("dynamic", True), ("dynamic_full", True), ("static", False)):
+        reason = fast._cannot(None, None, {"cache_implementation": name})
+        assert (reason is None) == may
+
+
 def test_cropping_into_padding(fast: Any) -> None:
     batch = rows(IDS[:3], IDS)
     cache = fast(**batch).past_key_values
@@ -203,6 +212,22 @@ def test_cropping_into_padding(fast: Any) -> None:
     assert distance(got[1], fast(whole).logits[0, -2:]) <= CLOSE
     with pytest.raises(errors.ArgumentError, match="tokens_to_remove: expected 0 or"):
         cache.crop(1)
+
+
+def test_cropping_where_caches_take_the_length_that_stays(
+    fast: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What transformers up to 5.10 does between two rounds of assisted generation.
+    monkeypatch.setattr(sessions, "_CROPS_TO_A_LENGTH", True)
+    ids = torch.tensor([IDS])
+    cache = fast(ids).past_key_values
+    for length, left in ((999, 20), (12, 12), (-2, 10)):
+        cache.crop(length)
+        assert cache.get_seq_length() == left
+    rest = fast(ids[:, 10:], past_key_values=cache).logits
+    assert distance(rest, fast(ids).logits[:, 10:]) <= CLOSE
+    cache.crop(0)
+    assert cache.get_seq_length() == 0
 
 
 def test_rows_are_chosen_and_copied(fast: Any) -> None:
@@ -555,6 +580,28 @@ def test_configuration_of_a_folder(name: str, folders: Make, tmp_path: Path) -> 
     for path in (tmp_path, str(tmp_path / "model.safetensors")):
         config = engine(path).generation_config
         assert (config.top_k, config.eos_token_id) == (7, [1, 8])
+
+
+def test_a_folder_of_an_architecture_that_transformers_has_not(
+    folders: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As the 12B's with transformers 5.5: the engine needs its files alone.
+    usual = engine(folders("12b"))
+    known = {k: v for k, v in CONFIG_MAPPING.items() if "unified" not in k}
+    module = sys.modules["halfbyte.transformers.engine"]
+    monkeypatch.setattr(module, "CONFIG_MAPPING", known)
+    for file in folders("12b").iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    made = transformers.GenerationConfig(top_k=7, do_sample=True)
+    made.save_pretrained(tmp_path)
+    fast = engine(tmp_path)
+    assert fast.config.model_type == "gemma4_text"
+    assert fast.generation_config.top_k == 7
+    for key in ("vocab_size", "hidden_size", "layer_types", "sliding_window"):
+        assert getattr(fast.config, key) == getattr(usual.config, key)
+    ids = torch.tensor([IDS])
+    assert torch.equal(fast(ids).logits, usual(ids).logits)
+    assert fast.generate(ids, max_new_tokens=3).shape == (1, 23)
 
 
 def test_released_layout(tmp_path: Path, original: Any) -> None:

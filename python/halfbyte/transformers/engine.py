@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     Gemma3TextConfig,
     Gemma4TextConfig,
@@ -251,7 +252,7 @@ class EngineModel(PreTrainedModel, GenerationMixin):
         chosen = getattr(generation_config, "cache_implementation", None)
         chosen = given.get("cache_implementation", chosen)
         past = given.get("past_key_values")
-        if chosen not in (None, "dynamic") or not isinstance(past, _OWN_CACHES):
+        if chosen not in _OWN_CHOICES or not isinstance(past, _OWN_CACHES):
             return f"{chosen or type(past).__name__}: the engine keeps a SessionCache"
         assistant = type(given.get("assistant_model")).__name__
         if assistant.startswith(("Gemma4Assistant", "Gemma4UnifiedAssistant")):
@@ -273,6 +274,8 @@ _MORE_THAN_LOGITS = (
 )
 _PASSED_ALONG = ("tokenizer", "assistant_tokenizer", "assistant_model")
 _OWN_CACHES = (SessionCache, type(None))
+# Older releases of transformers (5.5 to 5.10 at least) ask assistants for the last one.
+_OWN_CHOICES = (None, "dynamic", "dynamic_full")
 
 
 @cache
@@ -371,19 +374,25 @@ def _class_named_for(model_type: str) -> type[EngineModel]:
 def _configs_of(core: Model) -> tuple[PreTrainedConfig, GenerationConfig]:
     path = Path(core.report().path)
     folder = path.parent if path.suffix == ".safetensors" else path
-    if not folder.is_dir():
-        return _configs_from_gguf(core, path)
-    whole = AutoConfig.from_pretrained(folder)
+    if folder.is_dir() and _is_known(folder):
+        whole = AutoConfig.from_pretrained(folder)
+        generation = GenerationConfig.from_model_config(whole)
+        config = whole.get_text_config(decoder=True)
+        config.name_or_path = str(path)
+    else:
+        config, generation = _configs_from_core(core, path)
     if (folder / "generation_config.json").exists():
         generation = GenerationConfig.from_pretrained(folder)
-    else:
-        generation = GenerationConfig.from_model_config(whole)
-    config = whole.get_text_config(decoder=True)
-    config.name_or_path = str(path)
     return config, generation
 
 
-def _configs_from_gguf(
+def _is_known(folder: Path) -> bool:
+    """Whether this transformers has the architecture: 5.5 has not the 12B's."""
+    raw, _ = PreTrainedConfig.get_config_dict(folder)
+    return raw.get("model_type") in CONFIG_MAPPING
+
+
+def _configs_from_core(
     core: Model, path: Path
 ) -> tuple[PreTrainedConfig, GenerationConfig]:
     """As much of a configuration as callers read; the engine has its own."""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -21,6 +22,9 @@ from halfbyte.model import Model, Session
 __all__ = ["SessionCache", "wrong_padding"]
 
 Ids = NDArray[np.int64]
+
+# Older releases of transformers (5.5 to 5.10 at least) take the length that stays.
+_CROPS_TO_A_LENGTH = "max_length" in inspect.signature(Cache.crop).parameters
 
 
 class _Row:
@@ -123,18 +127,24 @@ class SessionCache(Cache):
         Parameters
         ----------
         tokens_to_remove : int
-            Their number, below 0; 0 does nothing.
+            Their number, below 0; 0 does nothing. Where transformers' own caches take
+            the length that stays, a number from 0 up is that.
 
         Raises
         ------
         ArgumentError
-            If the number is above 0.
+            If the number is above 0, and transformers' caches refuse that.
         """
-        if tokens_to_remove > 0:
+        if tokens_to_remove < 0:
+            length = max(self._length + tokens_to_remove, 0)
+        elif _CROPS_TO_A_LENGTH:
+            length = min(self._length, tokens_to_remove)
+        elif tokens_to_remove == 0:
+            length = self._length
+        else:
             raise ArgumentError(
                 f"tokens_to_remove: expected 0 or less, got {tokens_to_remove}"
             )
-        length = max(self._length + tokens_to_remove, 0)
         for row in self._rows if length < self._length else ():
             padding = self._length - len(row)
             row.cut(max(length - padding, 0))
