@@ -260,6 +260,28 @@ def test_the_inputs_gradient_is_that_of_the_dequantized_matrix(
         same(got, want)
 
 
+@pytest.mark.filterwarnings("ignore:Input #0 requires gradient and is not a double")
+@pytest.mark.parametrize("fmt", WRITABLE)
+def test_gradcheck(fmt: str) -> None:
+    """Of the product without rounded activations, which is linear in its input.
+
+    So a difference quotient is the gradient at any distance, but for the rounding of the
+    two sums: with a distance of 1 as much as theirs. No operator takes float64.
+    """
+    weight = packed(fmt)
+    k = smallest(fmt)
+    x = torch.randn(2, k, requires_grad=True)
+    terms = (x.detach().abs() + 1) @ dequantize(**weight).abs().T
+    assert torch.autograd.gradcheck(
+        lambda x: linear(x, activations="f32", **weight),
+        x,
+        eps=1.0,
+        atol=float((k + 2) * U * terms.max()),
+        rtol=0,
+        nondet_tol=0.0,
+    )
+
+
 def test_the_gradient_can_be_differentiated() -> None:
     weight, x = packed("q8_0"), torch.randn(2, 32, requires_grad=True)
     dense, v = dequantize(**weight), torch.randn(2, 32)
