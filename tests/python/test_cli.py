@@ -28,7 +28,16 @@ from halfbyte import __version__, demo, doctor, load
 from halfbyte.cli import memory, terminal
 
 HELP = Path(__file__).parent.parent / "golden" / "cli_help.txt"
-COMMANDS = ("run", "chat", "inspect", "tokenize", "perplexity", "bench", "doctor")
+COMMANDS = (
+    "run",
+    "chat",
+    "inspect",
+    "lineage",
+    "tokenize",
+    "perplexity",
+    "bench",
+    "doctor",
+)
 PROMPT = "the end of the line and"
 
 # A context that no test fills: an answer there goes on until it is stopped.

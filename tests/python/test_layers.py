@@ -63,7 +63,8 @@ MODULES: dict[str, set[str]] = {
     "doctor": {"formats", "_onednn"},
     "roof": {"targets"},
     "bench": {"", "doctor", "roof"},
-    "cli": {"", "demo", "doctor", "bench"},
+    "lineage": {"files", "lattice", "choice"},
+    "cli": {"", "demo", "doctor", "bench", "lineage"},
     "__main__": {"cli"},
 }
 OVER_CORE = {

@@ -25,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code: 0 ok, 1 failure, 2 usage, 4 unusable file, 5 not enough memory,
-        130 interrupted.
+        The exit code: 0 ok, 1 failure, 2 usage, 3 not what was asked for, 4 unusable
+        file, 5 not enough memory, 6 cannot tell, 130 interrupted.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     _die_quietly_on_a_closed_pipe()

@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from halfbyte.cli import bench, chat, doctor, inspect, perplexity, run, tokenize
+from halfbyte.cli import (
+    bench,
+    chat,
+    doctor,
+    inspect,
+    lineage,
+    perplexity,
+    run,
+    tokenize,
+)
 
 __all__ = ["app"]
 
@@ -55,6 +64,9 @@ app.command(epilog=chat.EXAMPLES, short_help="Talk with a model.")(chat.chat)
 app.command(epilog=inspect.EXAMPLES, short_help="Show what is in a model file.")(
     inspect.inspect
 )
+app.command(
+    epilog=lineage.EXAMPLES, short_help="Tell whether weights were trained for 4 bits."
+)(lineage.lineage)
 app.command(epilog=tokenize.EXAMPLES, short_help="Split a text into tokens.")(
     tokenize.tokenize
 )

@@ -8,7 +8,9 @@ from __future__ import annotations
 __all__ = [
     "FAILURE",
     "INTERRUPTED",
+    "MISMATCH",
     "NO_MEMORY",
+    "UNDECIDED",
     "UNUSABLE_FILE",
     "USAGE",
     "UsageError",
@@ -18,8 +20,10 @@ __all__ = [
 
 FAILURE = 1
 USAGE = 2
+MISMATCH = 3
 UNUSABLE_FILE = 4
 NO_MEMORY = 5
+UNDECIDED = 6
 INTERRUPTED = 130
 
 

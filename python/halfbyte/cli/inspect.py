@@ -56,7 +56,7 @@ def inspect(
     run here.
     """
     path = models.find(file)
-    opened = _open(path)
+    opened = models.open_file(path)
     metadata = dict(opened.metadata)
     config = _config(path)
     shape = memory.cache_shape(config or metadata)
@@ -76,19 +76,6 @@ def inspect(
         _show_tensors(opened)
     _show_metadata(metadata | config)
     _show_memory(opened, shape)
-
-
-def _open(path: Path) -> File:
-    """Open by content where it tells, else by name."""
-    import halfbyte
-
-    if path.is_dir():
-        return halfbyte.open_safetensors(path)
-    with path.open("rb") as file:
-        is_gguf = file.read(4) == b"GGUF"
-    if not is_gguf and path.name.endswith((".safetensors", ".json")):
-        return halfbyte.open_safetensors(path)
-    return halfbyte.open_gguf(path)
 
 
 def _config(path: Path) -> dict[str, Any]:
