@@ -103,6 +103,10 @@ KINDS: dict[str, tuple[Verdict, Callable[[Path, int], halfbyte.File]]] = {
         Verdict.UNKNOWN,
         lambda p, i: write_bf16(p, on_lattice(i), untrained(i)),
     ),
+    "bf16, three rows of other weights": (
+        Verdict.UNKNOWN,
+        lambda p, i: write_bf16(p, np.vstack([on_lattice(i)[3:], untrained(i)[:3]])),
+    ),
     "bf16 of Q4_0, other": (
         Verdict.OTHER,
         lambda p, i: write_bf16(p, unpacked(q4_0(untrained(i)))),
