@@ -21,6 +21,7 @@
 // After highway.h
 #include "formats/half-inl.h"
 #include "formats/q4_0-inl.h"
+#include "kernels/math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace halfbyte {
@@ -45,14 +46,14 @@ struct Fit {
   bool negative;    // a level is +8, which only a negative step can store
 };
 
-void LoadGroup(const uint16_t* w, Group& g) {
+void LoadGroup(const uint8_t* w, Group& g) {
   const DF df;
   const hn::RebindToUnsigned<DF> du32;
   const HalfBits<DF> du16;
   const auto half_ulp = hn::Set(du32, 0x8000);
   auto max = hn::Zero(df);
   for (size_t i = 0; i < kLen; i += hn::Lanes(df)) {
-    const auto x = PromoteBF16(df, hn::LoadU(du16, w + i));
+    const auto x = PromoteBF16(df, WholeIo().LoadBytes(du16, w + 2 * i));
     const auto magnitude = hn::Abs(x);
     const auto is_zero = hn::Eq(x, hn::Zero(df));
     const auto bits = hn::BitCast(du32, magnitude);
@@ -136,7 +137,7 @@ void StoreBlock(const Fit& fit, uint16_t step, Q4_0::Block& block) {
   }
 }
 
-OnLattice RecoverGroup(const uint16_t* w, Q4_0::Block& block) {
+OnLattice RecoverGroup(const uint8_t* w, Q4_0::Block& block) {
   Group g;
   Fit fit = {};
   LoadGroup(w, g);
@@ -162,10 +163,12 @@ OnLattice RecoverGroup(const uint16_t* w, Q4_0::Block& block) {
   return OnLattice::kNo;
 }
 
-void RecoverQ4_0(const uint16_t* w, size_t K, uint8_t* blocks, OnLattice* found) {
+void RecoverQ4_0(const void* w, size_t K, uint8_t* blocks, OnLattice* found) {
+  const auto* from = static_cast<const uint8_t*>(w);
   auto* to = reinterpret_cast<Q4_0::Block*>(blocks);
   for (size_t b = 0; b < K / kLen; ++b) {
-    found[b] = RecoverGroup(w + b * kLen, to[b]);
+    const OnLattice group = RecoverGroup(from + b * kLen * sizeof(uint16_t), to[b]);
+    if (found != nullptr) found[b] = group;
   }
 }
 
@@ -180,8 +183,7 @@ namespace halfbyte {
 
 HWY_EXPORT(RecoverQ4_0);
 
-void RecoverQ4_0(const uint16_t* w, size_t K, uint8_t* blocks,
-                 OnLattice* found) noexcept {
+void RecoverQ4_0(const void* w, size_t K, uint8_t* blocks, OnLattice* found) noexcept {
   HWY_DYNAMIC_DISPATCH(RecoverQ4_0)(w, K, blocks, found);
 }
 

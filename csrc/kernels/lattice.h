@@ -24,9 +24,9 @@ enum class OnLattice : uint8_t {
 // divides that by ten or more.
 inline constexpr size_t kFewest = 4;
 
-// Q4_0 blocks of K / 32 groups of bf16, and what each of them is.
-void RecoverQ4_0(const uint16_t* w, size_t K, uint8_t* blocks,
-                 OnLattice* found) noexcept;
+// Q4_0 blocks of K / 32 groups of bf16, at any address, and what each of them is if
+// `found` is not null.
+void RecoverQ4_0(const void* w, size_t K, uint8_t* blocks, OnLattice* found) noexcept;
 
 }  // namespace halfbyte
 #endif  // HALFBYTE_KERNELS_LATTICE_H_

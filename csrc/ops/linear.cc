@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "kernels/format_kernels.h"
+#include "kernels/lattice.h"
 #include "kernels/vector_ops.h"
 #include "ops/onednn.h"
 #include "ops/rows.h"
@@ -33,24 +34,32 @@ size_t ScratchBytes(const WeightView& w, size_t count) {
   return w.stored == Stored::kBlocks ? 0 : w.K * sizeof(float) + count * w.row_bytes();
 }
 
+// A row of floats as blocks of w's format. bf16 that was trained for Q4_0 keeps the
+// levels it was trained to; other weights are rounded as ever.
+void EncodeRow(const WeightView& w, const uint8_t* row, float* floats, uint8_t* to) {
+  if (w.floats == Format::kBF16 && w.format == Format::kQ4_0) {
+    return RecoverQ4_0(row, w.K, to, nullptr);
+  }
+  KernelsFor(w.floats).decode_row(row, w.K, floats);
+  KernelsFor(w.format).encode_row_ref(floats, w.K, to);
+}
+
 // Rows [begin, begin + count) of w as blocks of its format: where they are, or made in
 // `scratch`, which is aligned.
 const uint8_t* BlockRows(const WeightView& w, size_t begin, size_t count,
                          uint8_t* scratch) {
   const uint8_t* row = w.data + begin * w.stored_row_bytes();
   if (w.stored == Stored::kBlocks) return row;
-  const FormatKernels& kernels = KernelsFor(w.format);
   auto* floats = reinterpret_cast<float*>(scratch);
   uint8_t* blocks = scratch + w.K * sizeof(float);
   for (size_t i = 0; i < count; ++i, row += w.stored_row_bytes()) {
     uint8_t* to = blocks + i * w.row_bytes();
     if (w.stored == Stored::kFloats) {
-      KernelsFor(w.floats).decode_row(row, w.K, floats);
-      kernels.encode_row_ref(floats, w.K, to);
+      EncodeRow(w, row, floats, to);
     } else {
       const uint8_t* scales = w.group_scale;
       if (scales != nullptr) scales += (begin + i) * (w.K / w.group_len) * 2;
-      kernels.join_row(row, scales, w.group_len, w.K, to);
+      KernelsFor(w.format).join_row(row, scales, w.group_len, w.K, to);
     }
   }
   return blocks;

@@ -854,8 +854,9 @@ def load(
         a fifth to spare.
     quantize : str, optional
         Round the float matrices to a format as they are repacked, such as ``"q4_0"``:
-        a directory in BF16 then runs in a quarter of its memory. `halfbyte.quantize`
-        says how; it is not what the QAT checkpoints were trained for, and a file that
+        a directory in BF16 then runs in a quarter of its memory. BF16 weights that were
+        trained for Q4_0 keep their steps and levels in ``"q4_0"``: see
+        `halfbyte.lattice`. `halfbyte.quantize` says how others are rounded; a file that
         was quantised with care is better. Embeddings, which are gathered by rows, stay
         in the file as they are.
     revision : str, optional
