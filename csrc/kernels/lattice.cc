@@ -38,6 +38,7 @@ struct Group {
   alignas(64) float w[kLen], low[kLen], high[kLen];
   float max = 0.0f;
   size_t nonzero = 0;
+  bool finite = true;
 };
 
 struct Fit {
@@ -63,6 +64,7 @@ void LoadGroup(const uint8_t* w, Group& g) {
     hn::Store(hn::IfThenZeroElse(is_zero, low), df, g.low + i);
     hn::Store(hn::IfThenElse(is_zero, hn::Set(df, FLT_MAX), high), df, g.high + i);
     max = hn::Max(max, magnitude);
+    g.finite = g.finite && hn::AllTrue(df, hn::IsFinite(x));
     g.nonzero += hn::Lanes(df) - hn::CountTrue(df, is_zero);
   }
   g.max = hn::ReduceMax(df, max);
@@ -141,8 +143,8 @@ OnLattice RecoverGroup(const uint8_t* w, Q4_0::Block& block) {
   Group g;
   Fit fit = {};
   LoadGroup(w, g);
-  if (!(g.max <= FLT_MAX)) {
-    StoreBlock(fit, 0, block);
+  if (!g.finite) {
+    Q4_0::EncodeRowRef(g.w, 1, &block);
     return OnLattice::kNotFinite;
   }
   if (g.nonzero == 0) {

@@ -13,8 +13,8 @@ namespace halfbyte {
 
 // What 32 weights turned out to be.
 enum class OnLattice : uint8_t {
-  kNotFinite,  // one is infinite or NaN: the block is zeros
-  kNo,         // no step makes integers of them: the block is the nearest to be had
+  kNotFinite,  // one is infinite or NaN: packed as any other weights
+  kNo,         // no step makes integers of them: likewise
   kTooFew,     // they fit, as fewer than kFewest that are not 0 do by chance
   kLevels,     // they fit, but rounding the step to f16 moves some by an ulp of bf16
   kExact,      // bf16(d * level) is the weight, bit for bit

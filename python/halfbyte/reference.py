@@ -631,7 +631,7 @@ def recover(x: ArrayLike) -> tuple[Weight, NDArray[np.uint8]]:
     kinds = np.empty(len(blocks), np.uint8)
     for block, group in enumerate(values.reshape(-1, 32)):
         codes, step, kinds[block] = _recover_group(group)
-        if kinds[block] != 1:
+        if kinds[block] > 1:
             blocks[block, :2] = np.array([step]).view(np.uint8)
             blocks[block, 2:] = codes[:16] | codes[16:] << 4
     n, k = values.shape

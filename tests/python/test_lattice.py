@@ -8,7 +8,7 @@ import halfbyte
 import ml_dtypes
 import numpy as np
 import pytest
-from halfbyte import lattice, reference
+from halfbyte import _core, lattice, reference
 from halfbyte.errors import NumericalError, ShapeError
 from halfbyte.lattice import Group
 from numpy.typing import NDArray
@@ -172,6 +172,21 @@ def test_bfloat16_arrays_are_taken_as_they_are() -> None:
     assert lattice.recover(half).weight.data.tobytes() == (
         lattice.recover(x).weight.data.tobytes()
     )
+
+
+@every_target
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_what_is_no_number_is_left_to_the_ordinary_quantizer(value: float) -> None:
+    """In C++, where nobody has looked for it before."""
+    x = trained(17, 1, 64)[0]
+    x[0, 40] = value
+    bits = (x.view(np.uint32) >> 16).astype(np.uint16)
+    packed, groups = _core.recover_lattice(bits, 1)
+    assert groups[0, 0] >= Group.LEVELS
+    assert groups[0, 1] == 0
+    with np.errstate(all="ignore"):
+        usual = halfbyte.quantize(x, "q4_0").data
+    np.testing.assert_array_equal(packed[18:], usual[18:])
 
 
 def test_zeros_of_either_sign_are_zeros() -> None:

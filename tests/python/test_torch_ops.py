@@ -4,8 +4,7 @@
 
 Values are the same bits as from NumPy in float32, and those rounded once in float16 and
 bfloat16, so most comparisons are exact. Gradients are compared with float64 autograd
-through the formula; u = 2**-24, and a bound counts roundings. No operator takes float64,
-so `torch.autograd.gradcheck` has nothing to differentiate numerically.
+through the formula; u = 2**-24, and a bound counts roundings.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import pytest
 import torch
 from halfbyte import ArgumentError, DTypeError, ShapeError
 from halfbyte.formats import format_info
+from halfbyte.lattice import recover
 from halfbyte.torch import (
     dequantize,
     embedding_rows,
@@ -28,6 +28,7 @@ from halfbyte.torch import (
     rms_norm,
     rope,
 )
+from test_lattice import trained
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.library import opcheck
@@ -305,6 +306,14 @@ def test_the_gradient_of_a_bias(dtype: torch.dtype) -> None:
 
 
 # ---- packing
+
+
+def test_trained_weights_keep_their_levels() -> None:
+    x = trained(5, 16, 128)[0]
+    wide = torch.from_numpy(x)
+    w, _ = quantize(wide.bfloat16(), "q4_0")
+    np.testing.assert_array_equal(w.numpy().reshape(-1), recover(x).weight.data)
+    assert not torch.equal(w, quantize(wide, "q4_0")[0])
 
 
 @each_float

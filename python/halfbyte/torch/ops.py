@@ -330,8 +330,13 @@ def _grouped_rows(ids: Tensor, w: Tensor, scales: Tensor, format: str) -> Tensor
 
 def _quantize(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
     info = _check_matrix(x, format)
-    rows = x.detach().float().contiguous().numpy()
-    packed, scales = _core.quantize(rows, format, num_threads())
+    rows = x.detach().contiguous()
+    if format == "q4_0" and x.dtype == torch.bfloat16:
+        bits = rows.view(torch.int16).numpy().view(np.uint16)
+        packed, _ = _core.recover_lattice(bits, num_threads())
+        scales = np.empty(0, np.float32)
+    else:
+        packed, scales = _core.quantize(rows.float().numpy(), format, num_threads())
     w = torch.from_numpy(packed).view(x.shape[0], row_bytes(info, x.shape[1]))
     return w, torch.from_numpy(scales)
 
@@ -402,7 +407,8 @@ def quantize(x: Tensor, format: str) -> tuple[Tensor, Tensor | None]:
     ----------
     x : float32, float16 or bfloat16 tensor, shape (N, K)
     format : str
-        One that can be written: see `halfbyte.quantize`.
+        One that can be written: see `halfbyte.quantize`. In ``"q4_0"`` bfloat16 weights
+        that were trained for it keep their steps and levels: see `halfbyte.lattice`.
 
     Returns
     -------

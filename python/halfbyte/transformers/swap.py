@@ -322,7 +322,7 @@ def pack(dense: Tensor, format: str) -> tuple[Tensor, Tensor | None]:
     scales = torch.empty(n) if info.row_scaled else None
     step = max(1, _CHUNK // k)
     for at in range(0, n, step):
-        part = rows[at : at + step].float()
+        part = rows[at : at + step]
         if not torch.isfinite(part).all():
             raise ArgumentError("weights: expected finite numbers")
         packed[at : at + step], steps = ops.quantize(part, format)
