@@ -68,8 +68,10 @@ void Check(const FormatInfo& info, size_t N, size_t K, size_t num_bytes) {
   }
 }
 
+// Null where products read the data as it is.
 const uint8_t* AsPanels(const py::object& panels, const WeightView& w) {
   const std::span<const uint8_t> bytes = AsBytes(panels.cast<py::array>(), "panels");
+  if (bytes.empty() && w.packed_bytes() == 0) return nullptr;
   if (bytes.size() != w.packed_bytes() ||
       reinterpret_cast<uintptr_t>(bytes.data()) % 64 != 0) {
     throw Error(ErrorClass::kShape, "panels: expected those of w, aligned to 64 bytes");
