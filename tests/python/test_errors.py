@@ -9,6 +9,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -343,4 +344,6 @@ def test_an_allocation_that_fails(tiny_gguf: Callable[..., Path]) -> None:
         text=True,
         timeout=100,
     )
-    assert done.stdout == "memory: an allocation failed\n"
+    # Of a vector, or of the pages for results: whichever comes first.
+    failed = r"memory: (an allocation failed|found \d+ bytes asked for; expected .*)\n"
+    assert re.fullmatch(failed, done.stdout)
