@@ -31,7 +31,8 @@ constexpr size_t kHugePage = size_t{2} << 20;
 
 PageBuffer::PageBuffer(size_t bytes) : bytes_(bytes) {
   if (bytes == 0) return;
-  const MemoryBudget memory = TotalMemory();
+  // Control groups take 0.1 ms to look up, and a pass over a model asks a dozen times.
+  static const MemoryBudget memory = TotalMemory();
   const bool known = memory.bytes != 0;
   if (bytes > SIZE_MAX - 2 * kHugePage || (known && bytes > memory.bytes)) {
     ThrowOutOfMemory(bytes);
