@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from halfbyte.errors import ArgumentError
 
 __all__ = [
+    "ENCODERS",
     "gguf_files",
     "is_encoder_tensor",
     "is_gguf_model",
@@ -25,7 +26,7 @@ _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 _LISTED = 8
 
 # Words in the names of tensors that text does without, as in io/safetensors.cc.
-_ENCODERS = {
+ENCODERS = {
     "vision_tower",
     "audio_tower",
     "embed_vision",
@@ -92,7 +93,7 @@ def is_gguf_model(name: str) -> bool:
 
 def is_encoder_tensor(name: str) -> bool:
     """Whether a tensor is of a part that sees or hears."""
-    return not _ENCODERS.isdisjoint(name.split("."))
+    return not ENCODERS.isdisjoint(name.split("."))
 
 
 def _is_called(name: str, wanted: str) -> bool:

@@ -126,10 +126,10 @@ def _trace(file: File, tensor: TensorInfo) -> TensorTrace:
     weight = file.weight(tensor.name)
     n = weight.shape[0]
     rows = np.unique(np.linspace(0, n - 1, min(n, _ROWS)).astype(np.int64))
-    data = weight.data.reshape(n, -1)[rows]
     if tensor.format == "q4_0":
+        data = weight.data.reshape(n, -1)[rows]
         return TensorTrace(tensor.name, *_shares(data, None))
-    found = recover((data.view("<u2").astype(np.uint32) << 16).view(np.float32))
+    found = recover(weight.dequantize(rows))
     return TensorTrace(tensor.name, *_shares(found.weight.data, found.groups))
 
 

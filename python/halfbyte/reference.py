@@ -568,13 +568,6 @@ def dequantize(w: PackedWeight, *, rows: ArrayLike | None = None) -> F32Array:
     return weights if w.scales is None else weights * w.scales[ids][:, None]
 
 
-def _bf16(x: F32Array) -> F32Array:
-    """Round to bfloat16, halves to even."""
-    bits = np.ascontiguousarray(x).view(np.uint32)
-    rounded = bits + 0x7FFF + (bits >> 16 & 1)
-    return (rounded & np.uint32(0xFFFF0000)).view(np.float32)
-
-
 def _recover_group(w: F32Array) -> tuple[NDArray[np.int64], np.uint16, int]:
     """Codes, bits of the step and kind of 32 weights; kind 1: none found."""
     none = np.full(32, 8), np.uint16(0)
@@ -600,7 +593,9 @@ def _recover_group(w: F32Array) -> tuple[NDArray[np.int64], np.uint16, int]:
         tried = int(middle.view(np.uint16)) + np.array([0, -1, 1])
         steps = tried[(tried > 0) & (tried < 0x7C00)].astype(np.uint16)
         values = steps.view(np.float16).astype(np.float32)
-        exact = (_bf16(values[:, np.newaxis] * levels) == w).sum(axis=1)
+        exact = (_decode_bf16(_encode_bf16(values[:, np.newaxis] * levels)) == w).sum(
+            axis=1
+        )
         if not exact.any():
             break
         sign, best = (-1 if (levels == 8).any() else 1), int(exact.argmax())

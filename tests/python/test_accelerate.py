@@ -750,15 +750,13 @@ def test_a_second_call_may_ask_for_more() -> None:
 
 
 def test_what_it_decides_about_repacking(monkeypatch: pytest.MonkeyPatch) -> None:
-    from halfbyte.torch import accelerate as where
-
     asked = []
 
     def holds(size: int) -> bool:
         asked.append(size)
         return len(asked) > 1
 
-    monkeypatch.setattr(where._core, "memory_holds", holds)
+    monkeypatch.setattr(halfbyte._core, "memory_holds", holds)
     model = nn.Sequential(quantized_linear(k=64, n=32), quantized_linear(k=64, n=32))
     assert halfbyte.accelerate(model).repacked_bytes == 0
     assert halfbyte.accelerate(model, repack="never").repacked_bytes == 0

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from halfbyte import _core, targets
+from halfbyte import targets
 from halfbyte.errors import ArgumentError
 from halfbyte.formats import format_info, formats
-from halfbyte.torch import ops
 from halfbyte.torch.foreign import Kind, Unsuitable, is_compressed, kind_of
 from halfbyte.torch.modules import QuantEmbedding, QuantLinear
+from halfbyte.torch.modules import repack as repack_layers
 from halfbyte.torch.report import LayerReport, size_text
 
 __all__ = ["SKIPPED", "Acceleration", "accelerate", "restore"]
@@ -229,25 +229,6 @@ def _take_hook(model: nn.Module, swaps: _Swaps) -> None:
         del model.ct_decompress_hook
 
 
-def _repack(swaps: _Swaps, plan: _Plan) -> None:
-    """Copy into kernel order what is not yet, if memory allows."""
-    if plan.repack == "never" or plan.activations == "f32":
-        return
-    layers = [
-        s.packed
-        for s in swaps.done
-        if isinstance(s.packed, QuantLinear) and s.packed.panels is None
-    ]
-    views = (
-        ops.weight_of(layer.weight, layer.format, scales=layer.weight_scale)
-        for layer in layers
-    )
-    size = sum(view.packed_bytes for view in views)
-    if plan.repack == "always" or _core.memory_holds(size):
-        for layer in layers:
-            layer.repack()
-
-
 # ---- the report
 
 
@@ -359,7 +340,8 @@ def accelerate(
         del model.__dict__["_halfbyte_swaps"]
         raise _nothing(model, skipped)
     _take_hook(model, swaps)
-    _repack(swaps, plan)
+    linears = [s.packed for s in swaps.done if isinstance(s.packed, QuantLinear)]
+    repack_layers(linears, "never" if activations == "f32" else repack)
     report = _report(model, swaps, skipped, plan)
     model.__dict__["halfbyte_report"] = report
     return report

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from halfbyte.torch import ops
 from halfbyte.torch._dispatch import check_vector, num_threads
 from halfbyte.torch.packed import PackedModule, PackedParameter, frozen
 
-__all__ = ["QuantEmbedding", "QuantLinear"]
+__all__ = ["QuantEmbedding", "QuantLinear", "repack"]
 
 
 def _check_length(name: str, k: int, info: FormatInfo) -> None:
@@ -309,6 +309,22 @@ class QuantLinear(PackedModule, nn.Linear):
             f"static={self.input_activation_scale is not None}, "
             f"repacked={self.panels is not None}"
         )
+
+
+def repack(layers: Iterable[QuantLinear], how: str) -> None:
+    """Repack layers that are not yet, if memory allows.
+
+    Parameters
+    ----------
+    layers : iterable of QuantLinear
+    how : {"auto", "always", "never"}
+        ``"auto"``: if free memory holds them all, with a fifth to spare.
+    """
+    left = [layer for layer in layers if layer.panels is None]
+    size = sum(layer._packed()[0].packed_bytes for layer in left)
+    if how == "always" or (how == "auto" and _core.memory_holds(size)):
+        for layer in left:
+            layer.repack()
 
 
 class QuantEmbedding(PackedModule):

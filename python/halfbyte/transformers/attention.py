@@ -19,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 
 from halfbyte import ops, targets
 from halfbyte.errors import ArgumentError, UnsupportedError
+from halfbyte.torch._dispatch import num_threads
 
 __all__ = ["NAME", "forward", "make_mask", "register"]
 
@@ -126,7 +127,7 @@ def forward(
         return answer
     batch, heads, tokens, head_dim = query.shape
     out = torch.empty(batch, tokens, heads, head_dim, dtype=torch.float32)
-    with targets.threads(targets.num_threads_or(torch.get_num_threads())):
+    with targets.threads(num_threads()):
         ops.attention(
             *(tensor.detach().float().numpy() for tensor in tensors),
             mask=None if attention_mask is None else attention_mask.numpy(),

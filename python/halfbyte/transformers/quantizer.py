@@ -19,11 +19,11 @@ from transformers.quantizers.auto import (
 )
 from transformers.quantizers.base import HfQuantizer
 
-from halfbyte import _core
 from halfbyte.errors import ArgumentError
 from halfbyte.formats import format_info
 from halfbyte.torch import QuantEmbedding, QuantLinear
 from halfbyte.torch.experts import QuantExperts
+from halfbyte.torch.modules import repack
 from halfbyte.transformers import swap
 from halfbyte.transformers.config import METHOD, HalfbyteConfig
 
@@ -196,17 +196,12 @@ class HalfbyteQuantizer(HfQuantizer):
         layers = [model.get_submodule(name) for name in self._dense]
         for layer in layers:
             layer.requires_grad_(False)
-        linears = [layer for layer in layers if isinstance(layer, QuantLinear)]
-        if self._may_repack(linears):
-            for layer in linears:
-                layer.repack()
-        return model
-
-    def _may_repack(self, layers: list[QuantLinear]) -> bool:
         config = self.quantization_config
-        if config.repack != "auto" or config.activations == "f32":
-            return config.repack == "always"
-        return _core.memory_holds(sum(layer.weight.nbytes for layer in layers))
+        # Layers that round nothing read the weights as they are.
+        idle = config.repack == "auto" and config.activations == "f32"
+        linears = [layer for layer in layers if isinstance(layer, QuantLinear)]
+        repack(linears, "never" if idle else config.repack)
+        return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         for name, dense in self._dense.items():

@@ -18,6 +18,7 @@ from halfbyte import targets
 from halfbyte._arrays import F32Array
 from halfbyte.errors import ArgumentError, UnsupportedError
 from halfbyte.model import Model, Session
+from halfbyte.torch._dispatch import num_threads
 
 __all__ = ["SessionCache", "wrong_padding"]
 
@@ -319,4 +320,4 @@ def wrong_padding(mask: torch.Tensor) -> str | None:
 
 def _threads() -> AbstractContextManager[None]:
     """As many threads as torch uses, unless halfbyte was told a number."""
-    return targets.threads(targets.num_threads_or(torch.get_num_threads()))
+    return targets.threads(num_threads())

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from halfbyte.choice import ENCODERS
 from halfbyte.errors import ArgumentError, ModelError
 from halfbyte.formats import format_info
 from halfbyte.torch import QuantEmbedding, QuantLinear, dequantize, ops
@@ -39,11 +40,7 @@ Plan = dict[str, str]
 # with what leads from them to the text.
 _NEVER = [
     "router.proj",
-    *(
-        rf".*{tower}"
-        for tower in ("vision_tower", "audio_tower", "embed_vision", "embed_audio")
-    ),
-    ".*multi_modal_projector",
+    *(f".*{part}" for part in sorted(ENCODERS)),
 ]
 _EXPERTS = {"Gemma4TextExperts"}
 _EXPERT_PARTS = ("gate_up_proj", "down_proj")
