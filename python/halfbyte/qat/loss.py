@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses over a whole vocabulary, some tokens at a time.
+
+Logits of 262144 words are the largest tensors of a training by far. They are made, used
+and dropped in chunks, and autograd never sees them: the gradient of the logits is known
+in closed form, and is multiplied back through the head by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from halfbyte.qat.modules import FakeQuantLinear
+
+__all__ = ["CHUNK", "Head", "Loss", "head_of", "hard_loss", "hidden_states", "kl_loss"]
+
+CHUNK = 2048
+"""Tokens whose logits exist at once."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What makes logits of hidden states."""
+
+    weight: Tensor
+    """(V, H), in the type that products are computed in."""
+    cap: float | None
+    """Logits are bent to stay below it."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return logits, at least float32, shape (T, V), of hidden states (T, H)."""
+        logits = F.linear(hidden.to(self.weight.dtype), self.weight)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.cap is not None:
+            logits = torch.tanh(logits / self.cap) * self.cap
+        return logits
+
+    def back(self, grad: Tensor, logits: Tensor) -> Tensor:
+        """Turn the gradient of `logits` into that before they were bent."""
+        if self.cap is not None:
+            grad = grad * (1 - (logits / self.cap).square())
+        return grad.to(self.weight.dtype)
+
+
+class Loss(NamedTuple):
+    """A loss and its gradients, as means over tokens."""
+
+    value: Tensor
+    """A scalar."""
+    hidden: Tensor
+    """Gradient of the student's hidden states, shape (T, H)."""
+    weight: Tensor | None
+    """Gradient of the student's head, float32 (V, H), if it was asked for."""
+
+
+def hidden_states(model: Any, tokens: Tensor) -> Tensor:
+    """Run a model without its head: (B, T) tokens to (B, T, H)."""
+    out: Tensor = model.model(input_ids=tokens, use_cache=False).last_hidden_state
+    return out
+
+
+def head_weight(model: Any) -> Tensor:
+    """Return the weight of a model's head, on its grid if it has one."""
+    head = model.lm_head
+    weight: Tensor = head.weight
+    return head.quantized() if isinstance(head, FakeQuantLinear) else weight
+
+
+def head_of(model: Any, like: Tensor, weight: Tensor | None = None) -> Head:
+    """Return the head of a model whose hidden states are of the type of `like`.
+
+    16-bit models have their products computed in float16 on a GPU, since bfloat16 would
+    round a logit of 20 by up to 0.06, and in float32 elsewhere.
+    """
+    weight = (head_weight(model) if weight is None else weight).detach().to(like.dtype)
+    if like.dtype in (torch.bfloat16, torch.float16):
+        weight = weight.to(torch.float16 if like.is_cuda else torch.float32)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return Head(weight, cap)
+
+
+def kl_loss(
+    student: tuple[Tensor, Head],
+    teacher: tuple[Tensor, Head],
+    *,
+    chunk: int = CHUNK,
+    with_weight: bool = False,
+) -> Loss:
+    """Mean of KL(teacher || student) over tokens, and its gradients.
+
+    Parameters
+    ----------
+    student, teacher : (tensor of shape (T, H), Head)
+        Hidden states and what makes logits of them.
+    chunk : int
+        Tokens whose logits exist at once.
+    with_weight : bool
+        Whether the gradient of the student's head is wanted.
+
+    Returns
+    -------
+    Loss
+    """
+    hidden, head = student
+    total, sums = hidden.new_zeros((), dtype=torch.float64), _Sums(*student, with_weight)
+    for rows, other in zip(hidden.split(chunk), teacher[0].split(chunk), strict=True):
+        value, grad = _kl_chunk(rows, head, other, teacher[1])
+        total += value
+        sums.add(rows, grad)
+    return sums.loss(total, len(hidden))
+
+
+def hard_loss(
+    student: tuple[Tensor, Head],
+    labels: Tensor,
+    *,
+    chunk: int = CHUNK,
+    with_weight: bool = False,
+) -> Loss:
+    """Mean cross entropy of `labels`, int64 (T,), as `kl_loss` has its mean.
+
+    Parameters
+    ----------
+    student : (tensor of shape (T, H), Head)
+    labels : int64 tensor, shape (T,)
+    chunk, with_weight
+        As of `kl_loss`.
+
+    Returns
+    -------
+    Loss
+    """
+    hidden, head = student
+    total, sums = hidden.new_zeros((), dtype=torch.float64), _Sums(*student, with_weight)
+    for rows, wanted in zip(hidden.split(chunk), labels.split(chunk), strict=True):
+        logits = head.logits(rows)
+        logp = torch.log_softmax(logits, -1)
+        total -= logp.gather(-1, wanted[:, None]).sum()
+        grad = logp.exp_().scatter_add_(
+            -1, wanted[:, None], logits.new_full((len(wanted), 1), -1.0)
+        )
+        sums.add(rows, head.back(grad, logits))
+    return sums.loss(total, len(hidden))
+
+
+def _kl_chunk(
+    rows: Tensor, head: Head, other_rows: Tensor, other: Head
+) -> tuple[Tensor, Tensor]:
+    logits = head.logits(rows)
+    logp = torch.log_softmax(logits, -1)
+    want = torch.log_softmax(other.logits(other_rows), -1)
+    p = want.exp()
+    value = (p * (want - logp)).sum()
+    return value, head.back(logp.exp() - p, logits)
+
+
+class _Sums:
+    """Gradients that chunks add up to."""
+
+    def __init__(self, hidden: Tensor, head: Head, with_weight: bool) -> None:
+        self.head, self.rows = head, list[Tensor]()
+        wide = torch.promote_types(head.weight.dtype, torch.float32)
+        self.dtype = hidden.dtype
+        self.weight = (
+            torch.zeros_like(head.weight, dtype=wide) if with_weight else None
+        )
+
+    def add(self, rows: Tensor, grad: Tensor) -> None:
+        """Multiply the gradient of a chunk's logits back through the head."""
+        self.rows.append((grad @ self.head.weight).to(torch.float32))
+        if self.weight is not None:
+            self.weight += grad.t() @ rows.to(grad.dtype)
+
+    def loss(self, total: Tensor, tokens: int) -> Loss:
+        """Divide by the tokens."""
+        hidden = torch.cat(self.rows).div_(tokens).to(self.dtype)
+        if self.weight is not None:
+            self.weight /= tokens
+        return Loss(total / tokens, hidden, self.weight)
