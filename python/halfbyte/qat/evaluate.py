@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def compare(
         for begin in range(0, len(labels), chunk):
             span = slice(begin, begin + chunk)
             logps = [
-                torch.log_softmax(head.logits(rows[span]), -1) for rows, head in pairs
+                torch.log_softmax(logits(rows[span]), -1) for rows, logits in pairs
             ]
             sums += _sums(logps[0], logps[1].to(logps[0].device), labels[span])
         count += len(labels)
@@ -74,10 +74,11 @@ def compare(
     }
 
 
-def _hidden(model: Any, tokens: Tensor) -> tuple[Tensor, Any]:
+def _hidden(model: Any, tokens: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return hidden states before each predicted token, and what makes logits of them."""
     device = model.lm_head.weight.device
     hidden = hidden_states(model, tokens.to(device))[:, :-1].flatten(0, 1)
-    return hidden, head_of(model, hidden)
+    return hidden, head_of(model, hidden).logits
 
 
 def _sums(logp: Tensor, want: Tensor, labels: Tensor) -> Tensor:

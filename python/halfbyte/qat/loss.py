@@ -67,8 +67,11 @@ def hidden_states(model: Any, tokens: Tensor) -> Tensor:
 def head_weight(model: Any) -> Tensor:
     """Return the weight of a model's head, on its grid if it has one."""
     head = model.lm_head
-    weight: Tensor = head.weight
-    return head.quantized() if isinstance(head, FakeQuantLinear) else weight
+    if isinstance(head, FakeQuantLinear):
+        return head.quantized()
+    unpack = getattr(head, "_dequantize_weights", None)  # of transformers' packed layers
+    weight: Tensor = head.weight if unpack is None else unpack()
+    return weight
 
 
 def head_of(model: Any, like: Tensor, weight: Tensor | None = None) -> Head:
