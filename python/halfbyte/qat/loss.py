@@ -166,16 +166,15 @@ class _Sums:
     """Gradients that chunks add up to."""
 
     def __init__(self, hidden: Tensor, head: Head, with_weight: bool) -> None:
-        self.head, self.rows = head, list[Tensor]()
-        wide = torch.promote_types(head.weight.dtype, torch.float32)
-        self.dtype = hidden.dtype
-        self.weight = (
-            torch.zeros_like(head.weight, dtype=wide) if with_weight else None
-        )
+        self.head, self.rows, self.dtype = head, list[Tensor](), hidden.dtype
+        self.wide = torch.promote_types(head.weight.dtype, torch.float32)
+        self.weight: Tensor | None = None
+        if with_weight:
+            self.weight = torch.zeros_like(head.weight, dtype=self.wide)
 
     def add(self, rows: Tensor, grad: Tensor) -> None:
         """Multiply the gradient of a chunk's logits back through the head."""
-        self.rows.append((grad @ self.head.weight).to(torch.float32))
+        self.rows.append((grad @ self.head.weight).to(self.wide))
         if self.weight is not None:
             self.weight += grad.t() @ rows.to(grad.dtype)
 
