@@ -50,6 +50,7 @@ class _Plan:
     loss: str
     chunk: int
     limit: float
+    compile: bool
 
     def rate(self, step: int) -> float:
         """Return the factor of all learning rates in `step`, from 0."""
@@ -117,7 +118,7 @@ def distill(
         The training ends if the loss, as the median of 5 steps, is above this many times
         the lowest that the median of 20 ever was, or the loss of the first step.
     compile : bool
-        Whether layers are compiled, each for itself.
+        Whether layers are compiled, each for itself, and the loss.
     callback : callable, optional
         Is given each entry of the log, some steps late.
 
@@ -136,7 +137,7 @@ def distill(
         If the loss is not finite, or above `limit`; the message names the step and
         what moved most.
     """
-    plan = _Plan(steps, warmup, final, clip, loss, chunk, limit)
+    plan = _Plan(steps, warmup, final, clip, loss, chunk, limit, compile)
     _check(student, plan)
     groups = _trained(student, (lr, step_lr, act_lr), train_norms, train_embeddings)
     if compile:
@@ -243,7 +244,8 @@ def _backward(student: Any, teacher: Any, tokens: Tensor, plan: _Plan) -> Tensor
         if plan.loss == "kl":
             want = losses.hidden_states(teacher, tokens.to(teacher.lm_head.weight.device))
             other = (want.flatten(0, 1), losses.head_of(teacher, want))
-            found = losses.kl_loss((hidden.flatten(0, 1), head), other, **options)
+            mine = (hidden.flatten(0, 1), head)
+            found = losses.kl_loss(mine, other, compile=plan.compile, **options)
             grad = found.hidden.view_as(hidden)
         else:
             rows, labels = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()

@@ -8,7 +8,9 @@ in closed form, and is multiplied back through the head by hand.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -34,17 +36,7 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits, at least float32, shape (T, V), of hidden states (T, H)."""
-        logits = F.linear(hidden.to(self.weight.dtype), self.weight)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if self.cap is not None:
-            logits = torch.tanh(logits / self.cap) * self.cap
-        return logits
-
-    def back(self, grad: Tensor, logits: Tensor) -> Tensor:
-        """Turn the gradient of `logits` into that before they were bent."""
-        if self.cap is not None:
-            grad = grad * (1 - (logits / self.cap).square())
-        return grad.to(self.weight.dtype)
+        return _logits(hidden, self.weight, self.cap)
 
 
 class Loss(NamedTuple):
@@ -93,6 +85,7 @@ def kl_loss(
     *,
     chunk: int = CHUNK,
     with_weight: bool = False,
+    compile: bool = False,
 ) -> Loss:
     """Mean of KL(teacher || student) over tokens, and its gradients.
 
@@ -104,6 +97,9 @@ def kl_loss(
         Tokens whose logits exist at once.
     with_weight : bool
         Whether the gradient of the student's head is wanted.
+    compile : bool
+        Whether what happens to a chunk is compiled: on a GPU its time is that of reading
+        and writing logits, and fewer are written.
 
     Returns
     -------
@@ -111,8 +107,10 @@ def kl_loss(
     """
     hidden, head = student
     total, sums = hidden.new_zeros((), dtype=torch.float64), _Sums(*student, with_weight)
+    kl = _compiled_kl() if compile else _kl_chunk
     for rows, other in zip(hidden.split(chunk), teacher[0].split(chunk), strict=True):
-        value, grad = _kl_chunk(rows, head, other, teacher[1])
+        two_heads = (head.weight, head.cap, teacher[1].weight, teacher[1].cap)
+        value, grad = kl(rows, other, *two_heads)
         total += value
         sums.add(rows, grad)
     return sums.loss(total, len(hidden))
@@ -141,25 +139,48 @@ def hard_loss(
     hidden, head = student
     total, sums = hidden.new_zeros((), dtype=torch.float64), _Sums(*student, with_weight)
     for rows, wanted in zip(hidden.split(chunk), labels.split(chunk), strict=True):
-        logits = head.logits(rows)
+        logits, at = head.logits(rows), wanted[:, None]
         logp = torch.log_softmax(logits, -1)
-        total -= logp.gather(-1, wanted[:, None]).sum()
-        grad = logp.exp_().scatter_add_(
-            -1, wanted[:, None], logits.new_full((len(wanted), 1), -1.0)
-        )
-        sums.add(rows, head.back(grad, logits))
+        total -= logp.gather(-1, at).sum()
+        grad = logp.exp_().scatter_add_(-1, at, logits.new_full(at.shape, -1.0))
+        sums.add(rows, _back(grad, logits, head.weight, head.cap))
     return sums.loss(total, len(hidden))
 
 
 def _kl_chunk(
-    rows: Tensor, head: Head, other_rows: Tensor, other: Head
+    rows: Tensor,
+    other_rows: Tensor,
+    weight: Tensor,
+    cap: float | None,
+    other_weight: Tensor,
+    other_cap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    logits = head.logits(rows)
+    """Return the sum of KL over some tokens, and its gradient before logits are bent."""
+    logits = _logits(rows, weight, cap)
     logp = torch.log_softmax(logits, -1)
-    want = torch.log_softmax(other.logits(other_rows), -1)
+    want = torch.log_softmax(_logits(other_rows, other_weight, other_cap), -1)
     p = want.exp()
     value = (p * (want - logp)).sum()
-    return value, head.back(logp.exp() - p, logits)
+    return value, _back(logp.exp() - p, logits, weight, cap)
+
+
+@cache
+def _compiled_kl() -> Callable[..., tuple[Tensor, Tensor]]:
+    made: Callable[..., tuple[Tensor, Tensor]] = torch.compile(_kl_chunk)
+    return made
+
+
+def _logits(hidden: Tensor, weight: Tensor, cap: float | None) -> Tensor:
+    logits = F.linear(hidden.to(weight.dtype), weight)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def _back(grad: Tensor, logits: Tensor, weight: Tensor, cap: float | None) -> Tensor:
+    """Turn the gradient of `logits` into that before they were bent, to multiply back."""
+    if cap is not None:
+        grad = grad * (1 - (logits / cap).square())
+    return grad.to(weight.dtype)
 
 
 class _Sums:
