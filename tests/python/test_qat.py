@@ -11,6 +11,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,7 +108,9 @@ def test_the_mobile_bits_are_those_of_the_releases() -> None:
         "lm_head": {2},
     }
     for name, mlp, ple in (("e2b", {2, 4}, {4}), ("e4b", {4}, {2})):
-        report = qat.prepare(tiny.build(name), "mobile", embeddings=True, per_layer=True)
+        report = qat.prepare(
+            tiny.build(name), "mobile", embeddings=True, per_layer=True
+        )
         mlps = {f"layers.mlp.{kind}_proj": mlp for kind in ("gate", "up", "down")}
         want = released | mlps | {"embed_tokens_per_layer": ple}
         assert grids_by_role(report) == want
@@ -128,6 +131,24 @@ def test_other_models_have_two_bits_in_the_second_half() -> None:
     report = qat.prepare(tiny.build("gemma3"), "mobile")  # seven layers
     bits = [report.swapped[f"model.layers.{i}.mlp.up_proj"].bits for i in range(7)]
     assert bits == [4, 4, 4, 2, 2, 2, 2]
+
+
+def test_a_table_can_have_steps_of_each_layer() -> None:
+    model = tiny.build("e2b")
+    scheme = qat.mobile(model.config, per_layer_steps=True)
+    report = qat.prepare(model, scheme, embeddings=True, per_layer=True)
+    grid = report.swapped["model.embed_tokens_per_layer"]
+    assert grid == qat.Grid(4, model.config.hidden_size_per_layer_input, False)
+    steps = model.model.embed_tokens_per_layer.weight_log_step
+    assert steps.shape == (tiny.VOCAB, model.config.num_hidden_layers, 1)
+    assert report.swapped["model.embed_tokens"] == qat.Grid(2, None, False)
+
+
+def test_names_are_kept_for_what_can_be_written() -> None:
+    with pytest.raises(ArgumentError, match="q4_0 is 4 bits in groups of 32"):
+        qat.Scheme("q4_0", qat.Grid(4, 64))
+    with pytest.raises(ArgumentError, match="mobile has one step a row"):
+        qat.Scheme("mobile", qat.Grid())
 
 
 def test_the_leftmost_pattern_counts_then_the_first() -> None:
@@ -157,7 +178,9 @@ def test_what_does_not_fit_is_refused() -> None:
         qat.prepare(model, step="rtn")
     with pytest.raises(ArgumentError, match="a rule of Q4_0, not of mobile"):
         qat.prepare(model, "mobile", step="ggml")
-    with pytest.raises(ModelError, match=r"q_proj\.weight: expected rows of a multiple"):
+    with pytest.raises(
+        ModelError, match=r"q_proj\.weight: expected rows of a multiple"
+    ):
         qat.prepare(model, qat.Scheme("own", qat.Grid(4, 48)))
     # None of them has touched it.
     assert not [m for m in model.modules() if isinstance(m, qat.FakeQuantLinear)]
@@ -177,7 +200,9 @@ def test_other_models_are_refused(other: Any) -> None:
 
 def test_the_mobile_schema_has_no_experts() -> None:
     model = tiny.build("26b")
-    with pytest.raises(UnsupportedError, match=r"experts: the mobile schema has no form"):
+    with pytest.raises(
+        UnsupportedError, match=r"experts: the mobile schema has no form"
+    ):
         qat.prepare(model, "mobile")
     assert not hasattr(model, "halfbyte_qat")
 
@@ -213,13 +238,19 @@ def test_each_layer_gets_steps_for_what_it_sees() -> None:
     for name, (x, y) in seen.items():
         module = model.get_submodule(name)
         assert module.calibrated
-        for values, log_step in ((x, module.input_log_step), (y, module.output_log_step)):
+        for values, log_step in (
+            (x, module.input_log_step),
+            (y, module.output_log_step),
+        ):
             found = float(log_step.detach().exp())
             assert math.isclose(found, best_step(values)[0], rel_tol=1e-5), name
 
 
 class OneLayer(nn.Module):
     """What `calibrate` needs of a model: a layer that sees many values, one far out."""
+
+    config = tiny.config("gemma3")
+    lm_head = None
 
     def __init__(self, far: float) -> None:
         super().__init__()
@@ -228,10 +259,9 @@ class OneLayer(nn.Module):
         self.table[3, 5] = far
         self.layer = qat.FakeQuantLinear(nn.Linear(256, 8), qat.Grid(), static=True)
 
-    def model(self, input_ids: Tensor, use_cache: bool) -> Tensor:
+    def model(self, input_ids: Tensor, use_cache: bool) -> SimpleNamespace:
         assert not use_cache
-        out: Tensor = self.layer(self.table[input_ids])
-        return out
+        return SimpleNamespace(last_hidden_state=self.layer(self.table[input_ids]))
 
 
 @pytest.mark.parametrize(("far", "clipped"), [(4.0, False), (15.0, True), (90.0, True)])
@@ -239,7 +269,9 @@ def test_the_step_is_that_of_least_error(far: float, clipped: bool) -> None:
     stub, ids = OneLayer(far), torch.arange(512).view(8, 64)
     assert qat.calibrate(stub, ids.split(3)) == 2
     step, fraction = best_step(stub.table)
-    assert math.isclose(float(stub.layer.input_log_step.detach().exp()), step, rel_tol=1e-5)
+    assert math.isclose(
+        float(stub.layer.input_log_step.detach().exp()), step, rel_tol=1e-5
+    )
     assert (fraction < 1) == clipped
 
 
@@ -361,7 +393,10 @@ def test_what_is_trained_and_what_is_not() -> None:
     for name in swapped:
         experts = isinstance(student.get_submodule(name), qat.FakeQuantExperts)
         for matrix in ("gate_up_proj", "down_proj") if experts else ("weight",):
-            want |= {f"{name}.{'inner.' * experts}{matrix}", f"{name}.{matrix}_log_step"}
+            want |= {
+                f"{name}.{'inner.' * experts}{matrix}",
+                f"{name}.{matrix}_log_step",
+            }
     assert moved == want
 
 
@@ -369,7 +404,11 @@ def test_norms_and_embeddings_by_option() -> None:
     teacher, student = tiny.build("gemma3"), tiny.build("gemma3")
     qat.prepare(student, embeddings=True)
     before = copy.deepcopy(student.state_dict())
-    options: dict[str, Any] = {"steps": 2, "train_norms": True, "train_embeddings": False}
+    options: dict[str, Any] = {
+        "steps": 2,
+        "train_norms": True,
+        "train_embeddings": False,
+    }
     qat.distill(student, teacher, [IDS], **options)
     for key, now in student.state_dict().items():
         table = key.startswith(("model.embed_tokens", "lm_head"))

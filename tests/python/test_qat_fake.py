@@ -162,7 +162,9 @@ def test_ggmls_steps_are_ggmls() -> None:
     want = gguf.dequantize(packed, gguf.GGMLQuantizationType.Q4_0)
     np.testing.assert_array_equal(weight.numpy(), want)
     again = fake.fake_weight(weight, log_step, qat.Grid(), sign)
-    np.testing.assert_array_equal(again.numpy(), want)  # a step is found by its logarithm
+    np.testing.assert_array_equal(
+        again.numpy(), want
+    )  # a step is found by its logarithm
     assert set(sign.flatten().tolist()) == {-1.0, 1.0}
     # halfbyte's own quantizer is the same.
     ours = halfbyte.dequantize(halfbyte.quantize(w.numpy(), "q4_0"))

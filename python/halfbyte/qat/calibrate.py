@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from halfbyte.errors import ArgumentError, NumericalError
 from halfbyte.qat.fake import fake_quant
+from halfbyte.qat.gemma import hidden_states
 from halfbyte.qat.modules import FakeQuantLinear
 
 __all__ = ["calibrate"]
@@ -86,7 +87,7 @@ def _watch(
     device = next(iter(layers.values())).weight.device
     try:
         for batch in batches:
-            model.model(input_ids=batch.to(device), use_cache=False)
+            hidden_states(model, batch.to(device))
     finally:
         for handle in handles:
             handle.remove()

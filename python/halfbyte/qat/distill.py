@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from halfbyte.errors import ArgumentError, NumericalError
 from halfbyte.qat import loss as losses
+from halfbyte.qat.gemma import hidden_states, text_model
 from halfbyte.qat.modules import FakeQuantEmbedding, FakeQuantLinear
-from halfbyte.qat.prepare import fake_modules, prepared, text_model
+from halfbyte.qat.prepare import fake_modules, prepared
 
 __all__ = ["DivergenceError", "distill"]
 
 Entry = dict[str, float]
+_Side = tuple[Tensor, losses.Head]  # hidden states (B, T, H), and the head
 
 _CHECK_EVERY = 10  # steps: a look at the loss waits for the GPU
 _CALM, _LATE = 20, 5  # steps whose medians are compared
@@ -144,13 +146,15 @@ def distill(
         _compile_layers(student)
         if loss == "kl":
             _compile_layers(teacher)
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-10)
+    device = student.lm_head.weight.device
+    on_gpu = device.type == "cuda"
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-10, fused=on_gpu)
     watch = _Watch(student, plan, callback)
     source = _endless(batches, seed)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * plan.rate(step)
-        tokens = _next(source, step, student.lm_head.weight.device)
+        tokens = _next(source, step, device)
         optimizer.zero_grad(set_to_none=True)
         value = _backward(student, teacher, tokens, plan)
         entry = {"step": step + 1, "loss": value, "lr": lr * plan.rate(step)}
@@ -212,8 +216,7 @@ def _norms(student: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _compile_layers(model: Any) -> None:
-    text = getattr(model.model, "language_model", model.model)
-    for layer in text.layers:
+    for layer in text_model(model)[1].layers:
         layer.compile()
 
 
@@ -236,28 +239,46 @@ def _next(source: Iterator[Tensor], step: int, device: torch.device) -> Tensor:
 
 def _backward(student: Any, teacher: Any, tokens: Tensor, plan: _Plan) -> Tensor:
     """Compute the loss and put its gradients into the student's parameters."""
-    hidden = losses.hidden_states(student, tokens)
-    weight = losses.head_weight(student)
-    options: dict[str, Any] = {"chunk": plan.chunk, "with_weight": weight.requires_grad}
+    hidden, weight = hidden_states(student, tokens), losses.head_weight(student)
     with torch.no_grad():
         head = losses.head_of(student, hidden, weight)
-        if plan.loss == "kl":
-            want = losses.hidden_states(teacher, tokens.to(teacher.lm_head.weight.device))
-            other = (want.flatten(0, 1), losses.head_of(teacher, want))
-            mine = (hidden.flatten(0, 1), head)
-            found = losses.kl_loss(mine, other, compile=plan.compile, **options)
-            grad = found.hidden.view_as(hidden)
-        else:
-            rows, labels = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
-            found = losses.hard_loss((rows, head), labels, **options)
-            grad = torch.zeros_like(hidden)
-            grad[:, :-1] = found.hidden.view_as(grad[:, :-1])
-    roots, grads = [hidden], [grad]
+        find = _find_kl if plan.loss == "kl" else _find_hard
+        found = find((hidden, head), teacher, tokens, plan, weight.requires_grad)
+    roots, grads = [hidden], [found.hidden]
     if found.weight is not None:
         roots.append(weight)
         grads.append(found.weight.to(weight.dtype))
     torch.autograd.backward(roots, grads)
     return found.value
+
+
+def _find_kl(
+    student: _Side, teacher: Any, tokens: Tensor, plan: _Plan, with_weight: bool
+) -> losses.Loss:
+    want = hidden_states(teacher, tokens.to(teacher.lm_head.weight.device))
+    found = losses.kl_loss(
+        (student[0].flatten(0, 1), student[1]),
+        (want.flatten(0, 1), losses.head_of(teacher, want)),
+        chunk=plan.chunk,
+        with_weight=with_weight,
+        compile=plan.compile,
+    )
+    return found._replace(hidden=found.hidden.view_as(student[0]))
+
+
+def _find_hard(
+    student: _Side, _: Any, tokens: Tensor, plan: _Plan, with_weight: bool
+) -> losses.Loss:
+    rows, labels = student[0][:, :-1], tokens[:, 1:].flatten()
+    found = losses.hard_loss(
+        (rows.flatten(0, 1), student[1]),
+        labels,
+        chunk=plan.chunk,
+        with_weight=with_weight,
+    )
+    grad = torch.zeros_like(student[0])  # nothing follows the last token
+    grad[:, :-1] = found.hidden.view_as(rows)
+    return found._replace(hidden=grad)
 
 
 class _Watch:

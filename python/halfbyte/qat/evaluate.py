@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from halfbyte.errors import ArgumentError
-from halfbyte.qat.loss import CHUNK, head_of, hidden_states
+from halfbyte.qat.gemma import hidden_states
+from halfbyte.qat.loss import CHUNK, head_of
 
 __all__ = ["compare"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from halfbyte.errors import UnsupportedError
+from halfbyte.errors import ArgumentError, UnsupportedError
+from halfbyte.qat.gemma import text_model
 from halfbyte.qat.modules import FakeQuantEmbedding, FakeQuantLinear, FakeQuantModule
-from halfbyte.qat.prepare import fake_modules, prepared, text_model
+from halfbyte.qat.prepare import fake_modules, prepared
 from halfbyte.qat.schemes import Scheme
 
 __all__ = ["export"]
 
-_TOKENIZER_FILES = (
+_BESIDE = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -62,24 +64,44 @@ def export(model: Any, directory: str | Path, *, tokenizer: Any = None) -> Path:
         If its scheme has no form in files.
     """
     scheme = prepared(model).scheme
+    beside = _tokenizer_folder(model, tokenizer)
     if scheme.name not in ("q4_0", "mobile"):
         raise UnsupportedError(
             f"model: expected a scheme named q4_0 or mobile, got {scheme.name}"
         )
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
-    packed = scheme.name == "mobile"
-    tensors = {name: value for name, value in _tensors(model, packed)}
-    config = _config(model, _quantization(model, scheme) if packed else None)
+    tensors = dict(_tensors(model, scheme.packed))
+    config = _config(model, _quantization(model, scheme) if scheme.packed else None)
     if config["tie_word_embeddings"]:
         tensors.pop("lm_head.weight", None)
     _save(tensors, target / "model.safetensors")
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    _save_tokenizer(model, target, tokenizer)
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(target)
+    elif beside is not None and beside.resolve() != target.resolve():
+        for name in _BESIDE:
+            if (beside / name).exists():
+                shutil.copyfile(beside / name, target / name)
     return target
 
 
-def _tensors(model: nn.Module, packed: bool) -> Any:
+def _tokenizer_folder(model: Any, tokenizer: Any) -> Path | None:
+    """Return the directory to copy a tokenizer from, if there is one."""
+    if hasattr(tokenizer, "save_pretrained"):
+        return None
+    if tokenizer is None:
+        own = getattr(model, "name_or_path", None)
+        return Path(own) if own and Path(own).is_dir() else None
+    given = Path(tokenizer)
+    if not given.is_dir():
+        raise ArgumentError(
+            f"tokenizer: expected a tokenizer or a directory, got {given}"
+        )
+    return given
+
+
+def _tensors(model: nn.Module, packed: bool) -> Iterator[tuple[str, Tensor]]:
     fakes = dict(fake_modules(model))
     owned = tuple(name + "." for name in fakes)
     for name, value in model.state_dict().items():
@@ -128,12 +150,13 @@ def _pack(levels: Tensor, bits: int) -> Tensor:
         return levels
     codes = (levels.to(torch.int32) + 2 ** (bits - 1)).unflatten(-1, (-1, 8 // bits))
     shifts = torch.arange(8 // bits, device=levels.device) * bits
-    return (codes << shifts).sum(-1).to(torch.uint8)
+    packed: Tensor = (codes << shifts).sum(-1).to(torch.uint8)
+    return packed
 
 
 def _quantization(model: Any, scheme: Scheme) -> dict[str, Any]:
     """Return the ``quantization_config`` of a packed checkpoint."""
-    left = [name for name in prepared(model).skipped]
+    left = list(prepared(model).skipped)
     fakes = dict(fake_modules(model))
     inside = text_model(model)[0] + "."
     for name, module in model.named_modules():
@@ -173,14 +196,3 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
     whole = path.with_suffix(".partial")
     save_file(tensors, whole, metadata={"format": "pt"})
     whole.replace(path)
-
-
-def _save_tokenizer(model: Any, target: Path, tokenizer: Any) -> None:
-    if hasattr(tokenizer, "save_pretrained"):
-        tokenizer.save_pretrained(target)
-        return
-    source = Path(tokenizer or getattr(model, "name_or_path", "") or "")
-    if source.is_dir() and source.resolve() not in (target.resolve(), Path.cwd()):
-        for name in _TOKENIZER_FILES:
-            if (source / name).exists():
-                shutil.copyfile(source / name, target / name)

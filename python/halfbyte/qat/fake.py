@@ -16,7 +16,14 @@ from torch import Tensor
 
 from halfbyte.qat.schemes import Grid
 
-__all__ = ["fake_quant", "fake_weight", "initial_log_step", "integers", "step_of"]
+__all__ = [
+    "fake_quant",
+    "fake_weight",
+    "ggml_steps",
+    "initial_log_step",
+    "integers",
+    "step_of",
+]
 
 _SMALLEST, _LARGEST = 2.0**-24, 65504.0  # of float16, and not 0
 _SEARCH_ELEMENTS = 1 << 24  # of a table that a search holds at once
@@ -38,7 +45,7 @@ class _FakeQuant(torch.autograd.Function):
         ctx.save_for_backward(x, log_step)
         ctx.grid = (low, high, half)
         step = step_of(log_step, half)
-        # float32 where x is bfloat16: its own quotient would be off by half a step at 128.
+        # float32 for bfloat16, whose own quotient would be off by half a step at 128.
         wide = x.to(torch.promote_types(x.dtype, log_step.dtype))
         return (torch.round(wide / step).clamp(low, high) * step).to(x.dtype)
 
@@ -53,7 +60,8 @@ class _FakeQuant(torch.autograd.Function):
             level = torch.round(ratio).clamp(low, high)
             inside = (ratio >= low) & (ratio <= high)
             slope = torch.where(inside, level - ratio, level)
-            grad_step = (grad.to(slope.dtype) * slope).sum_to_size(log_step.shape) * step
+            each = grad.to(slope.dtype) * slope
+            grad_step = each.sum_to_size(log_step.shape) * step
         return grad, grad_step, None, None, None
 
 
@@ -76,13 +84,14 @@ def fake_quant(
     tensor like `x`
         Differentiable in `x` and `log_step`, as the module says.
     """
-    y: Tensor = _FakeQuant.apply(x, log_step, low, high, half)
+    y: Tensor = _FakeQuant.apply(x, log_step, low, high, half)  # type: ignore[no-untyped-call]
     return y
 
 
 def grouped(w: Tensor, grid: Grid) -> Tensor:
     """View a tensor (..., K) as (..., K / group, group)."""
-    return w.unflatten(-1, (-1, grid.group or w.shape[-1]))
+    rows: Tensor = w.unflatten(-1, (-1, grid.group or w.shape[-1]))
+    return rows
 
 
 def fake_weight(
@@ -143,12 +152,13 @@ def initial_log_step(w: Tensor, grid: Grid) -> Tensor:
         part = rows[begin : begin + at_once].float()
         fractions = torch.linspace(first, last, count).tolist()
         out[begin : begin + at_once] = _best_log_step(part, grid, fractions)
-    return out.unflatten(0, grouped(w, grid).shape[:-1])
+    steps: Tensor = out.unflatten(0, grouped(w, grid).shape[:-1])
+    return steps
 
 
 def _best_log_step(rows: Tensor, grid: Grid, fractions: list[float]) -> Tensor:
-    largest = rows.abs().amax(-1, keepdim=True) / -grid.low
-    largest = largest.clamp_min(_SMALLEST)  # of rows of zeros, which any step gives back
+    # Any step gives rows of zeros back.
+    largest = (rows.abs().amax(-1, keepdim=True) / -grid.low).clamp_min(_SMALLEST)
     best_error = torch.full_like(largest, float("inf"))
     best = largest.log()
     for fraction in fractions:

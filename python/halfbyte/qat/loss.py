@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from halfbyte.qat.modules import FakeQuantLinear
 
-__all__ = ["CHUNK", "Head", "Loss", "head_of", "hard_loss", "hidden_states", "kl_loss"]
+__all__ = ["CHUNK", "Head", "Loss", "hard_loss", "head_of", "head_weight", "kl_loss"]
 
 CHUNK = 2048
 """Tokens whose logits exist at once."""
@@ -50,18 +50,13 @@ class Loss(NamedTuple):
     """Gradient of the student's head, float32 (V, H), if it was asked for."""
 
 
-def hidden_states(model: Any, tokens: Tensor) -> Tensor:
-    """Run a model without its head: (B, T) tokens to (B, T, H)."""
-    out: Tensor = model.model(input_ids=tokens, use_cache=False).last_hidden_state
-    return out
-
-
 def head_weight(model: Any) -> Tensor:
     """Return the weight of a model's head, on its grid if it has one."""
     head = model.lm_head
     if isinstance(head, FakeQuantLinear):
         return head.quantized()
-    unpack = getattr(head, "_dequantize_weights", None)  # of transformers' packed layers
+    # transformers' packed layers have bytes for a weight.
+    unpack = getattr(head, "_dequantize_weights", None)
     weight: Tensor = head.weight if unpack is None else unpack()
     return weight
 
@@ -106,14 +101,13 @@ def kl_loss(
     Loss
     """
     hidden, head = student
-    total, sums = hidden.new_zeros((), dtype=torch.float64), _Sums(*student, with_weight)
+    sums = _Sums(hidden, head, with_weight)
     kl = _compiled_kl() if compile else _kl_chunk
     for rows, other in zip(hidden.split(chunk), teacher[0].split(chunk), strict=True):
         two_heads = (head.weight, head.cap, teacher[1].weight, teacher[1].cap)
         value, grad = kl(rows, other, *two_heads)
-        total += value
-        sums.add(rows, grad)
-    return sums.loss(total, len(hidden))
+        sums.add(value, rows, grad)
+    return sums.loss()
 
 
 def hard_loss(
@@ -137,14 +131,14 @@ def hard_loss(
     Loss
     """
     hidden, head = student
-    total, sums = hidden.new_zeros((), dtype=torch.float64), _Sums(*student, with_weight)
+    sums = _Sums(hidden, head, with_weight)
     for rows, wanted in zip(hidden.split(chunk), labels.split(chunk), strict=True):
         logits, at = head.logits(rows), wanted[:, None]
         logp = torch.log_softmax(logits, -1)
-        total -= logp.gather(-1, at).sum()
+        value = -logp.gather(-1, at).sum()
         grad = logp.exp_().scatter_add_(-1, at, logits.new_full(at.shape, -1.0))
-        sums.add(rows, _back(grad, logits, head.weight, head.cap))
-    return sums.loss(total, len(hidden))
+        sums.add(value, rows, _back(grad, logits, head.weight, head.cap))
+    return sums.loss()
 
 
 def _kl_chunk(
@@ -184,24 +178,27 @@ def _back(grad: Tensor, logits: Tensor, weight: Tensor, cap: float | None) -> Te
 
 
 class _Sums:
-    """Gradients that chunks add up to."""
+    """What chunks add up to."""
 
     def __init__(self, hidden: Tensor, head: Head, with_weight: bool) -> None:
-        self.head, self.rows, self.dtype = head, list[Tensor](), hidden.dtype
+        self.head, self.like, self.rows = head, hidden, list[Tensor]()
         self.wide = torch.promote_types(head.weight.dtype, torch.float32)
+        self.value = hidden.new_zeros((), dtype=torch.float64)
         self.weight: Tensor | None = None
         if with_weight:
             self.weight = torch.zeros_like(head.weight, dtype=self.wide)
 
-    def add(self, rows: Tensor, grad: Tensor) -> None:
+    def add(self, value: Tensor, rows: Tensor, grad: Tensor) -> None:
         """Multiply the gradient of a chunk's logits back through the head."""
+        self.value += value
         self.rows.append((grad @ self.head.weight).to(self.wide))
         if self.weight is not None:
             self.weight += grad.t() @ rows.to(grad.dtype)
 
-    def loss(self, total: Tensor, tokens: int) -> Loss:
+    def loss(self) -> Loss:
         """Divide by the tokens."""
-        hidden = torch.cat(self.rows).div_(tokens).to(self.dtype)
+        tokens = len(self.like)
+        hidden = torch.cat(self.rows).div_(tokens).to(self.like.dtype)
         if self.weight is not None:
             self.weight /= tokens
-        return Loss(total / tokens, hidden, self.weight)
+        return Loss(self.value / tokens, hidden, self.weight)

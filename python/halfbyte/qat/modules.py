@@ -19,7 +19,12 @@ from halfbyte.qat.fake import (
 )
 from halfbyte.qat.schemes import Grid
 
-__all__ = ["FakeQuantEmbedding", "FakeQuantExperts", "FakeQuantLinear", "FakeQuantModule"]
+__all__ = [
+    "FakeQuantEmbedding",
+    "FakeQuantExperts",
+    "FakeQuantLinear",
+    "FakeQuantModule",
+]
 
 
 def _master(weight: Tensor) -> Tensor:
@@ -88,7 +93,12 @@ class FakeQuantLinear(FakeQuantModule):
     """Whether activations are rounded."""
 
     def __init__(
-        self, linear: nn.Linear, grid: Grid, *, static: bool = False, step: str = "search"
+        self,
+        linear: nn.Linear,
+        grid: Grid,
+        *,
+        static: bool = False,
+        step: str = "search",
     ) -> None:
         super().__init__()
         self.grid, self.static = grid, static
@@ -98,9 +108,9 @@ class FakeQuantLinear(FakeQuantModule):
         self._add_steps("weight", step)
         if static:
             # exp(-inf) is the 0 by which the schema says that nothing is rounded.
-            at = {"device": self.weight.device, "dtype": self.weight.dtype}
-            self.input_log_step = nn.Parameter(torch.tensor(-torch.inf, **at))
-            self.output_log_step = nn.Parameter(torch.tensor(-torch.inf, **at))
+            unset = self.weight.new_full((), -torch.inf)
+            self.input_log_step = nn.Parameter(unset)
+            self.output_log_step = nn.Parameter(unset.clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply `x`, shape (..., in_features), in its own type."""
@@ -150,8 +160,7 @@ class FakeQuantEmbedding(FakeQuantModule):
         self.grid, self.dtype = grid, embedding.weight.dtype
         self.num_embeddings = embedding.num_embeddings
         self.embedding_dim = embedding.embedding_dim
-        factor = getattr(embedding, "embed_scale", 1.0)
-        self.scalar_embed_scale = float(getattr(embedding, "scalar_embed_scale", factor))
+        self.scalar_embed_scale = float(getattr(embedding, "scalar_embed_scale", 1.0))
         self._factor = self.scalar_embed_scale
         if not packed_factor:
             self._factor = float(torch.tensor(self._factor).to(self.dtype))
@@ -199,4 +208,3 @@ class FakeQuantExperts(FakeQuantModule):
         """Run the experts."""
         made = {name: self.quantized(name).to(self.dtype) for name in self.matrices}
         return torch.func.functional_call(self.inner, made, args)
-

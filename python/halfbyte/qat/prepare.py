@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from halfbyte.errors import ArgumentError, ModelError, UnsupportedError
 from halfbyte.qat.calibrate import calibrate
+from halfbyte.qat.gemma import text_model
 from halfbyte.qat.modules import (
     FakeQuantEmbedding,
     FakeQuantExperts,
@@ -20,9 +21,8 @@ from halfbyte.qat.modules import (
 )
 from halfbyte.qat.schemes import Grid, Scheme, named
 
-__all__ = ["Preparation", "fake_modules", "prepare", "prepared", "ptq", "text_model"]
+__all__ = ["Preparation", "fake_modules", "prepare", "prepared", "ptq"]
 
-_FAMILIES = ("gemma3", "gemma4")
 _TABLES = {"embed_tokens": "embeddings", "embed_tokens_per_layer": "per_layer"}
 
 
@@ -33,36 +33,20 @@ class Preparation:
     model: str
     scheme: Scheme
     swapped: dict[str, Grid]
+    """Names of layers."""
     skipped: dict[str, str]
-    parameters: int = field(default=0)
+    """Names of layers, and why."""
+    weights: int
+    """Of the matrices swapped; a tied one counts once."""
 
     def __str__(self) -> str:
         """Render a small table."""
-        lines = [f"{self.model} for {self.scheme.name}: {self.parameters:,} weights"]
+        lines = [f"{self.model} for {self.scheme.name}: {self.weights:,} weights"]
         for grid, count in Counter(map(str, self.swapped.values())).most_common():
             lines.append(f"  {count:4} of {grid}")
         for name, why in self.skipped.items():
             lines.append(f"  {name} stays: {why}")
         return "\n".join(lines)
-
-
-def text_model(model: nn.Module) -> tuple[str, Any]:
-    """Return a model's text part and its name there.
-
-    Raises
-    ------
-    UnsupportedError
-        If it is no Gemma 3 or Gemma 4 model with a language-model head.
-    """
-    kind = str(getattr(getattr(model, "config", None), "model_type", ""))
-    inner = getattr(model, "model", None)
-    if not kind.startswith(_FAMILIES) or inner is None or not hasattr(model, "lm_head"):
-        raise UnsupportedError(
-            f"model: expected a Gemma 3 or Gemma 4 model of transformers with a head "
-            f"(Gemma4ForCausalLM, AutoModelForCausalLM), got {type(model).__name__}"
-        )
-    nested = hasattr(inner, "language_model")
-    return ("model.language_model", inner.language_model) if nested else ("model", inner)
 
 
 def fake_modules(model: nn.Module) -> Iterator[tuple[str, FakeQuantModule]]:
@@ -137,7 +121,8 @@ def prepare(
         new = _fake(model.get_submodule(name), grid, chosen, name, step)
         model.set_submodule(name, new)
     _tie_head(model, text)
-    count = sum(p.numel() for _, m in fake_modules(model) for p in _matrices(m))
+    matrices = {m.matrix(n) for _, m in fake_modules(model) for n in m.matrices}
+    count = sum(matrix.numel() for matrix in matrices)
     report = Preparation(type(model).__name__, chosen, swaps, skipped, count)
     model.halfbyte_qat = report
     return report
@@ -173,7 +158,7 @@ def ptq(
 def _check_step(step: str, scheme: Scheme) -> None:
     if step not in ("search", "ggml"):
         raise ArgumentError(f"step: expected 'search' or 'ggml', got {step!r}")
-    if step == "ggml" and (scheme.bits or scheme.grid != Grid()):
+    if step == "ggml" and scheme.name != "q4_0":
         raise ArgumentError(f"step: 'ggml' is a rule of Q4_0, not of {scheme.name}")
 
 
@@ -194,7 +179,8 @@ def _candidates(
 
 def _are_experts(module: nn.Module) -> bool:
     own = dict(module.named_parameters(recurse=False))
-    return all(name in own and own[name].dim() == 3 for name in FakeQuantExperts.matrices)
+    stacked = [name for name, value in own.items() if value.dim() == 3]
+    return set(FakeQuantExperts.matrices) <= set(stacked)
 
 
 def _reason_to_skip(name: str, module: nn.Module, scheme: Scheme) -> str | None:
@@ -202,7 +188,7 @@ def _reason_to_skip(name: str, module: nn.Module, scheme: Scheme) -> str | None:
         return "it chooses experts"
     if name.endswith(scheme.skip):
         return "the scheme leaves it"
-    if scheme.name == "mobile" and _are_experts(module):
+    if scheme.packed and _are_experts(module):
         raise UnsupportedError(f"{name}: the mobile schema has no form for experts")
     return None
 
@@ -224,8 +210,8 @@ def _fake(
     module: nn.Module, grid: Grid, scheme: Scheme, name: str, step: str
 ) -> FakeQuantModule:
     if isinstance(module, nn.Embedding):
-        mobile = scheme.name == "mobile"
-        return FakeQuantEmbedding(module, grid, packed_factor=mobile, step=step)
+        packed = scheme.packed
+        return FakeQuantEmbedding(module, grid, packed_factor=packed, step=step)
     if isinstance(module, nn.Linear):
         # The schema's head has steps of 0: its input is not rounded, nor are logits.
         static = scheme.activations and name != "lm_head"
@@ -237,7 +223,3 @@ def _tie_head(model: Any, text: Any) -> None:
     tied = model.config.get_text_config().tie_word_embeddings
     if tied and isinstance(model.lm_head, FakeQuantLinear):
         model.lm_head.tie(text.embed_tokens)
-
-
-def _matrices(module: FakeQuantModule) -> Iterator[nn.Parameter]:
-    return (module.matrix(name) for name in module.matrices)

@@ -59,20 +59,49 @@ class Scheme:
     bits: tuple[tuple[str, int], ...] = ()
     """Patterns of module names and their bits. As in ``quant_method: "gemma"`` the match
     that begins leftmost counts, and the first pattern among those."""
+    groups: tuple[tuple[str, int], ...] = ()
+    """The same for neighbours that share a step."""
     skip: tuple[str, ...] = ()
     """Ends of the names of linear layers that stay as they are."""
     activations: bool = False
     """Whether inputs and outputs of linear layers are rounded to int8 by learned steps."""
 
+    def __post_init__(self) -> None:
+        """Refuse what `export` could not write as the name says."""
+        if self.name == "q4_0" and (self.grid, self.bits, self.groups) != (
+            Grid(),
+            (),
+            (),
+        ):
+            raise ArgumentError(
+                "scheme: q4_0 is 4 bits in groups of 32: give it a name"
+            )
+        if self.name == "mobile" and self.grid != Grid(self.grid.bits, None, False):
+            raise ArgumentError("scheme: mobile has one step a row: give it a name")
+
+    @property
+    def packed(self) -> bool:
+        """Whether it is exported as integers and steps."""
+        return self.name == "mobile"
+
     def grid_of(self, name: str) -> Grid:
         """Return the grid of the module `name`."""
-        found = [
-            (match.start(), order, bits)
-            for order, (pattern, bits) in enumerate(self.bits)
-            if (match := re.search(pattern, name))
-        ]
-        bits = min(found)[2] if found else self.grid.bits
-        return Grid(bits, self.grid.group, self.grid.half)
+        bits = _first(self.bits, name, self.grid.bits)
+        group = _first(self.groups, name, self.grid.group)
+        assert bits is not None
+        return Grid(bits, group, self.grid.half)
+
+
+def _first(
+    rules: tuple[tuple[str, int], ...], name: str, other: int | None
+) -> int | None:
+    """Return what the leftmost match says, as one alternation of all patterns would."""
+    found = [
+        (match.start(), order, value)
+        for order, (pattern, value) in enumerate(rules)
+        if (match := re.search(pattern, name))
+    ]
+    return min(found)[2] if found else other
 
 
 def q4_0() -> Scheme:
@@ -80,7 +109,7 @@ def q4_0() -> Scheme:
     return Scheme("q4_0", Grid())
 
 
-def mobile(config: Any) -> Scheme:
+def mobile(config: Any, *, per_layer_steps: bool = False) -> Scheme:
     """Return the mobile scheme of a model: one step a row, static int8 activations.
 
     Parameters
@@ -91,6 +120,9 @@ def mobile(config: Any) -> Scheme:
         per-layer embeddings and no double-wide MLPs, as in E4B, all have 4. Other
         models, of which there is no release, have 4 bits in the first half of their
         MLPs and 2 in the second.
+    per_layer_steps : bool
+        Whether the table of per-layer embeddings has a step for each token and layer, as
+        in the releases. Transformers 5.23 loads only one step a token.
 
     Returns
     -------
@@ -115,8 +147,15 @@ def mobile(config: Any) -> Scheme:
         numbers = "|".join(str(layer) for layer in range(four))
         rules.append((rf"layers\.({numbers})\.mlp\.", 4))
     rules.append((r"layers\.\d+\.mlp\.", 2))
-    skip = ("per_layer_model_projection",)
-    return Scheme("mobile", Grid(4, None, False), tuple(rules), skip, True)
+    width = config.hidden_size_per_layer_input if per_layer_steps else None
+    return Scheme(
+        "mobile",
+        Grid(4, None, False),
+        bits=tuple(rules),
+        groups=((r"embed_tokens_per_layer$", width),) if width else (),
+        skip=("per_layer_model_projection",),
+        activations=True,
+    )
 
 
 def named(scheme: str | Scheme, config: Any) -> Scheme:
