@@ -20,6 +20,7 @@ import torch
 from halfbyte import qat
 from halfbyte.errors import ArgumentError, ModelError, UnsupportedError
 from halfbyte.qat import loss as losses
+from halfbyte.torch import QuantLinear
 from torch import Tensor, nn
 from transformers import Gemma3TextModel, Gemma4TextConfig
 
@@ -198,6 +199,17 @@ def test_other_models_are_refused(other: Any) -> None:
         qat.prepare(other)
 
 
+def test_packed_layers_are_refused() -> None:
+    model = tiny.build("gemma3")
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear):
+            model.set_submodule(name, QuantLinear.from_linear(module, "q8_0"))
+    with pytest.raises(
+        ModelError, match=r"Linear layers in model, found none: load it"
+    ):
+        qat.prepare(model)
+
+
 def test_the_mobile_schema_has_no_experts() -> None:
     model = tiny.build("26b")
     with pytest.raises(
@@ -332,6 +344,19 @@ def test_gradients_are_autograds(kind: str, cap: float | None) -> None:
     torch.testing.assert_close(found.hidden, hidden.grad, **close)
     assert found.weight is not None
     torch.testing.assert_close(found.weight, weight.grad, **close)
+
+
+def test_the_compiled_loss_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = torch.compile(losses._kl_chunk, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(losses, "_compiled_kl", lambda: compiled)
+    draw = torch.Generator().manual_seed(0)
+    sides = [
+        (torch.randn(11, 6, generator=draw), losses.Head(torch.randn(19, 6), 3.0))
+        for _ in range(2)
+    ]
+    plain, made = (losses.kl_loss(*sides, chunk=4, compile=c) for c in (False, True))
+    torch.testing.assert_close(made.value, plain.value, rtol=1e-6, atol=0)
+    torch.testing.assert_close(made.hidden, plain.hidden, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["e2b", "gemma3"])

@@ -23,6 +23,7 @@ import pytest
 import tiny
 import torch
 from halfbyte import _core, errors, lattice, qat
+from halfbyte.qat.export import _pack
 from safetensors.torch import load_file
 from test_mobile import KINDS
 from torch import Tensor
@@ -32,6 +33,7 @@ from transformers import (
     Gemma4ForConditionalGeneration,
 )
 from transformers.integrations import gemma_quant
+from transformers.models.gemma4.modeling_gemma4 import Gemma4TextScaledWordEmbedding
 
 IDS = torch.tensor([tiny.prompt(48, seed=seed) for seed in range(2)])
 PACKABLE = [name for name in tiny.NAMES if name != "26b"]
@@ -269,6 +271,28 @@ def test_a_table_with_steps_of_each_layer(tmp_path: Path) -> None:
     assert_tables_are_read(model, qat.export(model, tmp_path))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_factor_of_bfloat16_tables(packed: bool) -> None:
+    # The root of 96 is no bfloat16 number. Dense tables round it, packed ones do not.
+    table = Gemma4TextScaledWordEmbedding(64, 96, 0, embed_scale=96**0.5).bfloat16()
+    rng = np.random.default_rng(0)
+    levels = torch.from_numpy(rng.integers(-8, 8, (64, 96)))
+    levels[:, 0] = -8  # the step is found again, and is a power of two
+    table.weight.data = (levels * 0.25).bfloat16()
+    table.scalar_embed_scale = 96**0.5
+    ids, grid = torch.arange(64), qat.Grid(4, None, False)
+    fake = qat.FakeQuantEmbedding(table, grid, packed_factor=packed)
+    fake.weight_log_step.data.fill_(np.log(0.25))
+    want = table(ids)
+    if packed:
+        theirs = gemma_quant.QuantizedEmbedding(64, 96, torch.bfloat16, 96**0.5, 4)
+        theirs.embedding_quantized.data = _pack(levels, 4)
+        theirs.embedding_scale.data.fill_(0.25)
+        assert not torch.equal(theirs(ids), want)
+        want = theirs(ids)
+    assert torch.equal(fake(ids), want)
+
+
 def test_the_config_says_what_was_done(tmp_path: Path) -> None:
     model = student("e2b", "mobile", True)
     config = json.loads((qat.export(model, tmp_path) / "config.json").read_text())
@@ -277,6 +301,8 @@ def test_the_config_says_what_was_done(tmp_path: Path) -> None:
     assert made["quantize_embeddings"] is True
     assert made["modules_to_not_convert"] == ["model.per_layer_model_projection"]
     assert config["tie_word_embeddings"] is False
+    assert config["architectures"] == ["Gemma4ForCausalLM"]
+    assert config["dtype"] == "bfloat16"
     file = load_file(tmp_path / "model.safetensors")
     head, table = file["lm_head.weight"], file["model.embed_tokens.embedding_quantized"]
     assert torch.equal(head, table)  # a copy, as in the releases
@@ -285,9 +311,7 @@ def test_the_config_says_what_was_done(tmp_path: Path) -> None:
 
 
 def test_packing_is_that_of_the_schema() -> None:
-    # formats.md, A.3: the first level lies in the low bits.
-    from halfbyte.qat.export import _pack
-
+    # The first level lies in the low bits.
     assert _pack(torch.tensor([[-8, 7]]), 4).tolist() == [[0xF0]]
     assert _pack(torch.tensor([[-2, -1, 0, 1]]), 2).tolist() == [[0xE4]]
 

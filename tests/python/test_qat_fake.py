@@ -171,6 +171,24 @@ def test_ggmls_steps_are_ggmls() -> None:
     np.testing.assert_array_equal(ours, want)
 
 
+# torch instantiates the function itself while it traces.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@each_grid
+def test_layers_compile_as_one_graph(grid: qat.Grid) -> None:
+    layer = qat.FakeQuantLinear(torch.nn.Linear(64, 32), grid, static=True)
+    layer.input_log_step.data.fill_(-3.0)
+    layer.output_log_step.data.fill_(-4.0)
+    layer.calibrated = True
+    x, found = draw(7, 5, 64).requires_grad_(), []
+    for run in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
+        layer.zero_grad()
+        x.grad = None
+        run(x).square().sum().backward()
+        found.append([p.grad.clone() for p in (x, *layer.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert all(g.abs().sum() > 0 for g in found[0])
+
+
 @pytest.mark.parametrize("bits", [1, 3, 16])
 def test_only_bits_that_files_hold(bits: int) -> None:
     with pytest.raises(ArgumentError, match=f"expected 2, 4 or 8, got {bits}"):

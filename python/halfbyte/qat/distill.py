@@ -27,6 +27,7 @@ _Side = tuple[Tensor, losses.Head]  # hidden states (B, T, H), and the head
 
 _CHECK_EVERY = 10  # steps: a look at the loss waits for the GPU
 _CALM, _LATE = 20, 5  # steps whose medians are compared
+_NOTHING = 1e-6  # nats: what float32 makes of no difference at all
 
 
 class DivergenceError(NumericalError):
@@ -216,7 +217,13 @@ def _norms(student: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _compile_layers(model: Any) -> None:
-    for layer in text_model(model)[1].layers:
+    layers, limits = text_model(model)[1].layers, torch._dynamo.config
+    # All layers are one function to torch, which compiles one 8 times and no more. There
+    # are student and teacher, with shorter batches at the end, with gradients and without.
+    most = 8 * len(layers)
+    limits.recompile_limit = max(limits.recompile_limit, most)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, most)
+    for layer in layers:
         layer.compile()
 
 
@@ -326,7 +333,8 @@ class _Watch:
         past = [e["loss"] for e in self.log[-_CALM:]]
         if len(self.log) == 1 or len(past) == _CALM:
             self.lowest = min(self.lowest, statistics.median(past))
-        late, bound = statistics.median(past[-_LATE:]), self.plan.limit * self.lowest
+        late = statistics.median(past[-_LATE:])
+        bound = self.plan.limit * max(self.lowest, _NOTHING)
         if math.isfinite(entry["loss"]) and late <= bound:
             return
         error = DivergenceError(

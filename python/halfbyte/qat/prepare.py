@@ -102,20 +102,26 @@ def prepare(
     ArgumentError
         If the model was prepared before, or an argument does not fit.
     ModelError
-        If the rows of a matrix are no whole groups.
+        If the rows of a matrix are no whole groups, or all matrices are packed.
     """
     prefix, text = text_model(model)
     if hasattr(model, "halfbyte_qat"):
         raise ArgumentError("model: it was prepared before: build it anew")
     chosen = named(scheme, text.config)
     _check_step(step, chosen)
+    tables = {"embeddings": embeddings, "per_layer": per_layer}
     swaps, skipped = {}, {}
-    for name, module in _candidates(model, prefix, text, embeddings, per_layer):
+    for name, module in _candidates(model, prefix, text, tables):
         why = _reason_to_skip(name, module, chosen)
         if why is None:
             swaps[name] = _fitting(name, module, chosen)
         else:
             skipped[name] = why
+    if not swaps:
+        raise ModelError(
+            f"model: expected torch.nn.Linear layers in {prefix}, found none: load it with "
+            "its weights as floats"
+        )
     model.requires_grad_(False)
     for name, grid in swaps.items():
         new = _fake(model.get_submodule(name), grid, chosen, name, step)
@@ -163,17 +169,16 @@ def _check_step(step: str, scheme: Scheme) -> None:
 
 
 def _candidates(
-    model: Any, prefix: str, text: nn.Module, embeddings: bool, per_layer: bool
+    model: Any, prefix: str, text: nn.Module, tables: dict[str, bool]
 ) -> Iterator[tuple[str, nn.Module]]:
-    asked = {"embeddings": embeddings, "per_layer": per_layer}
     for name, module in text.named_modules(prefix=prefix):
         last = name.rpartition(".")[2]
         if isinstance(module, nn.Embedding):
-            if asked.get(_TABLES.get(last, ""), False):
+            if tables.get(_TABLES.get(last, ""), False):
                 yield name, module
         elif type(module) is nn.Linear or _are_experts(module):
             yield name, module
-    if embeddings:
+    if tables["embeddings"]:
         yield "lm_head", model.lm_head
 
 
