@@ -144,7 +144,7 @@ def test_the_first_step_is_the_best_of_all_tried(grid: qat.Grid) -> None:
 def test_large_tables_are_searched_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     w = draw(5, 37, 64)
     whole = fake.initial_log_step(w, qat.Grid())
-    monkeypatch.setattr(fake, "_SEARCH_ELEMENTS", 5 * 32)
+    monkeypatch.setitem(fake._AT_ONCE, "cpu", 5 * 32)
     assert torch.equal(fake.initial_log_step(w, qat.Grid()), whole)
 
 

@@ -26,7 +26,8 @@ __all__ = [
 ]
 
 _SMALLEST, _LARGEST = 2.0**-24, 65504.0  # of float16, and not 0
-_SEARCH_ELEMENTS = 1 << 24  # of a table that a search holds at once
+# Weights that a search holds at once: in a CPU's cache, or enough to fill a GPU.
+_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 
 def step_of(log_step: Tensor, half: bool) -> Tensor:
@@ -147,7 +148,7 @@ def initial_log_step(w: Tensor, grid: Grid) -> Tensor:
     first, last, count = (0.08, 1.15, 72) if grid.group is None else (0.55, 1.2, 40)
     rows = grouped(w, grid).flatten(0, -2)
     out = torch.empty(len(rows), 1, dtype=torch.float32, device=w.device)
-    at_once = max(1, _SEARCH_ELEMENTS // rows.shape[-1])
+    at_once = max(1, _AT_ONCE.get(w.device.type, 1 << 24) // rows.shape[-1])
     for begin in range(0, len(rows), at_once):
         part = rows[begin : begin + at_once].float()
         fractions = torch.linspace(first, last, count).tolist()
