@@ -183,6 +183,9 @@ def test_what_does_not_fit_is_refused() -> None:
         ModelError, match=r"q_proj\.weight: expected rows of a multiple"
     ):
         qat.prepare(model, qat.Scheme("own", qat.Grid(4, 48)))
+    other = qat.Scheme("own", qat.Grid(), (("lm_head", 8),))
+    with pytest.raises(ArgumentError, match=r"tied to, 4 bits .* got 8 bits a weight"):
+        qat.prepare(model, other, embeddings=True)
     # None of them has touched it.
     assert not [m for m in model.modules() if isinstance(m, qat.FakeQuantLinear)]
     assert all(p.requires_grad for p in model.parameters())
@@ -204,10 +207,11 @@ def test_packed_layers_are_refused() -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear):
             model.set_submodule(name, QuantLinear.from_linear(module, "q8_0"))
-    with pytest.raises(
-        ModelError, match=r"Linear layers in model, found none: load it"
-    ):
-        qat.prepare(model)
+    for tables in (False, True):
+        with pytest.raises(
+            ModelError, match=r"Linear layers in model, found none: load"
+        ):
+            qat.prepare(model, embeddings=tables)
 
 
 def test_the_mobile_schema_has_no_experts() -> None:

@@ -95,7 +95,7 @@ def distill(
     student : transformers.PreTrainedModel
         Prepared, and calibrated if its scheme has static activations. Trained in place.
     teacher : transformers.PreTrainedModel
-        The unquantized model. Not changed.
+        The unquantized model, on the same device. Not changed.
     batches : iterable of int tensors, shape (B, T)
         Tokens of a step each. A sequence is shuffled, and gone through as often as it
         takes; of any other iterable there must be enough.
@@ -262,7 +262,7 @@ def _backward(student: Any, teacher: Any, tokens: Tensor, plan: _Plan) -> Tensor
 def _find_kl(
     student: _Side, teacher: Any, tokens: Tensor, plan: _Plan, with_weight: bool
 ) -> losses.Loss:
-    want = hidden_states(teacher, tokens.to(teacher.lm_head.weight.device))
+    want = hidden_states(teacher, tokens)
     found = losses.kl_loss(
         (student[0].flatten(0, 1), student[1]),
         (want.flatten(0, 1), losses.head_of(teacher, want)),

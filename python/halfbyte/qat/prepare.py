@@ -110,23 +110,13 @@ def prepare(
     chosen = named(scheme, text.config)
     _check_step(step, chosen)
     tables = {"embeddings": embeddings, "per_layer": per_layer}
-    swaps, skipped = {}, {}
-    for name, module in _candidates(model, prefix, text, tables):
-        why = _reason_to_skip(name, module, chosen)
-        if why is None:
-            swaps[name] = _fitting(name, module, chosen)
-        else:
-            skipped[name] = why
-    if not swaps:
-        raise ModelError(
-            f"model: expected torch.nn.Linear layers in {prefix}, found none: load it with "
-            "its weights as floats"
-        )
+    swaps, skipped = _sorted_out(model, prefix, text, tables, chosen)
     model.requires_grad_(False)
     for name, grid in swaps.items():
         new = _fake(model.get_submodule(name), grid, chosen, name, step)
         model.set_submodule(name, new)
-    _tie_head(model, text)
+    if embeddings and _is_tied(model):
+        model.lm_head.tie(text.embed_tokens)
     matrices = {m.matrix(n) for _, m in fake_modules(model) for n in m.matrices}
     count = sum(matrix.numel() for matrix in matrices)
     report = Preparation(type(model).__name__, chosen, swaps, skipped, count)
@@ -168,6 +158,32 @@ def _check_step(step: str, scheme: Scheme) -> None:
         raise ArgumentError(f"step: 'ggml' is a rule of Q4_0, not of {scheme.name}")
 
 
+def _sorted_out(
+    model: Any, prefix: str, text: nn.Module, tables: dict[str, bool], scheme: Scheme
+) -> tuple[dict[str, Grid], dict[str, str]]:
+    """Return what is to be swapped and for what, and what stays and why."""
+    swaps: dict[str, Grid] = {}
+    skipped: dict[str, str] = {}
+    for name, module in _candidates(model, prefix, text, tables):
+        why = _reason_to_skip(name, module, scheme)
+        if why is None:
+            swaps[name] = _fitting(name, module, scheme)
+        else:
+            skipped[name] = why
+    if swaps.keys() <= {f"{prefix}.{table}" for table in _TABLES}:
+        raise ModelError(
+            f"model: expected torch.nn.Linear layers in {prefix}, found none: load it with "
+            "its weights as floats"
+        )
+    head, table = (swaps.get(name) for name in ("lm_head", f"{prefix}.embed_tokens"))
+    if _is_tied(model) and head != table:
+        raise ArgumentError(
+            f"scheme: expected the head to be as the embedding it is tied to, {table}, "
+            f"got {head}"
+        )
+    return swaps, skipped
+
+
 def _candidates(
     model: Any, prefix: str, text: nn.Module, tables: dict[str, bool]
 ) -> Iterator[tuple[str, nn.Module]]:
@@ -178,7 +194,7 @@ def _candidates(
                 yield name, module
         elif type(module) is nn.Linear or _are_experts(module):
             yield name, module
-    if tables["embeddings"]:
+    if tables["embeddings"] and type(model.lm_head) is nn.Linear:
         yield "lm_head", model.lm_head
 
 
@@ -224,7 +240,5 @@ def _fake(
     return FakeQuantExperts(module, grid, step=step)
 
 
-def _tie_head(model: Any, text: Any) -> None:
-    tied = model.config.get_text_config().tie_word_embeddings
-    if tied and isinstance(model.lm_head, FakeQuantLinear):
-        model.lm_head.tie(text.embed_tokens)
+def _is_tied(model: Any) -> bool:
+    return bool(model.config.get_text_config().tie_word_embeddings)
