@@ -59,6 +59,7 @@ MODULES: dict[str, set[str]] = {
     "": {"model", "lattice", "reference", "torch"},  # torch when it is asked for
     "torch": {"formats"},
     "transformers": {""},
+    "qat": {"errors"},
     "demo": set(),
     "doctor": {"formats", "_onednn"},
     "roof": {"targets"},
