@@ -76,11 +76,18 @@ def attention(
 def formats() -> list[tuple[str, int, int, int, bool, bool]]:
     """Name, type id, weights a block, bytes a block, writable: of each format."""
 
-def quantize(x: _F32, format: str, threads: int) -> tuple[_U8, _F32]:
+def quantize(
+    x: _F32, format: str, quantizer: str, importance: _F32 | None, threads: int
+) -> tuple[_U8, _F32]:
     """Pack the rows of `x`; the second item has their scales, if the format does."""
 
-def recover_lattice(bits: NDArray[np.uint16], threads: int) -> tuple[_U8, _U8]:
-    """Q4_0 blocks of bf16 bits, and what each group of 32 is."""
+def recover_lattice(
+    bits: NDArray[np.uint16], format: str, threads: int
+) -> tuple[_U8, _F32, _U8]:
+    """Blocks of bf16 bits, scales of rows, and what each group is."""
+
+def repair_lattice(blocks: _U8, k: int, threads: int) -> tuple[_U8, _U8]:
+    """Q4_0 blocks of rows of k weights, repaired, and what was done with each."""
 
 @final
 class Weight:
