@@ -208,6 +208,9 @@ class File:
     def tensor_bytes(self, index: int) -> _U8:
         """Bytes of a tensor, read-only, where the file maps them."""
 
+    def read(self, index: int, begin: int, out: _U8) -> None:
+        """Fill `out` with bytes of a tensor by reading the file."""
+
 def open_gguf(path: str | bytes) -> File:
     """Open a GGUF file."""
 
@@ -303,6 +306,7 @@ class Model:
         quantize: str | None,
         progress: Callable[[int, int], None] | None,
         threads: int,
+        runs: bool = True,
     ) -> Model:
         """Load a GGUF file or a directory; context 0: what it was made for."""
 
