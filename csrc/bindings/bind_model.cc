@@ -251,7 +251,7 @@ void BindModel(py::module_& m) {
       .def_static("load", &LoadModel, py::arg("path"), py::arg("context"),
                   py::arg("kv"), py::arg("activations"), py::arg("repack"),
                   py::arg("quantize"), py::arg("progress"), py::arg("threads"),
-                  py::arg("runs") = true)
+                  py::arg("runs"))
       .def_property_readonly("config", Property(&ConfigDict))
       .def_property_readonly("types", Property(&Types))
       .def_property_readonly("kv_scales", Property(&KvScales))

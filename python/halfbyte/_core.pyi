@@ -306,9 +306,12 @@ class Model:
         quantize: str | None,
         progress: Callable[[int, int], None] | None,
         threads: int,
-        runs: bool = True,
+        runs: bool,
     ) -> Model:
-        """Load a GGUF file or a directory; context 0: what it was made for."""
+        """Load a GGUF file or a directory; context 0: what it was made for.
+
+        Unless it `runs`, it need not fit into memory.
+        """
 
     @property
     def config(self) -> dict[str, Any]:

@@ -6,3 +6,17 @@
 `stream` fills a `Draft` by it, with what `encoders` make of the weights; a container
 such as `gguf` knows where tensors lie in a file.
 """
+
+from halfbyte.conversion.converter import convert
+from halfbyte.conversion.draft import Leftover, leftovers, remove
+from halfbyte.conversion.report import Report, RoleReport, TensorReport
+
+__all__ = [
+    "Leftover",
+    "Report",
+    "RoleReport",
+    "TensorReport",
+    "convert",
+    "leftovers",
+    "remove",
+]

@@ -7,14 +7,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from halfbyte.conversion.plan import Layout, Output
 from halfbyte.formats import format_info
 
-__all__ = ["F32", "I32", "U32", "layout"]
+__all__ = ["F32", "I32", "U32", "copied", "layout"]
 
 _MAGIC, _VERSION, _ALIGNMENT = b"GGUF", 3, 32
 _U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
@@ -109,3 +110,51 @@ def _typed(value: Any) -> bytes:
 
 def _array(kind: int, count: int) -> bytes:
     return struct.pack("<IIQ", _ARRAY, kind, count)
+
+
+# ---- metadata of a file, as it is
+
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+# Of the file itself, not of the model.
+_OWN = ("general.alignment", "split.")
+
+
+def copied(path: str) -> dict[str, bytes]:
+    """Metadata of a file for `layout`, byte for byte; of a split one, its first shard.
+
+    Parameters
+    ----------
+    path : str
+        Of a file that `halfbyte.open_gguf` has opened, and so checked.
+
+    Returns
+    -------
+    dict
+    """
+    with Path(path).open("rb") as file:
+        file.seek(len(_MAGIC) + 12)
+        (count,) = struct.unpack("<Q", file.read(8))
+        entries = dict(_entry(file) for _ in range(count))
+    return {key: value for key, value in entries.items() if not key.startswith(_OWN)}
+
+
+def _entry(file: BinaryIO) -> tuple[str, bytes]:
+    key = _read_string(file)[8:].decode()
+    front = file.read(4)
+    (kind,) = struct.unpack("<I", front)
+    if kind != _ARRAY:
+        return key, front + _read_scalars(file, kind, 1)
+    rest = file.read(12)
+    of, count = struct.unpack("<IQ", rest)
+    return key, front + rest + _read_scalars(file, of, count)
+
+
+def _read_scalars(file: BinaryIO, kind: int, count: int) -> bytes:
+    if kind == _STRING:
+        return b"".join(_read_string(file) for _ in range(count))
+    return file.read(_SIZES[kind] * count)
+
+
+def _read_string(file: BinaryIO) -> bytes:
+    front = file.read(8)
+    return front + file.read(*struct.unpack("<Q", front))
