@@ -32,6 +32,7 @@ COMMANDS = (
     "run",
     "chat",
     "inspect",
+    "convert",
     "lineage",
     "tokenize",
     "perplexity",

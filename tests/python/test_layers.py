@@ -65,7 +65,7 @@ MODULES: dict[str, set[str]] = {
     "bench": {"", "doctor", "roof"},
     "lineage": {"files", "lattice", "choice"},
     "conversion": {"model", "lattice"},
-    "cli": {"", "demo", "doctor", "bench", "lineage"},
+    "cli": {"", "conversion", "demo", "doctor", "bench", "lineage"},
     "__main__": {"cli"},
 }
 OVER_CORE = {

@@ -9,9 +9,10 @@ such as `gguf` knows where tensors lie in a file.
 
 from halfbyte.conversion.converter import convert
 from halfbyte.conversion.draft import Leftover, leftovers, remove
-from halfbyte.conversion.report import Report, RoleReport, TensorReport
+from halfbyte.conversion.report import COLUMNS, Report, RoleReport, TensorReport
 
 __all__ = [
+    "COLUMNS",
     "Leftover",
     "Report",
     "RoleReport",

@@ -10,7 +10,11 @@ from typing import Any
 
 from halfbyte.conversion.plan import Plan, Tally
 
-__all__ = ["Report", "RoleReport", "TensorReport", "tensor_reports"]
+__all__ = ["COLUMNS", "Report", "RoleReport", "TensorReport", "tensor_reports"]
+
+
+# Titles of the table that a report prints as.
+COLUMNS = ("", "type", "tensors", "bytes", *Tally._fields)
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Report:
         return asdict(self) | {"tensors": tensors}
 
     def rows(self) -> list[list[str]]:
-        """Cells of the table: role, type, tensors, bytes, and shares in per cent."""
+        """Cells of the table, under `COLUMNS`."""
         return [
             [
                 role.role,
@@ -97,7 +101,7 @@ class Report:
 
     def __str__(self) -> str:
         """Render the table."""
-        lines = [["", "type", "tensors", "bytes", *Tally._fields], *self.rows()]
+        lines = [COLUMNS, *self.rows()]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = "\n".join(
             "  ".join(
