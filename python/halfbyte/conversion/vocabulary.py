@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +57,16 @@ def vocabulary(
     """
     content = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     tokens, types = _tokens(content, size, ranked=ranked)
-    merges = [_pair(merge) for merge in content["model"].get("merges") or ()]
+    merges = content["model"].get("merges") or ()
     core = tokenizer._core
-    out: dict[str, Any] = {
-        "model": "gemma4" if ranked else "llama",
-        "tokens": tokens,
-        "scores": F32(_scores(tokens, merges)),
-        "token_type": I32(types),
-    }
+    out: dict[str, Any] = {"tokens": tokens, "token_type": I32(types)}
     if ranked:
-        out["merges"] = [f"{left} {right}" for left, right in merges]
+        # Files have scores beside the merges, which nobody reads.
+        out |= {"model": "gemma4", "scores": F32([0.0] * size)}
+        out["merges"] = [m if isinstance(m, str) else " ".join(m) for m in merges]
     else:
-        out["pre"] = "default"
+        scores = _scores(tokens, merges)
+        out |= {"model": "llama", "pre": "default", "scores": F32(scores)}
     known = {text: i for i, text in enumerate(tokens)}
     special = {
         "bos_token_id": core.bos,
@@ -104,19 +103,20 @@ def _tokens(
     return tokens, types
 
 
+def _scores(tokens: list[str], merges: Sequence[str | list[str]]) -> list[float]:
+    """Scores by which the best merge of pieces is the first one of the list."""
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(merges):
+        left, right = _pair(merge)
+        ranks.setdefault(left + right, rank)
+    return [-float(ranks[token]) if token in ranks else _NEVER for token in tokens]
+
+
 def _pair(merge: str | list[str]) -> tuple[str, str]:
     if isinstance(merge, str):  # no piece holds a space, but one may begin with it
         at = merge.index(" ", 1)
         return merge[:at], merge[at + 1 :]
     return merge[0], merge[1]
-
-
-def _scores(tokens: list[str], merges: list[tuple[str, str]]) -> list[float]:
-    """Scores by which the best merge of pieces is the first one of the list."""
-    ranks: dict[str, int] = {}
-    for rank, (left, right) in enumerate(merges):
-        ranks.setdefault(left + right, rank)
-    return [-float(ranks[token]) if token in ranks else _NEVER for token in tokens]
 
 
 def _suppressed(folder: Path, size: int) -> list[int]:
