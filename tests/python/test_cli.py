@@ -31,6 +31,7 @@ COMMANDS = (
     "run",
     "chat",
     "inspect",
+    "convert",
     "lineage",
     "tokenize",
     "perplexity",

@@ -56,7 +56,7 @@ MODULES: dict[str, set[str]] = {
     "stores": {"choice"},
     "names": {"hub", "stores"},
     "model": {"ops", "files", "template", "names"},
-    "": {"model", "lattice", "reference", "torch"},  # torch when it is asked for
+    "": {"model", "lattice", "reference", "conversion", "torch"},  # some when asked for
     "torch": {"formats"},
     "transformers": {""},
     "demo": set(),
@@ -64,7 +64,8 @@ MODULES: dict[str, set[str]] = {
     "roof": {"targets"},
     "bench": {"", "doctor", "roof"},
     "lineage": {"files", "lattice", "choice"},
-    "cli": {"", "demo", "doctor", "bench", "lineage"},
+    "conversion": {"model", "lattice"},
+    "cli": {"", "conversion", "demo", "doctor", "bench", "lineage"},
     "__main__": {"cli"},
 }
 OVER_CORE = {
