@@ -13,6 +13,7 @@
 #include "bindings/array.h"
 #include "bindings/bindings.h"
 #include "kernels/format_kernels.h"
+#include "kernels/search.h"
 #include "ops/cast.h"
 #include "ops/lattice.h"
 #include "ops/linear.h"
@@ -183,7 +184,8 @@ py::list Formats() {
         kernels.encode_row_ref != nullptr || kernels.encode_row_scaled_ref != nullptr;
     formats.append(py::make_tuple(info.stem, static_cast<uint32_t>(info.format),
                                   info.block_len, info.block_bytes, writable,
-                                  HasRowScale(info.format)));
+                                  HasRowScale(info.format),
+                                  HasSearch(info.format)));
   }
   return formats;
 }

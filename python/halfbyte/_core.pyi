@@ -73,8 +73,8 @@ def attention(
 ) -> None:
     """Write the attention of `q` to `k` and `v` to `out`; a window of 0 is none."""
 
-def formats() -> list[tuple[str, int, int, int, bool, bool]]:
-    """Name, type id, weights a block, bytes a block, writable: of each format."""
+def formats() -> list[tuple[str, int, int, int, bool, bool, bool]]:
+    """The fields of `halfbyte.FormatInfo`, of each format."""
 
 def quantize(
     x: _F32, format: str, quantizer: str, importance: _F32 | None, threads: int

@@ -32,6 +32,7 @@ class FormatInfo(NamedTuple):
     block_bytes: int
     writable: bool
     row_scaled: bool  # one float32 scale a row, kept beside the blocks
+    searched: bool  # whether `quantize` has quantizers other than "rtn"
 
 
 _FORMATS = {entry[0]: FormatInfo(*entry) for entry in _core.formats()}

@@ -32,6 +32,7 @@ COMMANDS = (
     "chat",
     "inspect",
     "convert",
+    "repair",
     "lineage",
     "tokenize",
     "perplexity",

@@ -64,7 +64,8 @@ MODULES: dict[str, set[str]] = {
     "roof": {"targets"},
     "bench": {"", "doctor", "roof"},
     "lineage": {"files", "lattice", "choice"},
-    "conversion": {"model", "lattice"},
+    "imatrix": {"files"},
+    "conversion": {"model", "lattice", "lineage", "imatrix"},
     "cli": {"", "conversion", "demo", "doctor", "bench", "lineage"},
     "__main__": {"cli"},
 }

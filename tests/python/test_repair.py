@@ -4,13 +4,19 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import gguf
 import halfbyte
 import numpy as np
 import pytest
 from gguf.quants import quantize
 from halfbyte import lattice, reference
-from halfbyte.errors import ArgumentError
+from halfbyte.cli import main
+from halfbyte.conversion import repair
+from halfbyte.errors import ArgumentError, UnsupportedError
 from halfbyte.lattice import Mend
 from numpy.typing import NDArray
 from test_lattice import bf16, levels_of, trained
@@ -213,3 +219,96 @@ def test_other_formats_and_empty_ones() -> None:
     for shape in ((0, 64), (3, 0)):
         empty = halfbyte.quantize(np.zeros(shape, np.float32), "q4_0")
         assert lattice.repair(empty).groups.shape == (shape[0], shape[1] // 32)
+
+
+# ---- files
+
+
+def write_file(path: Path, kind: str = "trained", *, blocks: int = 3) -> Path:
+    """A file as official ones are, or of weights that nobody trained for 4 bits."""
+    writer = gguf.GGUFWriter(path, "gemma4")
+    writer.add_name("some model")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "b"])
+    q4_0 = gguf.GGMLQuantizationType.Q4_0
+    for i in range(blocks):
+        x = trained(50 + i, 32, 1024)[0]
+        if kind == "other":
+            x = bf16(np.random.default_rng(i).standard_normal(x.shape) * 0.02)
+        name = f"blk.{i}.ffn_up.weight"
+        writer.add_tensor(name, quantize(x, q4_0), raw_dtype=q4_0)
+    router = bf16(np.random.default_rng(9).standard_normal((8, 1024)))
+    name = "blk.0.router.weight"  # is not trained for 4 bits, whatever its type
+    writer.add_tensor(name, quantize(router, q4_0), raw_dtype=q4_0)
+    writer.add_tensor("output_norm.weight", np.arange(1024, dtype=np.float32))
+    q8_0 = gguf.GGMLQuantizationType.Q8_0
+    table = quantize(np.ones((4, 256), np.float32), q8_0)
+    writer.add_tensor("token_embd.weight", table, raw_dtype=q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_file_is_repaired(tmp_path: Path) -> None:
+    source, target = write_file(tmp_path / "a.gguf"), tmp_path / "b.gguf"
+    report = repair(source, target)
+    assert report.verdict == "qat-requantized"
+    assert (report.tensors, report.foreign) == (3, 0)
+    assert report.restored + report.ambiguous + report.kept == 3 * 32 * 32
+    assert report == replace(repair(source), target=str(target))
+    before, after = halfbyte.open_gguf(source), halfbyte.open_gguf(target)
+    assert after.metadata == before.metadata | {"halfbyte.repaired": True}
+    assert [t.name for t in after.tensors] == [t.name for t in before.tensors]
+    for tensor in before.tensors:
+        same = np.array_equal(
+            before.tensor_bytes(tensor.name), after.tensor_bytes(tensor.name)
+        )
+        assert same == ("ffn_up" not in tensor.name)
+    for i in range(3):
+        x = trained(50 + i, 32, 1024)[0]
+        weights = (file.weight(f"blk.{i}.ffn_up.weight") for file in (before, after))
+        old, new = (error(w, x) for w in weights)
+        assert new < old / 2
+    reader = gguf.GGUFReader(target)
+    assert len(reader.tensors) == len(before.tensors)
+
+
+def test_it_may_replace_itself(tmp_path: Path) -> None:
+    source, other = write_file(tmp_path / "a.gguf"), tmp_path / "b.gguf"
+    repair(source, other)
+    repair(source, source)
+    assert source.read_bytes() == other.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "b.gguf"]
+
+
+def test_others_are_refused(tmp_path: Path) -> None:
+    source, target = write_file(tmp_path / "a.gguf", "other"), tmp_path / "b.gguf"
+    for dst in (None, target):
+        with pytest.raises(
+            UnsupportedError,
+            match=r"a\.gguf: expected weights trained .* found not-qat",
+        ):
+            repair(source, dst)
+    assert not target.exists()
+    assert repair(source, target, force=True).verdict == "not-qat"
+    assert target.exists()
+    again = tmp_path / "c.gguf"
+    repaired = repair(write_file(tmp_path / "d.gguf"), again)
+    assert repaired.verdict == "qat-requantized"
+    with pytest.raises(UnsupportedError, match="found cannot-tell"):  # not twice
+        repair(again, target)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = write_file(tmp_path / "a.gguf"), tmp_path / "b.gguf"
+    assert main(["repair", str(source)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("qat-requantized; blocks of 3 Q4_0 matrices:\n")
+    assert shown.endswith("nothing written\n")
+    assert main(["repair", str(source), str(target), "--json", "--quiet"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"schema": 1} | repair(source, target).to_dict()
+    other = write_file(tmp_path / "other.gguf", "other")
+    assert main(["repair", str(other), str(target)]) == 4
+    assert "not-qat" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from halfbyte.cli import (
     inspect,
     lineage,
     perplexity,
+    repair,
     run,
     tokenize,
 )
@@ -68,6 +69,10 @@ app.command(epilog=inspect.EXAMPLES, short_help="Show what is in a model file.")
 app.command(epilog=convert.EXAMPLES, short_help="Write a model in another format.")(
     convert.convert
 )
+app.command(
+    epilog=repair.EXAMPLES,
+    short_help="Put requantized weights back on their lattice.",
+)(repair.repair)
 app.command(
     epilog=lineage.EXAMPLES, short_help="Tell whether weights were trained for 4 bits."
 )(lineage.lineage)

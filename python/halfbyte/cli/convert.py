@@ -47,6 +47,8 @@ class Quantizer(str, Enum):
     """What rounds weights that are on no lattice."""
 
     RTN = "rtn"
+    MSE = "mse"
+    IMATRIX = "imatrix"
 
 
 Source = Annotated[
@@ -81,6 +83,12 @@ def convert(
         Quantizer,
         typer.Option("--quantizer", help="What rounds weights on no lattice."),
     ] = Quantizer.RTN,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(
+            "--imatrix", help="Importance of columns, for --quantizer imatrix."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what there would be; write nothing.")
     ] = False,
@@ -111,6 +119,7 @@ def convert(
                 format=format.value,
                 to=to.value,
                 quantizer=quantizer.value,
+                imatrix=imatrix,
                 threads=threads,
                 dry_run=dry_run,
                 progress=update,

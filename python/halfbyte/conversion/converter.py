@@ -30,6 +30,7 @@ def convert(
     format: str = "q4_0",
     to: str = "gguf",
     quantizer: str = "rtn",
+    imatrix: PathLike | None = None,
     threads: int | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -56,8 +57,11 @@ def convert(
         lattice become Q6_K.
     to : {"gguf"}
         The container.
-    quantizer : {"rtn"}
-        What rounds weights off the lattice: ``"rtn"`` is `halfbyte.quantize`.
+    quantizer : {"rtn", "mse", "imatrix"}
+        What rounds weights off the lattice: see `halfbyte.quantize`. Types that have no
+        search, such as Q6_K, are rounded to nearest.
+    imatrix : str or path-like, optional
+        The file of ``"imatrix"``, as `llama-imatrix` writes it.
     threads : int, optional
         `halfbyte.num_threads` by default. The bytes do not depend on it.
     dry_run : bool
@@ -85,7 +89,7 @@ def convert(
     """
     _require("format", format, FORMATS)
     _require("to", to, ("gguf",))
-    rounds = quantizers(quantizer)
+    rounds = quantizers(quantizer, imatrix)
     workers = targets.num_threads() if threads is None else threads
     started = time.monotonic()
     source, target = names.resolve(src), Path(os.fsdecode(dst))

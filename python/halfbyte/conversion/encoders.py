@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,15 +17,19 @@ from halfbyte import lattice
 from halfbyte._arrays import F32Array
 from halfbyte.conversion.plan import Rows, Tally, U8Array
 from halfbyte.errors import ArgumentError, NumericalError
-from halfbyte.formats import quantize
+from halfbyte.files import PathLike
+from halfbyte.formats import Weight, format_info, quantize
+from halfbyte.imatrix import read_imatrix
 
 __all__ = [
     "QUANTIZERS",
+    "Alike",
     "Blocks",
     "Floats",
     "Lattice",
-    "Nearest",
     "Quantizer",
+    "QuantizerOf",
+    "Weighted",
     "quantizers",
 ]
 
@@ -34,47 +41,116 @@ class Quantizer(Protocol):
     def name(self) -> str:
         """As for an encoder."""
 
-    def __call__(self, x: F32Array, format: str, begin: int) -> U8Array:
+    def __call__(self, x: F32Array, format: str, begin: int) -> Weight:
         """Pack rows of shape (n, K), the first one being row `begin` of its tensor."""
 
 
+QUANTIZERS = ("rtn", "mse", "imatrix")
+
+
 @dataclass(frozen=True)
-class Nearest:
-    """The ordinary quantizer, `halfbyte.quantize`."""
+class Alike:
+    """A quantizer of `halfbyte.quantize` to which all columns are alike."""
 
-    name: str = "rtn"
+    name: str
 
-    def __call__(self, x: F32Array, format: str, begin: int) -> U8Array:  # noqa: ARG002
-        """Round to nearest, with steps by the largest magnitude."""
-        return quantize(x, format).data
+    def __call__(self, x: F32Array, format: str, begin: int) -> Weight:  # noqa: ARG002
+        """Round; to nearest in formats that have no other."""
+        how = self.name if format_info(format).searched else "rtn"
+        return quantize(x, format, quantizer=how)
 
 
-def quantizers(name: str) -> Callable[[str], Quantizer]:
+@dataclass(frozen=True)
+class Weighted:
+    """Steps by the importance of columns: see `halfbyte.imatrix`."""
+
+    name: str
+    importance: F32Array
+    """Shape (matrices, K): of experts, each has its own."""
+    rows: int
+    """Of one matrix."""
+
+    def __call__(self, x: F32Array, format: str, begin: int) -> Weight:
+        """Round; to nearest in formats that have no other."""
+        if not format_info(format).searched:
+            return quantize(x, format)
+        parts = []
+        at = 0
+        while at < len(x):
+            matrix, row = divmod(begin + at, self.rows)
+            end = at + self.rows - row
+            factors = self.importance[matrix]
+            parts.append(
+                quantize(x[at:end], format, quantizer="imatrix", importance=factors)
+            )
+            at = end
+        if len(parts) == 1:
+            return parts[0]
+        scales = [w.scales for w in parts if w.scales is not None]
+        return Weight(
+            np.concatenate([w.data for w in parts]),
+            format,
+            (x.shape[0], x.shape[1]),
+            np.concatenate(scales) if scales else None,
+        )
+
+
+QuantizerOf = Callable[[str, tuple[int, ...]], Quantizer]
+
+
+def quantizers(name: str, imatrix: PathLike | None = None) -> QuantizerOf:
     """Find out who rounds which tensor.
 
     Parameters
     ----------
-    name : str
-        As the user calls the method.
+    name : {"rtn", "mse", "imatrix"}
+    imatrix : str or path-like, optional
+        The file, for ``"imatrix"``.
 
     Returns
     -------
     callable
-        From the name of a tensor of the target to its quantizer.
+        From the name of a tensor in GGUF and its shape to its quantizer. A tensor of
+        which the file says nothing is rounded by ``"mse"``.
 
     Raises
     ------
     ArgumentError
-        If there is no such method.
+        If there is no such method, or a file is missing or in the way.
+    FormatError, OSError
+        If the file cannot be read.
     """
     if name not in QUANTIZERS:
         raise ArgumentError(
             f"quantizer: expected one of {', '.join(QUANTIZERS)}, got {name!r}"
         )
-    return lambda _tensor: QUANTIZERS[name]
+    if (imatrix is None) == (name == "imatrix"):
+        wanted = "wanted by" if imatrix is None else "not for"
+        raise ArgumentError(f"imatrix: a file is {wanted} the quantizer {name!r}")
+    if imatrix is None:
+        return lambda _name, _shape: Alike(name)
+    measured = read_imatrix(imatrix)
+    path = os.fsdecode(imatrix)
+
+    def quantizer_of(tensor: str, shape: tuple[int, ...]) -> Quantizer:
+        found = measured.get(tensor)
+        return Alike("mse") if found is None else _weighted(path, tensor, found, shape)
+
+    return quantizer_of
 
 
-QUANTIZERS: dict[str, Quantizer] = {"rtn": Nearest()}
+def _weighted(
+    path: str, tensor: str, importance: F32Array, shape: tuple[int, ...]
+) -> Weighted:
+    matrices = math.prod(shape[:-2])
+    want = matrices * shape[-1]
+    if importance.size != want:
+        raise ArgumentError(
+            f"{path}: {tensor!r}: expected {want} numbers for shape {shape}, found "
+            f"{importance.size}: it is of another model"
+        )
+    digest = f"imatrix {zlib.crc32(importance.tobytes()):08x}"
+    return Weighted(digest, importance.reshape(matrices, -1), shape[-2])
 
 
 @dataclass(frozen=True)
@@ -120,8 +196,8 @@ class Blocks:
     def __call__(self, rows: Rows) -> tuple[tuple[U8Array, ...], Tally]:
         """Round."""
         values = _finite(rows, rows.values())
-        data = self.quantizer(values, self.format, rows.begin)
-        return (data.reshape(-1),), Tally(off=values.size // 32)
+        data = self.quantizer(values, self.format, rows.begin).data
+        return (data,), Tally(off=values.size // 32)
 
 
 @dataclass(frozen=True)
@@ -146,7 +222,7 @@ class Lattice:
             _finite(rows, rows.values())
         data = found.weight.data
         if count[lattice.Group.OFF] and self.quantizer.name != "rtn":
-            packed = self.quantizer(rows.values(), "q4_0", rows.begin)
+            packed = self.quantizer(rows.values(), "q4_0", rows.begin).data
             off = (found.groups == lattice.Group.OFF).reshape(-1, 1)
             blocks = (packed.reshape(off.size, -1), data.reshape(off.size, -1))
             data = np.where(off, *blocks).reshape(-1)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from halfbyte import lattice
 from halfbyte.conversion import gemma, gguf
-from halfbyte.conversion.encoders import Blocks, Floats, Lattice, Quantizer
+from halfbyte.conversion.encoders import Blocks, Floats, Lattice, QuantizerOf
 from halfbyte.conversion.gemma_metadata import hyperparameters, same
 from halfbyte.conversion.gguf import F32, U32
 from halfbyte.conversion.plan import (
@@ -45,9 +45,7 @@ _PACKED = (".weight_packed", ".weight_scale", ".embedding_quantized")
 _ROWS, _ON = 32, 0.999
 
 
-def plan_gguf(
-    path: Path, format: str, quantizer_of: Callable[[str], Quantizer]
-) -> Plan:
+def plan_gguf(path: Path, format: str, quantizer_of: QuantizerOf) -> Plan:
     """Plan a GGUF file with the types of the official Q4_0 ones.
 
     Parameters
@@ -57,7 +55,7 @@ def plan_gguf(
     format : {"q4_0", "q8_0", "bf16"}
         Of the matrices.
     quantizer_of : callable
-        From the name of a tensor of the target to what rounds it.
+        From the name of a tensor of the target and its shape to what rounds it.
 
     Returns
     -------
@@ -168,7 +166,7 @@ def _job(
     source: Stored,
     config: ModelConfig,
     format: str,
-    quantizer_of: Callable[[str], Quantizer],
+    quantizer_of: QuantizerOf,
 ) -> Job:
     tensor = source.tensor
     if tensor.format not in _FLOATS:
@@ -176,9 +174,9 @@ def _job(
     target = _format(name, source, format)
     encoder: Encoder
     if target == "q4_0":
-        encoder = Lattice(quantizer_of(name))
+        encoder = Lattice(quantizer_of(name, tensor.shape))
     elif target not in _FLOATS:
-        encoder = Blocks(target, quantizer_of(name))
+        encoder = Blocks(target, quantizer_of(name, tensor.shape))
     else:
         # Gemma 3's modules add the 1 themselves, and readers of GGUF do not.
         is_less = config.architecture == "gemma3" and "norm" in name
