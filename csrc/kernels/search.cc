@@ -1,7 +1,7 @@
 // csrc/kernels/search.cc
 // Lanes are trial steps and the sums over weights run in order, so that every target
-// and any width of vectors finds the same. Trials: the ordinary quantizer's step,
-// then both signs of a geometric series; 15 near the best, and the step that fits the
+// and any width of vectors finds the same. Trials: the ordinary quantizer's step, and a
+// geometric series with both signs; 15 near the best, and the step that fits the
 // best one's levels by least squares; and once more the last.
 //
 // On Gaussian and on heavier tails the error is within 0.2 % of that of the best f16
@@ -49,6 +49,13 @@ template <class Fmt>
 constexpr float kFirst = kStepOfRow<Fmt> ? 0.08f : 0.4f;
 template <class Fmt>
 constexpr float kRatio = kStepOfRow<Fmt> ? 1.0945f : 1.0373f;
+
+// Readers of safetensors take no step below 0. There the trials that the other sign
+// would be are between the first, by the root of the ratio.
+template <class Fmt>
+constexpr bool kBothSigns = !kStepOfRow<Fmt> && !kStepIsBF16<Fmt>;
+template <class Fmt>
+constexpr float kBetween = kStepOfRow<Fmt> ? 1.0462f : 1.0185f;
 
 // Weights that share a step, and how much the error of each counts.
 struct Group {
@@ -133,7 +140,8 @@ float BestStep(const Group& g, float largest, float ordinary) {
   float trial = largest / -static_cast<float>(kLowestLevel<Fmt>) * kFirst<Fmt>;
   for (size_t k = 0; k < kPerSign; ++k, trial *= kRatio<Fmt>) {
     steps[2 * k] = StorableStep<Fmt>(trial);
-    steps[2 * k + 1] = -steps[2 * k];
+    steps[2 * k + 1] = kBothSigns<Fmt> ? -steps[2 * k]
+                                       : StorableStep<Fmt>(trial * kBetween<Fmt>);
   }
   steps[kTrials - 2] = steps[kTrials - 1] = best.step;
   Try<Fmt>(g, steps, kTrials, best);

@@ -1,6 +1,7 @@
 // csrc/kernels/search.h
-// Weights to blocks by the steps of least squared error, of either sign. Slower than
-// the ordinary quantizers, which set the step by the largest magnitude.
+// Weights to blocks by the steps of least squared error; in GGUF's formats of either
+// sign. Slower than the ordinary quantizers, which set the step by the largest
+// magnitude.
 // SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_KERNELS_SEARCH_H_

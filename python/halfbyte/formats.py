@@ -254,9 +254,10 @@ def quantize(
         ``"f32"``, ``"f16"``, ``"bf16"``, ``"q4_0"``, ``"q8_0"``, ``"q6_k"``, ``"w8"``,
         ``"w4"``, ``"w2"`` or ``"w4g32"``.
     quantizer : {"rtn", "mse", "imatrix"}
-        ``"rtn"`` rounds to nearest by the usual step. The others search the step, of
-        either sign, with the least sum of squared errors, in the formats of one step for
-        32 weights or for a row; ``"imatrix"`` multiplies the squares by `importance`.
+        ``"rtn"`` rounds to nearest by the usual step. The others search the step with
+        the least sum of squared errors, in the formats of one step for 32 weights or for
+        a row, and with both signs in ``"q4_0"`` and ``"q8_0"``; ``"imatrix"`` multiplies
+        the squares by `importance`.
     importance : float32, float16 or bfloat16 array, shape (K,), optional
         How much an error in each column counts, such as the mean square of the
         activation it is multiplied with: see `halfbyte.imatrix`. None is negative.

@@ -126,7 +126,8 @@ def _read_dat(file: BinaryIO, path: str) -> dict[str, F32Array]:
                 f"{calls} and {size}",
             )
         sums = np.frombuffer(_read(file, path, end, 4 * size), "<f4")
-        found[name] = _checked(sums / np.float32(calls), path, name)
+        means = (sums / np.float32(calls)).astype(np.float32)
+        found[name] = _checked(means, path, name)
     return found
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "Mend",
     "Recovery",
     "Repair",
+    "choose",
     "recover",
     "recover_bits",
     "repair",
@@ -147,7 +148,7 @@ def recover(
     if quantizer == "rtn" or not off.any():
         return found
     other = quantize(values, format, quantizer=quantizer, importance=importance)
-    return Recovery(_choose(off, other, found.weight), found.groups)
+    return Recovery(choose(off, other, found.weight), found.groups)
 
 
 def recover_bits(bits: NDArray[np.uint16], format: str = "q4_0") -> Recovery:
@@ -176,14 +177,26 @@ def recover_bits(bits: NDArray[np.uint16], format: str = "q4_0") -> Recovery:
     return Recovery(Weight(packed, format, (n, k), of_rows), groups)
 
 
-def _choose(first: NDArray[np.bool_], a: Weight, b: Weight) -> Weight:
-    """Groups of `a` where `first`, else of `b`."""
+def choose(first: NDArray[np.bool_], a: Weight, b: Weight) -> Weight:
+    """Put a weight together of the groups of two.
+
+    Parameters
+    ----------
+    first : bool array, one a group
+        Whether it is taken from `a`.
+    a, b : Weight, shape (N, K)
+        In one format.
+
+    Returns
+    -------
+    Weight
+    """
     column = first.reshape(-1, 1)
     blocks = (w.data.reshape(column.size, -1) for w in (a, b))
     data = np.where(column, *blocks)
     scales = None
     if a.scales is not None and b.scales is not None:
-        scales = np.where(first[:, 0], a.scales, b.scales)
+        scales = np.where(column[:, 0], a.scales, b.scales)
     return Weight(data, a.format, a.shape, scales)
 
 

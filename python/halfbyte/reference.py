@@ -385,6 +385,7 @@ class _Steps:
     half: int  # levels are -half to half - 1
     first: np.float32
     ratio: np.float32
+    between: np.float32 | None  # None where steps have both signs
     store: Callable[[F32Array], F32Array]  # the nearest step that is stored
 
     def levels(self, x: F32Array, step: F32Array) -> F32Array:
@@ -410,11 +411,11 @@ def _nearest_bf16(step: F32Array) -> F32Array:
 
 
 _BLOCKS = (np.float32(0.4), np.float32(1.0373))
-_ROWS = (np.float32(0.08), np.float32(1.0945))
+_ROWS = (np.float32(0.08), np.float32(1.0945), np.float32(1.0462))
 _STEPS = {
-    "q4_0": _Steps(8, *_BLOCKS, _nearest_f16),
-    "q8_0": _Steps(128, *_BLOCKS, _nearest_f16),
-    "w4g32": _Steps(8, *_BLOCKS, _nearest_bf16),
+    "q4_0": _Steps(8, *_BLOCKS, None, _nearest_f16),
+    "q8_0": _Steps(128, *_BLOCKS, None, _nearest_f16),
+    "w4g32": _Steps(8, *_BLOCKS, np.float32(1.0185), _nearest_bf16),
     "w2": _Steps(2, *_ROWS, lambda step: step),
     "w4": _Steps(8, *_ROWS, lambda step: step),
     "w8": _Steps(128, *_ROWS, lambda step: step),
@@ -451,7 +452,9 @@ def _search(kind: _Steps, x: F32Array, w: F32Array, ordinary: F32Array) -> F32Ar
     steps: list[F32Array] = []
     for _ in range(31):
         stored = kind.storable(trial)
-        steps += [stored, -stored]
+        between = kind.between
+        other = -stored if between is None else kind.storable(trial * between)
+        steps += [stored, other]
         trial = trial * kind.ratio
     tried = [np.concatenate([*steps, kind.storable(ordinary)], axis=1)]
     middle, least = _pick(kind, x, w, tried[0], kind.storable(ordinary), np.inf)
@@ -678,7 +681,7 @@ def quantize(
 
     ``"mse"`` and ``"imatrix"`` try the step of the above; then 0.4 to 1.2 times
     (largest magnitude) / (lowest level), for rows 0.08 to 1.2 times, in 31 steps of equal
-    ratio and with both signs; then 15 near the best, and the step that fits the levels
+    ratio, with both signs for ``q4_0`` and ``q8_0`` and else in 62; then 15 near the best, and the step that fits the levels
     of the best one by least squares; and that once more. Each is rounded to what the
     format stores, with level = x / step rounded half to even.
     """

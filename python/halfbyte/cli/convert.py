@@ -25,6 +25,7 @@ EXAMPLES = """\b
 Examples:
   halfbyte convert gemma-4-E2B-it-qat-q4_0-unquantized/ e2b.gguf
   halfbyte convert google/gemma-3-1b-it model.gguf --format q8_0
+  halfbyte convert bf16/ ct/ --to safetensors --format w4a16-ct
   halfbyte convert bf16.gguf q4_0.gguf --dry-run
 """
 
@@ -34,6 +35,8 @@ class Format(str, Enum):
 
     Q4_0 = "q4_0"
     Q8_0 = "q8_0"
+    W4A16_CT = "w4a16-ct"
+    MOBILE = "mobile"
     BF16 = "bf16"
 
 
@@ -41,6 +44,7 @@ class Container(str, Enum):
     """The kind of file."""
 
     GGUF = "gguf"
+    SAFETENSORS = "safetensors"
 
 
 class Quantizer(str, Enum):
@@ -64,7 +68,8 @@ Target = Annotated[
     Path,
     typer.Argument(
         metavar="DST",
-        help="The file to write. One that is there is replaced when all is done.",
+        help="The file to write. One that is there is replaced when all is done. Of "
+        "safetensors a new or empty folder.",
         show_default=False,
     ),
 ]
@@ -109,8 +114,9 @@ def convert(
     import halfbyte
 
     source = models.find(src, quiet=quiet)
+    whole = dst if to is Container.GGUF else dst / "model.safetensors"
     if clean and not dry_run:
-        _clean(dst, quiet=quiet)
+        _clean(whole, quiet=quiet)
     try:
         with terminal.progress(f"writing {dst.name}", quiet=quiet) as update:
             report = halfbyte.convert(
@@ -133,7 +139,7 @@ def convert(
     else:
         _show(report)
     if not quiet:
-        _mention(dst)
+        _mention(whole)
 
 
 def _show(report: Report) -> None:

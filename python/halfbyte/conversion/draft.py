@@ -21,7 +21,7 @@ from typing import NamedTuple, final
 
 from halfbyte.errors import ArgumentError
 
-__all__ = ["Draft", "Leftover", "leftovers", "remove"]
+__all__ = ["Draft", "Leftover", "is_draft", "leftovers", "remove"]
 
 # .model.gguf.4711-0badcafe.halfbyte-part: no reader looks for such a name, and it says
 # whose process writes it.
@@ -277,6 +277,11 @@ class Draft:
         if fd >= 0:
             with contextlib.suppress(OSError):  # `commit` closed the file once before
                 os.close(fd)
+
+
+def is_draft(path: Path) -> bool:
+    """Whether a file is a draft, by its name."""
+    return _NAME.fullmatch(path.name) is not None
 
 
 def leftovers(folder: Path) -> list[Leftover]:

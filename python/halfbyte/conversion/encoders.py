@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from halfbyte import lattice
 from halfbyte._arrays import F32Array
@@ -24,7 +25,9 @@ from halfbyte.imatrix import read_imatrix
 __all__ = [
     "QUANTIZERS",
     "Alike",
+    "Apart",
     "Blocks",
+    "Copied",
     "Floats",
     "Lattice",
     "Quantizer",
@@ -202,32 +205,89 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Lattice:
-    """Q4_0 by the lattice that training left; by a quantizer where there is none."""
+    """Packed by the lattice that training left; by a quantizer where there is none."""
 
+    format: str
+    """``"q4_0"``, ``"w4g32"``, ``"w2"``, ``"w4"`` or ``"w8"``: see `halfbyte.lattice`."""
     quantizer: Quantizer
+    columns: int = 0
+    """Of a row with a scale of its own, if a row of the source holds several."""
 
     @property
     def name(self) -> str:
         """Format and quantizer."""
-        return f"q4_0 lattice {self.quantizer.name}"
+        columns = f" {self.columns}" if self.columns else ""
+        return f"{self.format}{columns} lattice {self.quantizer.name}"
 
     def __call__(self, rows: Rows) -> tuple[tuple[U8Array, ...], Tally]:
+        """Give blocks."""
+        weight, tally = self.pack(rows)
+        return (weight.data,), tally
+
+    def pack(self, rows: Rows) -> tuple[Weight, Tally]:
         """Recover; see `halfbyte.lattice`."""
-        bits = rows.bfloat16()
+        bits, columns = rows.bfloat16(), self.columns or rows.shape[1]
+        begin = rows.begin * (rows.shape[1] // columns)
         if bits is None:  # more digits than any lattice in bfloat16
-            return Blocks("q4_0", self.quantizer)(rows)
-        found = lattice.recover_bits(bits)
-        count = np.bincount(found.groups.reshape(-1), minlength=5)
-        if count[0]:
+            values = _finite(rows, rows.values()).reshape(-1, columns)
+            weight = self.quantizer(values, self.format, begin)
+            of_rows = weight.scales is not None
+            return weight, Tally(off=len(values) if of_rows else values.size // 32)
+        found = lattice.recover_bits(bits.reshape(-1, columns), self.format)
+        if not found.groups.all():
             _finite(rows, rows.values())
-        data = found.weight.data
-        if count[lattice.Group.OFF] and self.quantizer.name != "rtn":
-            packed = self.quantizer(rows.values(), "q4_0", rows.begin).data
-            off = (found.groups == lattice.Group.OFF).reshape(-1, 1)
-            blocks = (packed.reshape(off.size, -1), data.reshape(off.size, -1))
-            data = np.where(off, *blocks).reshape(-1)
-        tally = Tally(*(int(count[kind]) for kind in reversed(lattice.Group)))
-        return (data,), tally
+        off = (found.groups == lattice.Group.OFF).reshape(-1)
+        wrong = off | _is_negative(found.weight)
+        weight = found.weight
+        if wrong.any() and (self.quantizer.name != "rtn" or (wrong & ~off).any()):
+            values = rows.values().reshape(-1, columns)
+            other = self.quantizer(values, self.format, begin)
+            weight = lattice.choose(wrong, other, weight)
+        kinds = np.where(wrong, lattice.Group.OFF, found.groups.reshape(-1))
+        count = np.bincount(kinds, minlength=5)
+        return weight, Tally(*(int(count[kind]) for kind in reversed(lattice.Group)))
+
+
+def _is_negative(w: Weight) -> NDArray[np.bool_]:
+    """Groups with a step below 0, in formats whose readers take none."""
+    if w.scales is not None:
+        return np.asarray(w.scales < 0)
+    signs = w.data.reshape(-1, 18)[:, 1] >= 0x80 if w.format == "w4g32" else False
+    return np.broadcast_to(signs, w.shape[0] * w.shape[1] // 32)
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Codes and scales as two outputs, as safetensors have them; as often as needed."""
+
+    packer: Lattice
+    copies: int = 1
+
+    @property
+    def name(self) -> str:
+        """That of the packer."""
+        return f"{self.packer.name}, apart"
+
+    def __call__(self, rows: Rows) -> tuple[tuple[U8Array, ...], Tally]:
+        """Pack, and take apart."""
+        weight, tally = self.packer.pack(rows)
+        if weight.scales is not None:
+            codes, scales = weight.data, weight.scales.astype("<f4").view(np.uint8)
+        else:
+            blocks = weight.data.reshape(-1, 18)
+            codes = np.ascontiguousarray(blocks[:, 2:]).reshape(-1)
+            scales = np.ascontiguousarray(blocks[:, :2]).reshape(-1)
+        return (codes, scales) * self.copies, tally
+
+
+class Copied:
+    """The same bytes."""
+
+    name = "copied"
+
+    def __call__(self, rows: Rows) -> tuple[tuple[U8Array, ...], Tally]:
+        """Give them."""
+        return (rows.data,), Tally()
 
 
 def _finite(rows: Rows, values: F32Array) -> F32Array:

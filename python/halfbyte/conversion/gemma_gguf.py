@@ -32,7 +32,7 @@ from halfbyte.files import File, TensorInfo, open_gguf, open_safetensors
 from halfbyte.formats import format_info
 from halfbyte.model import Model, ModelConfig, examine
 
-__all__ = ["FORMATS", "plan_gguf"]
+__all__ = ["FORMATS", "is_packed", "plan_gguf"]
 
 # Formats of matrices, and what `general.file_type` calls a file of them.
 FORMATS = {"q4_0": 2, "q8_0": 7, "bf16": 32}
@@ -121,7 +121,7 @@ def _renamed(
     }
     for tensor in file.tensors:
         if tensor.name.endswith(_PACKED):
-            raise _is_packed(tensor)
+            raise is_packed(tensor)
         name = gemma.gguf_name(tensor.name, root)
         # A head beside the embedding is a copy of it.
         if name is None or name in shared or name == "output.weight":
@@ -139,7 +139,8 @@ def _names(tensors: dict[str, TensorInfo], config: ModelConfig) -> list[str]:
     return sorted(names, key=lambda name: (gemma.order(name), name))
 
 
-def _is_packed(tensor: TensorInfo) -> UnsupportedError:
+def is_packed(tensor: TensorInfo) -> UnsupportedError:
+    """Say that a source is what it is not."""
     return UnsupportedError(
         f"tensor {tensor.name!r}: expected F32, F16 or BF16, found {tensor.type}: this "
         "model is packed already, convert the one it was packed from",
@@ -170,11 +171,11 @@ def _job(
 ) -> Job:
     tensor = source.tensor
     if tensor.format not in _FLOATS:
-        raise _is_packed(tensor)
+        raise is_packed(tensor)
     target = _format(name, source, format)
     encoder: Encoder
     if target == "q4_0":
-        encoder = Lattice(quantizer_of(name, tensor.shape))
+        encoder = Lattice("q4_0", quantizer_of(name, tensor.shape))
     elif target not in _FLOATS:
         encoder = Blocks(target, quantizer_of(name, tensor.shape))
     else:

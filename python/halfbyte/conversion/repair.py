@@ -14,7 +14,17 @@ import numpy as np
 from halfbyte import lattice, targets
 from halfbyte.conversion import gguf
 from halfbyte.conversion.draft import Draft
-from halfbyte.conversion.plan import Job, Output, Plan, Rows, Stored, Tally, U8Array
+from halfbyte.conversion.encoders import Copied
+from halfbyte.conversion.plan import (
+    Encoder,
+    Job,
+    Output,
+    Plan,
+    Rows,
+    Stored,
+    Tally,
+    U8Array,
+)
 from halfbyte.conversion.stream import PIECE_BYTES, Progress, stream
 from halfbyte.errors import UnsupportedError
 from halfbyte.files import File, PathLike, TensorInfo, open_gguf
@@ -168,17 +178,8 @@ def _job(file: File, tensor: TensorInfo) -> Job:
         )
     is_repaired = tensor.format == "q4_0" and is_trained_kind(tensor)
     output = Output(tensor.name, tensor.type, tensor.shape, tensor.bytes)
-    encoder = _Repaired() if is_repaired else _Copied()
+    encoder: Encoder = _Repaired() if is_repaired else Copied()
     return Job("", Stored(file, tensor), encoder, (output,))
-
-
-class _Copied:
-    """The same bytes."""
-
-    name = "copied"
-
-    def __call__(self, rows: Rows) -> tuple[tuple[U8Array, ...], Tally]:
-        return (rows.data,), Tally()
 
 
 class _Repaired:
