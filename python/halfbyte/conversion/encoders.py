@@ -173,7 +173,8 @@ class Floats:
         if rows.format == self.format and not self.plus:
             return (rows.data,), Tally(exact=rows.shape[0] * rows.shape[1])
         values = _finite(rows, rows.values())
-        values += np.float32(self.plus)
+        if self.plus:  # -0 + 0 is no -0
+            values += np.float32(self.plus)
         weight = quantize(values, self.format)
         if self.format == "f16" and not np.isfinite(weight.dequantize()).all():
             raise NumericalError(

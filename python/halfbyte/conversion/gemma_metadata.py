@@ -107,7 +107,8 @@ def _gemma3(c: ModelConfig) -> dict[str, Any]:
         "attention.value_length": U32(size),
     }
     pattern = [layer.sliding for layer in c.layers]
-    if pattern != [(i + 1) % _PERIOD != 0 for i in range(c.num_layers)]:
+    usual = [(i + 1) % _PERIOD != 0 for i in range(c.num_layers)]
+    if pattern != usual or all(pattern):
         out["attention.sliding_window_pattern"] = pattern
     if c.rope_factor_full != 1.0:
         out["rope.scaling.type"] = "linear"
