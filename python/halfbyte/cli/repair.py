@@ -21,7 +21,7 @@ SCHEMA = 1
 
 EXAMPLES = """\b
 Examples:
-  halfbyte repair gemma-4-E2B-it-qat-q4_0.gguf               what there is to repair
+  halfbyte repair gemma-4-E2B-it-qat-q4_0.gguf            what there is to do
   halfbyte repair gemma-4-E2B-it-qat-q4_0.gguf e2b.gguf
 """
 

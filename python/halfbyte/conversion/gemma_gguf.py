@@ -174,8 +174,8 @@ def _job(
         raise is_packed(tensor)
     target = _format(name, source, format)
     encoder: Encoder
-    if target == "q4_0":
-        encoder = Lattice("q4_0", quantizer_of(name, tensor.shape))
+    if target in ("q4_0", "q8_0"):  # the second holds the levels of the first
+        encoder = Lattice(target, quantizer_of(name, tensor.shape))
     elif target not in _FLOATS:
         encoder = Blocks(target, quantizer_of(name, tensor.shape))
     else:
