@@ -86,14 +86,17 @@ def convert(
     _require("format", format, FORMATS)
     _require("to", to, ("gguf",))
     rounds = quantizers(quantizer)
-    workers = targets.num_threads() if threads is None else threads
+    if threads is not None:
+        threads = targets._valid(threads, "threads")
     started = time.monotonic()
     source, target = names.resolve(src), Path(os.fsdecode(dst))
     plan = plan_gguf(source, format, rounds)
     tallies, resumed = None, 0
     if not dry_run:
         with Draft(target, plan.layout.size, key=_fingerprint(plan)) as draft:
-            tallies, resumed = stream(plan, draft, workers, progress)
+            tallies, resumed = stream(
+                plan, draft, threads or targets.num_threads(), progress
+            )
             draft.commit(plan.check)
     return Report(
         source=str(source),
