@@ -15,6 +15,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -336,9 +337,8 @@ def test_the_vocabulary_of_gemma3(
 def test_what_files_beside_the_weights_say(tmp_path: Path) -> None:
     template = "{{ bos_token }}{% for m in messages %}<|turn>{{ m['role'] }}"
     out = tmp_path / "out.gguf"
-    folder = tiny.save_hf(
-        tiny.build("12b", wide=True), tmp_path / "Model 12B", dtype=torch.bfloat16
-    )
+    cached = tmp_path / "models--owner--Model-12B" / "snapshots" / "0badcafe"
+    folder = tiny.save_hf(tiny.build("12b", wide=True), cached, dtype=torch.bfloat16)
     generation = {
         "temperature": 0.75,
         "top_k": 64,
@@ -354,7 +354,7 @@ def test_what_files_beside_the_weights_say(tmp_path: Path) -> None:
     assert found._core.chat_template == template
     assert found.tokenizer._core.eog == want.tokenizer._core.eog
     written = keys(out)
-    assert written["general.name"] == "Model 12B"
+    assert written["general.name"] == "Model-12B"
     assert written["general.sampling.top_k"] == 64
     assert written["tokenizer.ggml.suppress_tokens"] == [300, 301]
     assert written["tokenizer.ggml.eot_token_id"] == 6
@@ -658,6 +658,8 @@ def test_options_that_are_none(saved: Save, tmp_path: Path) -> None:
     for option, value in (("format", "q5_k"), ("to", "onnx"), ("quantizer", "luck")):
         with pytest.raises(ArgumentError, match=f"{option}: expected one of .*{value}"):
             halfbyte.convert(saved("e2b"), tmp_path / "out", **{option: value})
+    with pytest.raises(ArgumentError, match="threads: expected 1 to"):
+        halfbyte.convert(saved("e2b"), tmp_path / "out", threads=0)
     with pytest.raises(IsADirectoryError):
         halfbyte.convert(saved("e2b"), tmp_path)
 
@@ -704,6 +706,8 @@ def interrupted(folder: Path, out: Path, pieces: int) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         halfbyte.convert(folder, out, threads=2, progress=press)
+    # Nobody writes to a descriptor that may be another file's by now.
+    assert not [t for t in threading.enumerate() if "convert" in t.name]
 
 
 @pytest.mark.usefixtures("small")

@@ -98,6 +98,7 @@ def plan_directory(path: Path, format: str, quantizer_of: QuantizerOf) -> Plan:
         safetensors.layout([output for job in jobs for output in job.outputs]),
         open_safetensors,
         tuple(left_out),
+        form.notes() if form else (),
         (*_beside(path), (_CONFIG, (json.dumps(made, indent=2) + "\n").encode())),
     )
 

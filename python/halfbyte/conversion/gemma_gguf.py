@@ -229,7 +229,7 @@ def _metadata(folder: Path, model: Model, format: str) -> dict[str, Any]:
     out: dict[str, Any] = {
         "general.architecture": config.architecture,
         "general.type": "model",
-        "general.name": folder.resolve().name,
+        "general.name": _name(folder.resolve()),
         "general.file_type": U32(FORMATS[format]),
         "general.quantization_version": U32(2),
     }
@@ -244,6 +244,13 @@ def _metadata(folder: Path, model: Model, format: str) -> dict[str, Any]:
             template=model._core.chat_template,
         )
     return out
+
+
+def _name(folder: Path) -> str:
+    """Name of a model's folder; of the repository, in the cache of the Hub."""
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.rpartition("--")[2]
+    return folder.name
 
 
 def _sampling(model: Model) -> Iterator[tuple[str, Any]]:
