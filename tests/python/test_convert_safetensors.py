@@ -291,6 +291,29 @@ def test_numbers_are_aligned(tmp_path: Path) -> None:
             assert tensor.offset % sizes[tensor.type] == 0
 
 
+@pytest.mark.parametrize("quantizer", ["rtn", "mse"])
+@pytest.mark.parametrize("format", ["w4a16-ct", "mobile"])
+def test_no_step_is_negative(format: str, quantizer: str, tmp_path: Path) -> None:
+    """A level of +8 asks for one, and a reader refuses it: such groups are rounded."""
+    bits, group = (mobile_bits, None) if format == "mobile" else (4, 32)
+    model = on_lattice(tiny.build("e4b", wide=True), bits, group)
+    with torch.no_grad():
+        for tensor in model.model.state_dict().values():
+            if tensor.ndim == 2:
+                tensor.neg_()
+    source = saved(model, tmp_path / "bf16", released=True)
+    how = {"to": "safetensors", "format": format, "quantizer": quantizer}
+    report = halfbyte.convert(source, tmp_path / "out", **how)
+    kept = [role.kept for role in report.roles if role.role == "attention"]
+    (tally,) = {tally for tally in kept if tally}
+    assert tally.off > 0
+    assert tally.exact > 0
+    for key, value in load_file(tmp_path / "out" / "model.safetensors").items():
+        if key.endswith("scale"):
+            assert (value >= 0).all()
+    halfbyte.load(tmp_path / "out", threads=1).logits(IDS)
+
+
 def test_what_was_interrupted_is_no_model_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
