@@ -58,13 +58,14 @@ MODULES: dict[str, set[str]] = {
     "model": {"ops", "files", "template", "names"},
     "": {"model", "lattice", "reference", "conversion", "torch"},  # some when asked for
     "torch": {"formats"},
-    "transformers": {""},
+    "transformers": {"", "gemma"},
     "demo": set(),
     "doctor": {"formats", "_onednn"},
     "roof": {"targets"},
     "bench": {"", "doctor", "roof"},
     "lineage": {"files", "lattice", "choice"},
-    "conversion": {"model", "lattice"},
+    "gemma": set(),
+    "conversion": {"model", "lattice", "gemma"},
     "cli": {"", "conversion", "demo", "doctor", "bench", "lineage"},
     "__main__": {"cli"},
 }
