@@ -496,22 +496,30 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.usefixtures("target")
-def test_the_bytes_depend_on_nothing_else(
-    threads: int, saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither on threads, nor the instruction set, nor how tensors are cut."""
-    want = tmp_path / "want.gguf"
-    # Half of the matrices are on the lattice, half are not, as the other ones' rounding.
-    for folder in (saved("26b"), saved("e2b", on=False)):
+def same_bytes(folders: list[Path], tmp_path: Path, threads: int) -> None:
+    """Convert in one thread and in others, with the target of the test."""
+    want, out = tmp_path / "want.gguf", tmp_path / "out.gguf"
+    for folder in folders:
         with halfbyte.use_target(halfbyte.cpu_targets()[0]):
             first = halfbyte.convert(folder, want, threads=1)
-        with monkeypatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(stream, "PIECE_BYTES", SMALL * threads)
-            again = halfbyte.convert(folder, tmp_path / "out.gguf", threads=threads)
-        assert (tmp_path / "out.gguf").read_bytes() == want.read_bytes()
+            again = halfbyte.convert(folder, out, threads=threads)
+        assert out.read_bytes() == want.read_bytes()
         assert again.tensors == first.tensors
+
+
+@pytest.mark.usefixtures("target")
+def test_the_bytes_depend_on_no_target(saved: Save, tmp_path: Path) -> None:
+    """On the lattice and off it."""
+    same_bytes([saved("26b"), saved("12b", on=False)], tmp_path, threads=2)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 8])
+def test_the_bytes_depend_on_no_threads(
+    threads: int, saved: Save, tmp_path: Path
+) -> None:
+    same_bytes([saved("e2b"), saved("26b", on=False)], tmp_path, threads)
 
 
 def test_what_it_says(saved: Save, tmp_path: Path) -> None:
@@ -541,6 +549,7 @@ def test_what_it_says(saved: Save, tmp_path: Path) -> None:
         "ambiguous",
         "off",
     ]
+    assert report._repr_html_().count("<tr>") == 1 + len(report.roles)
     json.dumps(report.to_dict())
     # What is not everything is not called so.
     almost = conversion.RoleReport("", "", 1, 1, stream.Tally(exact=10**9, off=1))
@@ -706,8 +715,6 @@ def interrupted(folder: Path, out: Path, pieces: int) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         halfbyte.convert(folder, out, threads=2, progress=press)
-    # Nobody writes to a descriptor that may be another file's by now.
-    assert not [t for t in threading.enumerate() if "convert" in t.name]
 
 
 @pytest.mark.usefixtures("small")
@@ -724,6 +731,22 @@ def test_an_interrupted_conversion_goes_on(saved: Save, tmp_path: Path) -> None:
     assert 0 < report.resumed_bytes < report.bytes
     assert first.resumed_bytes == 0
     assert names(out.parent) == ["out.gguf"]
+
+
+@pytest.mark.usefixtures("small")
+def test_threads_end_before_the_file_is_closed(
+    saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would write to a descriptor that may be another file's by then."""
+    alive, real = [], draft.Draft._close
+
+    def close(self: draft.Draft) -> None:
+        alive.append([t.name for t in threading.enumerate() if "convert" in t.name])
+        real(self)
+
+    monkeypatch.setattr(draft.Draft, "_close", close)
+    interrupted(saved("e4b"), tmp_path / "out.gguf", 10)
+    assert alive == [[]]
 
 
 @pytest.mark.usefixtures("small")

@@ -248,6 +248,13 @@ def test_bf16_is_what_it_was(tmp_path: Path) -> None:
     model = tiny.build("e2b", wide=True)
     source = saved(model, tmp_path / "f32", dtype=torch.float32, shards=3, lm_head=True)
     (source / "chat_template.jinja").write_bytes(b"")
+    extra = {"model.layers.9999.self_attn.k_proj.weight": torch.ones(2, 32)}
+    index = source / "model.safetensors.index.json"
+    files = json.loads(index.read_text())
+    for key in extra:  # of a layer that the model has not
+        files["weight_map"][key] = "extra.safetensors"
+    index.write_text(json.dumps(files))
+    save_file(extra, source / "extra.safetensors")
     (source / "README.md").write_text("not a part of the model")
     made = written(source, tmp_path / "bf16", "bf16")
     for key, value in tiny.weights(model).items():

@@ -58,14 +58,15 @@ MODULES: dict[str, set[str]] = {
     "model": {"ops", "files", "template", "names"},
     "": {"model", "lattice", "reference", "conversion", "torch"},  # some when asked for
     "torch": {"formats"},
-    "transformers": {""},
+    "transformers": {"", "gemma"},
     "demo": set(),
     "doctor": {"formats", "_onednn"},
     "roof": {"targets"},
     "bench": {"", "doctor", "roof"},
     "lineage": {"files", "lattice", "choice"},
     "imatrix": {"files"},
-    "conversion": {"model", "lattice", "lineage", "imatrix"},
+    "gemma": set(),
+    "conversion": {"model", "lattice", "lineage", "imatrix", "gemma"},
     "cli": {"", "conversion", "demo", "doctor", "bench", "lineage"},
     "__main__": {"cli"},
 }

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from halfbyte.conversion import gemma
+from halfbyte import gemma
 from halfbyte.conversion.encoders import Apart, Copied, Lattice, Quantizer
 from halfbyte.conversion.plan import Fixed, Job, Output, Stored
 from halfbyte.errors import UnsupportedError

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from halfbyte import lattice
-from halfbyte.conversion import gemma, gguf
+from halfbyte import gemma, lattice
+from halfbyte.conversion import gguf
 from halfbyte.conversion.encoders import Blocks, Floats, Lattice, QuantizerOf
 from halfbyte.conversion.gemma_metadata import hyperparameters, same
 from halfbyte.conversion.gguf import F32, U32
