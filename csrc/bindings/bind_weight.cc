@@ -184,8 +184,7 @@ py::list Formats() {
         kernels.encode_row_ref != nullptr || kernels.encode_row_scaled_ref != nullptr;
     formats.append(py::make_tuple(info.stem, static_cast<uint32_t>(info.format),
                                   info.block_len, info.block_bytes, writable,
-                                  HasRowScale(info.format),
-                                  HasSearch(info.format)));
+                                  HasRowScale(info.format), HasSearch(info.format)));
   }
   return formats;
 }

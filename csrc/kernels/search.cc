@@ -140,8 +140,8 @@ float BestStep(const Group& g, float largest, float ordinary) {
   float trial = largest / -static_cast<float>(kLowestLevel<Fmt>) * kFirst<Fmt>;
   for (size_t k = 0; k < kPerSign; ++k, trial *= kRatio<Fmt>) {
     steps[2 * k] = StorableStep<Fmt>(trial);
-    steps[2 * k + 1] = kBothSigns<Fmt> ? -steps[2 * k]
-                                       : StorableStep<Fmt>(trial * kBetween<Fmt>);
+    steps[2 * k + 1] =
+        kBothSigns<Fmt> ? -steps[2 * k] : StorableStep<Fmt>(trial * kBetween<Fmt>);
   }
   steps[kTrials - 2] = steps[kTrials - 1] = best.step;
   Try<Fmt>(g, steps, kTrials, best);
