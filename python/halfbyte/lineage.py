@@ -23,7 +23,7 @@ from halfbyte.choice import is_encoder_tensor
 from halfbyte.files import File, TensorInfo
 from halfbyte.lattice import Group, recover
 
-__all__ = ["Lineage", "TensorTrace", "Verdict", "lineage"]
+__all__ = ["Lineage", "TensorTrace", "Verdict", "is_trained_kind", "lineage"]
 
 _GROUP = 32
 _BLOCK_BYTES = 18
@@ -109,13 +109,14 @@ def lineage(file: File) -> Lineage:
     traces = tuple(
         trace
         for tensor in file.tensors
-        if _is_looked_at(tensor) and (trace := _trace(file, tensor)).blocks >= _FEWEST
+        if is_trained_kind(tensor) and (trace := _trace(file, tensor)).blocks >= _FEWEST
     )
     verdict, reason = _judge(traces)
     return Lineage(file.paths[0], verdict, reason, traces)
 
 
-def _is_looked_at(tensor: TensorInfo) -> bool:
+def is_trained_kind(tensor: TensorInfo) -> bool:
+    """Whether a tensor is one that training for Q4_0 is about, packed or not."""
     matrix = len(tensor.shape) >= 2 and tensor.shape[-1] % _GROUP == 0
     # Routers and encoders are not trained for Q4_0.
     apart = "router" in tensor.name or is_encoder_tensor(tensor.name)
