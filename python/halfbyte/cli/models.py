@@ -17,7 +17,6 @@ from halfbyte.cli import terminal
 from halfbyte.cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from halfbyte.files import File
     from halfbyte.model import Model, Stats
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "existing",
     "find",
     "is_model_path",
-    "open_file",
     "open_model",
     "read_stdin",
     "sampling",
@@ -131,19 +129,6 @@ def find(model: str | None, *, quiet: bool = False) -> Path:
             f"(https://ai.google.dev/gemma/terms), in {path}"
         )
     return path
-
-
-def open_file(path: Path) -> File:
-    """Open the tensors of a model: by content where it tells, else by name."""
-    import halfbyte
-
-    if path.is_dir():
-        return halfbyte.open_safetensors(path)
-    with path.open("rb") as file:
-        is_gguf = file.read(4) == b"GGUF"
-    if not is_gguf and path.name.endswith((".safetensors", ".json")):
-        return halfbyte.open_safetensors(path)
-    return halfbyte.open_gguf(path)
 
 
 def existing(path: str) -> Path:
