@@ -52,6 +52,7 @@ from halfbyte.targets import (
     threads,
     use_target,
 )
+from halfbyte.verification import Verification, verify
 
 if _typing.TYPE_CHECKING:
     from halfbyte.torch.accelerate import accelerate as accelerate
@@ -84,6 +85,7 @@ __all__ = [
     "Tokenizer",
     "TruncatedFileError",
     "UnsupportedError",
+    "Verification",
     "Weight",
     "__version__",
     "attention",
@@ -110,6 +112,7 @@ __all__ = [
     "threads",
     "use_onednn",
     "use_target",
+    "verify",
 ]
 
 # What takes an extra is imported when it is asked for. It is not in __all__: a star

@@ -32,6 +32,7 @@ COMMANDS = (
     "chat",
     "inspect",
     "lineage",
+    "verify",
     "tokenize",
     "perplexity",
     "bench",

@@ -56,7 +56,7 @@ MODULES: dict[str, set[str]] = {
     "stores": {"choice"},
     "names": {"hub", "stores"},
     "model": {"ops", "files", "template", "names"},
-    "": {"model", "lattice", "reference", "torch"},  # torch when it is asked for
+    "": {"verification", "lattice", "reference", "torch"},  # torch when it is asked for
     "torch": {"formats"},
     "transformers": {""},
     "demo": set(),
@@ -69,6 +69,9 @@ MODULES: dict[str, set[str]] = {
     "traces": {"modules", "lattice", "choice"},
     "_svg": set(),
     "evidence": {"_svg", "traces"},
+    "contents": {"files"},
+    "agreement": {"model"},
+    "verification": {"agreement", "contents", "identity", "choice"},
     "lineage": {"evidence", "hints", "identity"},
     "cli": {"", "demo", "doctor", "bench", "lineage"},
     "__main__": {"cli"},

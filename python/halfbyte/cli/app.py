@@ -18,6 +18,7 @@ from halfbyte.cli import (
     perplexity,
     run,
     tokenize,
+    verify,
 )
 
 __all__ = ["app"]
@@ -67,6 +68,9 @@ app.command(epilog=inspect.EXAMPLES, short_help="Show what is in a model file.")
 app.command(
     epilog=lineage.EXAMPLES, short_help="Tell whether weights were trained for 4 bits."
 )(lineage.lineage)
+app.command(
+    epilog=verify.EXAMPLES, short_help="Check that a model is whole, and what it says."
+)(verify.verify)
 app.command(epilog=tokenize.EXAMPLES, short_help="Split a text into tokens.")(
     tokenize.tokenize
 )

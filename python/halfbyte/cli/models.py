@@ -26,6 +26,7 @@ __all__ = [
     "is_model_path",
     "open_model",
     "read_stdin",
+    "read_text",
     "sampling",
     "split_positionals",
     "stats_dict",
@@ -107,6 +108,17 @@ def read_stdin() -> str:
     if not text:
         raise UsageError("stdin: no text")
     return text.removesuffix("\n").removesuffix("\r")
+
+
+def read_text(name: str) -> str:
+    """Read a file, or stdin if it is called ``-``."""
+    if name == "-":
+        return read_stdin()
+    path = existing(name)
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 at byte {error.start}") from None
 
 
 def find(model: str | None, *, quiet: bool = False) -> Path:
