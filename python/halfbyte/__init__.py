@@ -52,11 +52,11 @@ from halfbyte.targets import (
     threads,
     use_target,
 )
-from halfbyte.verification import Verification, verify
 
 if _typing.TYPE_CHECKING:
     from halfbyte.torch.accelerate import accelerate as accelerate
     from halfbyte.torch.accelerate import restore as restore
+    from halfbyte.verification import Verification, verify
 
 __all__ = [
     "ArgumentError",
@@ -115,11 +115,13 @@ __all__ = [
     "verify",
 ]
 
-# What takes an extra is imported when it is asked for. It is not in __all__: a star
-# import must not need it.
+# What takes an extra, or is seldom used, is imported when it is asked for. The former is
+# not in __all__: a star import must not need it.
 _LAZY = {
     "accelerate": "halfbyte.torch.accelerate",
     "restore": "halfbyte.torch.accelerate",
+    "Verification": "halfbyte.verification",
+    "verify": "halfbyte.verification",
 }
 
 
