@@ -115,8 +115,8 @@ __all__ = [
     "verify",
 ]
 
-# What takes an extra, or is seldom used, is imported when it is asked for. The former is
-# not in __all__: a star import must not need it.
+# What takes an extra, or is seldom used, is imported when it is asked for. The former
+# is not in __all__: a star import must not need it.
 _LAZY = {
     "accelerate": "halfbyte.torch.accelerate",
     "restore": "halfbyte.torch.accelerate",

@@ -14,11 +14,12 @@ text { font: 12px system-ui, sans-serif; fill: #6e7781; }
 .head { font-size: 14px; font-weight: 600; fill: #57606a; }
 .faint { font-size: 11px; }
 rect, circle { fill: #8c959f; }
-line, polyline { stroke: #8c959f; stroke-opacity: 0.6; fill: none; }
+line { stroke: #8c959f; stroke-opacity: 0.6; }
+line.first, line.second { stroke-opacity: 1; stroke-width: 2; }
 .first { fill: #1f883d; }
 .second { fill: #bc4c00; }
-line.first, polyline.first { stroke: #1f883d; stroke-opacity: 1; stroke-width: 2; fill: none; }
-line.second, polyline.second { stroke: #bc4c00; stroke-opacity: 1; stroke-width: 2; fill: none; }
+line.first { stroke: #1f883d; }
+line.second { stroke: #bc4c00; }
 .pale { fill-opacity: 0.25; }
 @media (prefers-color-scheme: dark) {
   text { fill: #9198a1; }
@@ -26,8 +27,8 @@ line.second, polyline.second { stroke: #bc4c00; stroke-opacity: 1; stroke-width:
   rect, circle { fill: #656c76; }
   .first { fill: #3fb950; }
   .second { fill: #f0883e; }
-  line.first, polyline.first { stroke: #3fb950; fill: none; }
-  line.second, polyline.second { stroke: #f0883e; fill: none; }
+  line.first { stroke: #3fb950; }
+  line.second { stroke: #f0883e; }
 }
 """
 

@@ -125,7 +125,7 @@ def same_tokens(model: Model, reference: Model, text: str) -> bool:
 def _positions(
     model: Model, reference: Model, ids: Sequence[int]
 ) -> Iterator[NDArray[np.float64]]:
-    """Yield rows of: divergence, whether the likeliest are one, log p of what follows."""
+    """Yield rows: divergence, whether the likeliest are one, log p of what follows."""
     length = min(_WINDOW, model.context, reference.context)
     sessions = model.session(), reference.session()
     for start in range(0, len(ids), length):

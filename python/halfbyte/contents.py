@@ -1,6 +1,6 @@
 # python/halfbyte/contents.py
 # SPDX-License-Identifier: Apache-2.0
-"""Every byte of a file's tensors, looked at: what is no number, what was never written."""
+"""Every byte of a file's tensors: what is no number, what was never written."""
 
 from __future__ import annotations
 

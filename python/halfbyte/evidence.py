@@ -1,6 +1,6 @@
 # python/halfbyte/evidence.py
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers that a verdict on a file's lineage rests on, as lines and as a picture."""
+"""The numbers that a verdict on lineage rests on, as lines and as a picture."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def draw(title: str, reason: str, tensors: Sequence[TensorTrace]) -> str:
 
 
 def _draw_evidence(picture: Picture, y: float, line: Evidence) -> None:
-    """A dot for each tensor on an axis from 0 to 1; what is beyond is drawn at its end."""
+    """A dot for each tensor on an axis from 0 to 1; what is beyond is at its end."""
     picture.text(_LEFT - 16, y + 4, f"{line.kind}: {line.what}", anchor="end")
     picture.line(_LEFT, y, _LEFT + _SCALE, y)
     for tick in (0, 1):
