@@ -33,7 +33,7 @@ from halfbyte.identity import (
     tensor_hashes,
     tensors_digest,
 )
-from halfbyte.traces import TensorTrace, traces
+from halfbyte.traces import TensorTrace, fours, traces
 
 __all__ = ["Evidence", "Hint", "Lineage", "TensorTrace", "Verdict", "lineage"]
 
@@ -41,9 +41,12 @@ __all__ = ["Evidence", "Hint", "Lineage", "TensorTrace", "Verdict", "lineage"]
 # value, and for files that another tool touched.
 _ORDINARY = 0.995
 # Levels of +-4 for each of +-3 and +-5, in blocks whose largest weight has the sign of
-# which there are fewest. None of trained weights, as their largest positive level is 7;
-# about 1 of others, whatever their tails, as their levels are spread evenly enough.
-_TRAINED, _UNTRAINED = 0.3, 0.7
+# which there are fewest. None of trained weights where the largest is a +7; where it is
+# +6 or less there are some: 0.2 in matrices trained in the tests. About 1 of others,
+# whatever their tails, as their levels are spread evenly enough. All matrices together
+# have to be on one side, and none on the other: the fewest levels that count give a
+# deviation of 0.09, five of which are between 0.55 and 1.
+_TRAINED, _BETWEEN, _UNTRAINED = 0.4, 0.55, 0.7
 _ON, _OFF = 0.999, 0.01  # of the groups, on the lattice and off it
 # Share of the groups whose step is no float16 number. Trained steps are not in 2 to 10 %
 # of them; those of a file that was packed once never are.
@@ -212,14 +215,18 @@ def _judge_blocks(traces: Sequence[TensorTrace]) -> tuple[Verdict, str]:
             "not packed by the ordinary quantizer: by the lattice of trained weights, or "
             "by a search for steps, which leaves the same traces"
         )
-    shares = [t.fours for t in traces if t.fours is not None]
-    if not shares:
+    telling = [t for t in traces if t.fours is not None]
+    if not telling:
         return Verdict.UNKNOWN, "packed by the ordinary quantizer; too few weights"
-    if max(shares) < _TRAINED:
+    shares = [t.fours for t in telling if t.fours is not None]
+    together = fours(
+        [sum(column) for column in zip(*(t.levels for t in telling), strict=True)]
+    )
+    if max(shares) < _BETWEEN and together < _TRAINED:
         return Verdict.REQUANTIZED, (
             "packed by the ordinary quantizer from weights that were on a 4-bit lattice"
         )
-    if min(shares) > _UNTRAINED:
+    if min(shares) > _BETWEEN and together > _UNTRAINED:
         return Verdict.PTQ, (
             "packed by the ordinary quantizer from weights on no 4-bit lattice"
         )

@@ -7,6 +7,7 @@ Counted, not judged: `halfbyte.lineage` does that.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from halfbyte.files import File, TensorInfo
 from halfbyte.lattice import Group, recover
 from halfbyte.modules import CODES, SCALES, Codes, Module, codes_of, modules_of
 
-__all__ = ["TensorTrace", "traces"]
+__all__ = ["TensorTrace", "fours", "traces"]
 
 Levels = NDArray[np.int8]  # (blocks, weights of a block)
 Mask = NDArray[np.bool_]
@@ -26,7 +27,7 @@ _GROUP = 32
 _Q4_0_BYTES, _TQ2_0_BYTES = 18, 66  # of a block
 _ROWS = 32  # of a matrix that are looked at
 _FEWEST = 256  # blocks of 32 weights in a tensor that say anything
-_FEWEST_BESIDE = 400  # of +-3 and +-5: a ratio of 0.7 is then six deviations from 0.3
+_FEWEST_BESIDE = 400  # of +-3 and +-5: a ratio of 1 has a deviation of 0.09 then
 
 
 @dataclass(frozen=True)
@@ -167,13 +168,13 @@ def _trace(
     live = np.logical_and(steps != 0, (levels != 0).any(axis=1))
     if live.sum() * levels.shape[1] < _FEWEST * _GROUP:
         return None
-    lattice = finer = fours = None
+    lattice = finer = share = None
     if groups is not None:
         on = np.not_equal(groups, Group.OFF)
         lattice, finer = _share(on, live), _share(groups == Group.LEVELS, live & on)
     counts = _magnitudes(levels[live], half)
     if half == 8 and levels.shape[1] == _GROUP:
-        fours, counts = _fewest_fours(levels, steps, live, counts)
+        share, counts = _fewest_fours(levels, steps, live, counts)
     high = np.abs(levels) >= half - 1
     return TensorTrace(
         name,
@@ -185,7 +186,7 @@ def _trace(
         full=_share(high.any(axis=1), live),
         ends=float(high[live].mean()),
         negative=_share(steps < 0, live),
-        fours=fours,
+        fours=share,
         levels=tuple(counts.tolist()),
     )
 
@@ -204,10 +205,24 @@ def _fewest_fours(
     found = []
     for sign in (steps < 0, steps > 0):
         own = _magnitudes(levels[live & sign], 8)
-        beside = int(own[3] + own[5])
-        if beside >= _FEWEST_BESIDE:
-            found.append((2 * int(own[4]) / beside, own))
+        if own[3] + own[5] >= _FEWEST_BESIDE:
+            found.append((fours(own.tolist()), own))
     return min(found, key=lambda pair: pair[0]) if found else (None, counts)
+
+
+def fours(counts: Sequence[int]) -> float:
+    """Levels of +-4 for each of +-3 and +-5.
+
+    Parameters
+    ----------
+    counts : sequence of int
+        How many weights have a level of each magnitude; some of 3 or 5.
+
+    Returns
+    -------
+    float
+    """
+    return 2 * counts[4] / (counts[3] + counts[5])
 
 
 def _magnitudes(levels: Levels, half: int) -> NDArray[np.int64]:

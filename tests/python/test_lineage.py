@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -32,6 +33,11 @@ from test_lattice import bf16, trained
 F32 = NDArray[np.float32]
 CASES = 100
 N, K = 32, 1024  # 1024 groups a file
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 def untrained(seed: int) -> F32:
@@ -109,11 +115,12 @@ def write_gguf(
     *matrices: NDArray[np.uint8],
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.Q4_0,
     keys: Mapping[str, str] | None = None,
+    backwards: bool = False,
 ) -> halfbyte.File:
     writer = gguf.GGUFWriter(path, "gemma4")
     for key, value in (keys or {}).items():
         writer.add_string(key, value)
-    for i, packed in enumerate(matrices):
+    for i, packed in list(enumerate(matrices))[:: -1 if backwards else 1]:
         writer.add_tensor(f"blk.{i}.ffn_up.weight", packed, raw_dtype=kind)
     writer.add_tensor("output_norm.weight", np.ones(K, np.float32))
     writer.write_header_to_file()
@@ -134,6 +141,47 @@ def write_bf16(path: Path, *matrices: F32) -> halfbyte.File:
     tensors["model.vision_tower.x.weight"] = other.clone()
     save_file(tensors, path)
     return halfbyte.open_safetensors(path)
+
+
+@functools.cache
+def by_gradients(seed: int, *, packed: bool = True) -> F32:
+    """A layer trained to give what another one gives, in 4 bits or in float.
+
+    Weights and the logarithms of steps follow the gradient as if rounding were not
+    there; steps begin at the least squared error.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randn(N, 256, generator=generator) * 0.05
+    w = target + 0.02 * torch.randn(N, 256, generator=generator)
+    w = w.view(-1, 32).requires_grad_()
+    log_step = first_steps(w.detach()).log().requires_grad_()
+    optimizer = torch.optim.Adam([w, log_step], lr=2e-3)
+    for _ in range(40):
+        x = torch.randn(64, 256, generator=generator)
+        used = straight_through(w, log_step.exp()) if packed else w
+        loss = ((x @ (used.view(N, -1) - target).T) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    used = straight_through(w, log_step.exp()) if packed else w
+    return used.detach().view(N, -1).bfloat16().float().numpy()
+
+
+def first_steps(w: torch.Tensor) -> torch.Tensor:
+    tried = w.abs().amax(1, keepdim=True) / 8 * torch.linspace(0.55, 1.2, 14)
+    levels = (w[:, :, None] / tried[:, None]).round().clamp(-8, 7)
+    error = (levels * tried[:, None] - w[:, :, None]).square().sum(1)
+    return tried.gather(1, error.argmin(1, keepdim=True))
+
+
+def straight_through(w: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """step * level, with gradients for weights and for steps."""
+    ratio = w / step
+    levels = ratio.round().clamp(-8, 7)
+    inside = (ratio > -8.5) & (ratio < 7.5)
+    slope = torch.where(inside, levels - ratio, levels).detach()
+    passed = w - w.detach() + slope * (step - step.detach())
+    return (levels * step).detach() + passed
 
 
 Tensors = dict[str, torch.Tensor]
@@ -204,6 +252,34 @@ def on_lattice(seed: int) -> F32:
 
 KINDS: dict[str, tuple[Verdict, Callable[[Path, int], halfbyte.File]]] = {
     "bf16, trained": (Verdict.QAT, lambda p, i: write_bf16(p, on_lattice(i))),
+    "bf16, trained by gradients": (
+        Verdict.QAT,
+        lambda p, i: write_bf16(p, by_gradients(i)),
+    ),
+    "bf16, trained by gradients in float": (
+        Verdict.OTHER,
+        lambda p, i: write_bf16(p, by_gradients(i, packed=False)),
+    ),
+    "Q4_0, trained by gradients": (
+        Verdict.REQUANTIZED,
+        lambda p, i: write_gguf(p, q4_0(by_gradients(i))),
+    ),
+    "Q4_0, trained by gradients in float": (
+        Verdict.PTQ,
+        lambda p, i: write_gguf(p, q4_0(by_gradients(i, packed=False))),
+    ),
+    "Q4_0 by importance, trained by gradients": (
+        Verdict.UNKNOWN,
+        lambda p, i: write_gguf(p, by_importance(by_gradients(i), i)),
+    ),
+    "Q4_0 by importance, trained by gradients in float": (
+        Verdict.UNKNOWN,
+        lambda p, i: write_gguf(p, by_importance(by_gradients(i, packed=False), i)),
+    ),
+    "bf16, trained by gradients and shuffled": (
+        Verdict.OTHER,
+        lambda p, i: write_bf16(p, shuffled(by_gradients(i), i)),
+    ),
     "bf16, other": (Verdict.OTHER, lambda p, i: write_bf16(p, untrained(i))),
     "bf16, half of each": (
         Verdict.UNKNOWN,
@@ -267,6 +343,12 @@ KINDS: dict[str, tuple[Verdict, Callable[[Path, int], halfbyte.File]]] = {
     "mobile by a search, or trained": (
         Verdict.UNKNOWN,
         lambda p, i: write_tensors(p, as_mobile(per_row(untrained(i), 0.6))),
+    ),
+    "mobile, cut off at -7 and 7": (
+        Verdict.UNKNOWN,
+        lambda p, i: write_tensors(
+            p, as_mobile(np.clip(per_row(untrained(i), 0.5), -7, 7))
+        ),
     ),
     "mobile, two bits": (
         Verdict.UNKNOWN,
@@ -396,6 +478,8 @@ def test_hashes_of_tensors_outlive_new_metadata(tmp_path: Path) -> None:
         write_gguf(tmp_path / "b.gguf", *matrices, keys={"general.name": "new"}),
         hash=True,
     )
+    backwards = write_gguf(tmp_path / "d.gguf", *matrices, backwards=True)
+    assert lineage(backwards, hash=True).tensors_sha256 == first.tensors_sha256
     third = lineage(write_gguf(tmp_path / "c.gguf", *matrices[::-1]), hash=True)
     assert first.identity.sha256 != other.identity.sha256
     assert first.tensors_sha256 == other.tensors_sha256 != third.tensors_sha256
