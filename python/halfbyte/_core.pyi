@@ -73,14 +73,21 @@ def attention(
 ) -> None:
     """Write the attention of `q` to `k` and `v` to `out`; a window of 0 is none."""
 
-def formats() -> list[tuple[str, int, int, int, bool, bool]]:
-    """Name, type id, weights a block, bytes a block, writable: of each format."""
+def formats() -> list[tuple[str, int, int, int, bool, bool, bool]]:
+    """The fields of `halfbyte.FormatInfo`, of each format."""
 
-def quantize(x: _F32, format: str, threads: int) -> tuple[_U8, _F32]:
+def quantize(
+    x: _F32, format: str, quantizer: str, importance: _F32 | None, threads: int
+) -> tuple[_U8, _F32]:
     """Pack the rows of `x`; the second item has their scales, if the format does."""
 
-def recover_lattice(bits: NDArray[np.uint16], threads: int) -> tuple[_U8, _U8]:
-    """Q4_0 blocks of bf16 bits, and what each group of 32 is."""
+def recover_lattice(
+    bits: NDArray[np.uint16], format: str, threads: int
+) -> tuple[_U8, _F32, _U8]:
+    """Blocks of bf16 bits, scales of rows, and what each group is."""
+
+def repair_lattice(blocks: _U8, k: int, threads: int) -> tuple[_U8, _U8]:
+    """Q4_0 blocks of rows of k weights, repaired, and what was done with each."""
 
 @final
 class Weight:
@@ -208,6 +215,9 @@ class File:
     def tensor_bytes(self, index: int) -> _U8:
         """Bytes of a tensor, read-only, where the file maps them."""
 
+    def read(self, index: int, begin: int, out: _U8) -> None:
+        """Fill `out` with bytes of a tensor by reading the file."""
+
 def open_gguf(path: str | bytes) -> File:
     """Open a GGUF file."""
 
@@ -303,8 +313,12 @@ class Model:
         quantize: str | None,
         progress: Callable[[int, int], None] | None,
         threads: int,
+        runs: bool,
     ) -> Model:
-        """Load a GGUF file or a directory; context 0: what it was made for."""
+        """Load a GGUF file or a directory; context 0: what it was made for.
+
+        Unless it `runs`, it need not fit into memory.
+        """
 
     @property
     def config(self) -> dict[str, Any]:

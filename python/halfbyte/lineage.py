@@ -87,6 +87,9 @@ class Lineage:
     path: str
     verdict: Verdict
     reason: str
+    by_weights: Verdict
+    """What the weights say, whatever the hash does. Google's own Q4_0 files were packed by
+    the ordinary quantizer: ``qat`` by their hash, ``qat-requantized`` by their weights."""
     identity: Identity
     hints: tuple[Hint, ...]
     """Metadata, which anybody can write: never part of the verdict."""
@@ -152,12 +155,15 @@ def lineage(
         source = opened
     identity = identify(source.paths, hash=hash, progress=progress)
     found = traces(source)
-    verdict, reason = _of(identity.known) if identity.known else _judge(found)
+    verdict, reason = by_weights, _ = _judge(found)
+    if identity.known is not None:
+        verdict, reason = _of(identity.known)
     hashes = list(tensor_hashes(source, progress=progress)) if hash else None
     return Lineage(
         source.paths[0],
         verdict,
         reason,
+        by_weights,
         identity,
         hints(source),
         found,
@@ -177,7 +183,9 @@ def _opened(path: PathLike, hash: bool, progress: Progress | None) -> File | Lin
         identity = identify([name], hash=hash, progress=progress)
         if identity.known is None:
             raise
-        return Lineage(name, *_of(identity.known), identity, (), (), None, None)
+        verdict, reason = _of(identity.known)
+        unknown = Verdict.UNKNOWN
+        return Lineage(name, verdict, reason, unknown, identity, (), (), None, None)
 
 
 def _of(known: KnownFile) -> tuple[Verdict, str]:

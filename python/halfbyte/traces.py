@@ -18,7 +18,7 @@ from halfbyte.files import File, TensorInfo
 from halfbyte.lattice import Group, recover
 from halfbyte.modules import CODES, SCALES, Codes, Module, codes_of, modules_of
 
-__all__ = ["TensorTrace", "fours", "traces"]
+__all__ = ["TensorTrace", "fours", "is_trained_kind", "traces"]
 
 Levels = NDArray[np.int8]  # (blocks, weights of a block)
 Mask = NDArray[np.bool_]
@@ -88,6 +88,16 @@ def traces(file: File) -> tuple[TensorTrace, ...]:
     return tuple(trace for trace in found if trace is not None)
 
 
+def is_trained_kind(tensor: TensorInfo) -> bool:
+    """Whether a tensor is one that training for Q4_0 is about, packed or not."""
+    is_kind = tensor.format in ("q4_0", "bf16") and _may_be_trained(tensor.name)
+    return is_kind and _has_groups(tensor)
+
+
+def _has_groups(tensor: TensorInfo) -> bool:
+    return len(tensor.shape) >= 2 and tensor.shape[-1] % _GROUP == 0
+
+
 def _may_be_trained(name: str) -> bool:
     return "router" not in name and not is_encoder_tensor(name)
 
@@ -98,7 +108,7 @@ def _rows(n: int) -> NDArray[np.int64]:
 
 def _of_blocks(file: File, tensor: TensorInfo) -> TensorTrace | None:
     """Trace of a matrix in bfloat16, Q4_0 or TQ2_0."""
-    if len(tensor.shape) < 2 or tensor.shape[-1] % _GROUP:
+    if not _has_groups(tensor):
         return None
     if tensor.format == "bf16":
         found = recover(file.weight(tensor.name).dequantize(_rows(_height(tensor))))

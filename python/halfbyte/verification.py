@@ -19,12 +19,11 @@ from halfbyte.errors import (
     ArgumentError,
     FormatError,
     ModelError,
-    OutOfMemoryError,
     UnsupportedError,
 )
 from halfbyte.files import PathLike, open_file
 from halfbyte.identity import Identity, identify
-from halfbyte.model import Model, load
+from halfbyte.model import Model, examine, load
 
 __all__ = ["Verification", "verify"]
 
@@ -229,10 +228,10 @@ def _check_hash(path: Path, sha256: str, progress: Done | None) -> Verification:
 
 
 def _model(path: Path) -> tuple[Model | None, list[str], list[str]]:
-    """Load a model without repacking it. Or tell what is wrong, or why that is unknown."""
+    """Open the model of a file. Or tell what is wrong with it, or why that is unknown."""
     try:
-        return load(path, repack="never", activations="auto"), [], []
-    except (UnsupportedError, OutOfMemoryError, FileNotFoundError) as error:
+        return examine(path), [], []
+    except (UnsupportedError, FileNotFoundError) as error:
         return None, [], [f"not checked as a model: {error}"]
     except (ModelError, FormatError) as error:
         return None, [str(error)], []

@@ -31,6 +31,8 @@ COMMANDS = (
     "run",
     "chat",
     "inspect",
+    "convert",
+    "repair",
     "lineage",
     "verify",
     "tokenize",

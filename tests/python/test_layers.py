@@ -56,7 +56,8 @@ MODULES: dict[str, set[str]] = {
     "stores": {"choice"},
     "names": {"hub", "stores"},
     "model": {"ops", "files", "template", "names"},
-    "": {"verification", "lattice", "reference", "torch"},  # torch when it is asked for
+    # Some when they are asked for.
+    "": {"verification", "lattice", "reference", "conversion", "torch"},
     "torch": {"formats"},
     "transformers": {""},
     "demo": set(),
@@ -73,7 +74,9 @@ MODULES: dict[str, set[str]] = {
     "agreement": {"model"},
     "verification": {"agreement", "contents", "identity", "choice"},
     "lineage": {"evidence", "hints", "identity"},
-    "cli": {"", "demo", "doctor", "bench", "lineage"},
+    "imatrix": {"files"},
+    "conversion": {"model", "lattice", "lineage", "imatrix"},
+    "cli": {"", "conversion", "demo", "doctor", "bench", "lineage"},
     "__main__": {"cli"},
 }
 OVER_CORE = {

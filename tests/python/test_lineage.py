@@ -24,6 +24,7 @@ import pytest
 import torch
 from gguf.quants import quantize
 from halfbyte import identity
+from halfbyte.conversion import repair
 from halfbyte.identity import KnownFile
 from halfbyte.lineage import Lineage, Verdict, lineage
 from numpy.typing import NDArray
@@ -442,6 +443,17 @@ def test_a_known_hash_decides(
     assert found.identity.known == entry
     assert found.identity.as_large_as is None
     assert found.tensors  # the evidence is shown all the same
+    assert found.by_weights is Verdict.REQUANTIZED
+
+
+def test_a_published_file_can_be_repaired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.gguf"
+    write_gguf(path, q4_0(on_lattice(1)))
+    publish(monkeypatch, path)
+    assert lineage(path).verdict is Verdict.QAT
+    assert repair(path).restored > 0
 
 
 @pytest.mark.parametrize("sha256", [None, "0" * 64])

@@ -12,10 +12,12 @@ import typer
 from halfbyte.cli import (
     bench,
     chat,
+    convert,
     doctor,
     inspect,
     lineage,
     perplexity,
+    repair,
     run,
     tokenize,
     verify,
@@ -65,6 +67,13 @@ app.command(epilog=chat.EXAMPLES, short_help="Talk with a model.")(chat.chat)
 app.command(epilog=inspect.EXAMPLES, short_help="Show what is in a model file.")(
     inspect.inspect
 )
+app.command(epilog=convert.EXAMPLES, short_help="Write a model in another format.")(
+    convert.convert
+)
+app.command(
+    epilog=repair.EXAMPLES,
+    short_help="Put requantized weights back on their lattice.",
+)(repair.repair)
 app.command(
     epilog=lineage.EXAMPLES, short_help="Tell whether weights were trained for 4 bits."
 )(lineage.lineage)
