@@ -26,6 +26,7 @@ _KEYS = {
     "general.base_model.0.repo_url": None,
     "general.repo_url": None,
     "general.quantized_by": "packed by somebody else; official files have no such key",
+    "halfbyte.repaired": "trained levels, as far as a requantized file still told them",
     "quantize.imatrix.file": "packed with an importance matrix; official files are not",
 }
 _ROLES = {"token_embd.weight": "embedding", "per_layer_token_embd.weight": "PLE table"}

@@ -4,6 +4,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,8 @@ import pytest
 import tiny
 import torch
 from test_lattice import trained
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def on_lattice(name: str) -> Any:
@@ -60,3 +66,24 @@ def test_the_other_side_is_the_ordinary_quantizer(tmp_path: Path) -> None:
         got = file.weight(tensor.name).dequantize()
         np.testing.assert_array_equal(got, weight.reshape(got.shape))
     assert packed == 6 * (4 + 3 + 2) - 2  # full layers have no matrix for values
+
+
+def test_the_scripts_print_tables(tmp_path: Path) -> None:
+    source, text = tmp_path / "source", tmp_path / "text.txt"
+    tiny.save_hf(on_lattice("e2b"), source, dtype=torch.bfloat16)
+    text.write_text("the end of the line and the start of the other one")
+    words = [source, "--text", text, "--tokens", "9", "--json", tmp_path / "kept.json"]
+    out = run("lattice.py", *words, "--work", tmp_path)
+    assert out.splitlines()[0].split()[:3] == ["Q4_0", "by", "KL"]
+    kept = json.loads((tmp_path / "kept.json").read_text())
+    assert kept["gguf"]["positions"] == kept["lattice"]["positions"] == 9
+    ratio = kept["gguf"]["kl_mean"] / kept["lattice"]["kl_mean"]
+    assert out.endswith(f"the lattice is {ratio:,.0f} times nearer\n")
+    assert list(tmp_path.glob("tmp*")) == []  # the copy is gone
+    out = run("lineage.py", source / "model.safetensors", "--rounds", "1")
+    assert re.search(r": qat\n.*\nthe weights +\d+\.\d\d .*\nthe hash ", out)
+
+
+def run(script: str, *words: object) -> str:
+    line = [sys.executable, str(BENCHMARKS / script), *map(str, words)]
+    return subprocess.run(line, check=True, capture_output=True, text=True).stdout

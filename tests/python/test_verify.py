@@ -13,6 +13,7 @@ from typing import Any
 
 import gguf
 import halfbyte
+import mobile
 import numpy as np
 import pytest
 import tiny
@@ -84,6 +85,24 @@ def test_every_weight_that_is_no_number_is_found(packed: Path, tmp_path: Path) -
         "tensor 'output_norm.weight': weight 0, 17 is -inf; expected finite numbers",
         "tensor 'token_embd.weight': weight 9, 0 is nan; expected finite numbers",
     ]
+
+
+def test_scales_of_mobile_checkpoints_are_looked_at(tmp_path: Path) -> None:
+    """By the loader, and as the numbers that they are."""
+    reference = mobile.build("e2b")
+    # What is never read is no number in these files.
+    dead = {n: None for n, t in mobile.tensors(reference).items() if t.isnan().any()}
+    whole = mobile.save(reference, tmp_path / "whole", "e2b", replace=dead)
+    assert halfbyte.verify(whole).problems == ()
+    name = mobile.ROOT + "layers.2.mlp.up_proj.weight_scale"
+    scales = mobile.tensors(reference)[name].clone()
+    scales[3] = torch.nan
+    changed = {**dead, name: scales}
+    wrong = mobile.save(reference, tmp_path / "wrong", "e2b", replace=changed)
+    loader, contents = halfbyte.verify(wrong).problems
+    assert name in loader
+    assert "nan at index 3" in loader
+    assert contents == f"tensor {name!r}: weight 3, 0 is nan; expected finite numbers"
 
 
 def test_large_floats_are_no_problem(tmp_path: Path) -> None:
