@@ -84,6 +84,9 @@ def _identity_line(identity: Identity) -> str:
         return f"{identity.known.of}: {identity.known.name}, by its SHA-256"
     if identity.sha256 is not None:
         return f"sha256 {identity.sha256}"
+    if identity.as_large_as is not None:
+        alike = identity.as_large_as
+        return f"as large as {alike.of}: {alike.name}, of which no hash is known"
     return "not hashed: no published file is as large"
 
 
@@ -126,8 +129,7 @@ def verify(
         A model that should compute the same, such as the checkpoint that this one was
         packed from.
     text : str, optional
-        What both are run on; some passages of prose, dialogue,
-        lists and code by default.
+        What both are run on; some passages of prose, dialogue, lists and code by default.
     greedy : int
         Tokens that both go on with after the beginning of the text.
     max_kl : float

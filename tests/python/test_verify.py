@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from halfbyte import identity
 from halfbyte.agreement import compare
 from halfbyte.files import open_file
 
@@ -202,6 +203,24 @@ def test_the_hash_comes_first(packed: Path, tmp_path: Path) -> None:
         halfbyte.verify(packed, sha256="abc")
     with pytest.raises(halfbyte.ArgumentError, match="one file"):
         halfbyte.verify(tmp_path, sha256=wrong)
+
+
+def test_the_report_names_published_files(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest, size = (
+        hashlib.sha256(packed.read_bytes()).hexdigest(),
+        packed.stat().st_size,
+    )
+    told = {
+        None: "as large as us/model: m, of which no hash is known",
+        "0" * 64: f"sha256 {digest}",
+        digest: "us/model: m, by its SHA-256",
+    }
+    for sha256, words in told.items():
+        entry = identity.KnownFile("official", "us/model", "m", size, sha256)
+        monkeypatch.setattr(identity, "_known_files", lambda known=entry: (known,))
+        assert f"identity     {words}\n" in str(halfbyte.verify(packed))
 
 
 # --- Two models --------------------------------------------------------------------
