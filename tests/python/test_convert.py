@@ -15,6 +15,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -336,9 +337,8 @@ def test_the_vocabulary_of_gemma3(
 def test_what_files_beside_the_weights_say(tmp_path: Path) -> None:
     template = "{{ bos_token }}{% for m in messages %}<|turn>{{ m['role'] }}"
     out = tmp_path / "out.gguf"
-    folder = tiny.save_hf(
-        tiny.build("12b", wide=True), tmp_path / "Model 12B", dtype=torch.bfloat16
-    )
+    cached = tmp_path / "models--owner--Model-12B" / "snapshots" / "0badcafe"
+    folder = tiny.save_hf(tiny.build("12b", wide=True), cached, dtype=torch.bfloat16)
     generation = {
         "temperature": 0.75,
         "top_k": 64,
@@ -354,7 +354,7 @@ def test_what_files_beside_the_weights_say(tmp_path: Path) -> None:
     assert found._core.chat_template == template
     assert found.tokenizer._core.eog == want.tokenizer._core.eog
     written = keys(out)
-    assert written["general.name"] == "Model 12B"
+    assert written["general.name"] == "Model-12B"
     assert written["general.sampling.top_k"] == 64
     assert written["tokenizer.ggml.suppress_tokens"] == [300, 301]
     assert written["tokenizer.ggml.eot_token_id"] == 6
@@ -496,22 +496,30 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.usefixtures("target")
-def test_the_bytes_depend_on_nothing_else(
-    threads: int, saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither on threads, nor the instruction set, nor how tensors are cut."""
-    want = tmp_path / "want.gguf"
-    # Half of the matrices are on the lattice, half are not, as the other ones' rounding.
-    for folder in (saved("26b"), saved("e2b", on=False)):
+def same_bytes(folders: list[Path], tmp_path: Path, threads: int) -> None:
+    """Convert in one thread and in others, with the target of the test."""
+    want, out = tmp_path / "want.gguf", tmp_path / "out.gguf"
+    for folder in folders:
         with halfbyte.use_target(halfbyte.cpu_targets()[0]):
             first = halfbyte.convert(folder, want, threads=1)
-        with monkeypatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(stream, "PIECE_BYTES", SMALL * threads)
-            again = halfbyte.convert(folder, tmp_path / "out.gguf", threads=threads)
-        assert (tmp_path / "out.gguf").read_bytes() == want.read_bytes()
+            again = halfbyte.convert(folder, out, threads=threads)
+        assert out.read_bytes() == want.read_bytes()
         assert again.tensors == first.tensors
+
+
+@pytest.mark.usefixtures("target")
+def test_the_bytes_depend_on_no_target(saved: Save, tmp_path: Path) -> None:
+    """On the lattice and off it."""
+    same_bytes([saved("26b"), saved("12b", on=False)], tmp_path, threads=2)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 8])
+def test_the_bytes_depend_on_no_threads(
+    threads: int, saved: Save, tmp_path: Path
+) -> None:
+    same_bytes([saved("e2b"), saved("26b", on=False)], tmp_path, threads)
 
 
 def test_what_it_says(saved: Save, tmp_path: Path) -> None:
@@ -541,6 +549,7 @@ def test_what_it_says(saved: Save, tmp_path: Path) -> None:
         "ambiguous",
         "off",
     ]
+    assert report._repr_html_().count("<tr>") == 1 + len(report.roles)
     json.dumps(report.to_dict())
     # What is not everything is not called so.
     almost = conversion.RoleReport("", "", 1, 1, stream.Tally(exact=10**9, off=1))
@@ -658,6 +667,8 @@ def test_options_that_are_none(saved: Save, tmp_path: Path) -> None:
     for option, value in (("format", "q5_k"), ("to", "onnx"), ("quantizer", "luck")):
         with pytest.raises(ArgumentError, match=f"{option}: expected one of .*{value}"):
             halfbyte.convert(saved("e2b"), tmp_path / "out", **{option: value})
+    with pytest.raises(ArgumentError, match="threads: expected 1 to"):
+        halfbyte.convert(saved("e2b"), tmp_path / "out", threads=0)
     with pytest.raises(IsADirectoryError):
         halfbyte.convert(saved("e2b"), tmp_path)
 
@@ -720,6 +731,22 @@ def test_an_interrupted_conversion_goes_on(saved: Save, tmp_path: Path) -> None:
     assert 0 < report.resumed_bytes < report.bytes
     assert first.resumed_bytes == 0
     assert names(out.parent) == ["out.gguf"]
+
+
+@pytest.mark.usefixtures("small")
+def test_threads_end_before_the_file_is_closed(
+    saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would write to a descriptor that may be another file's by then."""
+    alive, real = [], draft.Draft._close
+
+    def close(self: draft.Draft) -> None:
+        alive.append([t.name for t in threading.enumerate() if "convert" in t.name])
+        real(self)
+
+    monkeypatch.setattr(draft.Draft, "_close", close)
+    interrupted(saved("e4b"), tmp_path / "out.gguf", 10)
+    assert alive == [[]]
 
 
 @pytest.mark.usefixtures("small")

@@ -19,6 +19,7 @@ import pytest
 import tiny
 import torch
 from halfbyte import conversion, lattice
+from halfbyte.cli import main
 from halfbyte.errors import ArgumentError, UnsupportedError
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
@@ -214,7 +215,9 @@ def test_mobile_is_loaded(name: str, tmp_path: Path) -> None:
     assert widths[r"embed_tokens_per_layer$"]["num_bits"] == (4 if name == "e2b" else 2)
 
 
-def test_steps_of_activations_are_kept(tmp_path: Path) -> None:
+def test_steps_of_activations_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = tiny.build("e4b", wide=True)
     source = saved(model, tmp_path / "bf16", released=True)
     floats = load_file(source / "model.safetensors")
@@ -222,7 +225,13 @@ def test_steps_of_activations_are_kept(tmp_path: Path) -> None:
     for side, value in (("input", 0.011), ("output", 0.37)):
         floats[f"{base}{side}_activation_scale"] = torch.tensor(value)
     save_file(floats, source / "model.safetensors", metadata={"format": "pt"})
-    made = written(source, tmp_path / "mobile", "mobile")
+    to = ("--to", "safetensors", "--format", "mobile")
+    assert main(["convert", str(source), str(tmp_path / "mobile"), *to]) == 0
+    lacking = len([key for key in floats if key.endswith("proj.weight")])
+    lacking += len([key for key in floats if "per_layer_input_gate" in key])
+    lacking += len([key for key in floats if "per_layer_projection.weight" in key]) - 1
+    assert f"{lacking} linear layers have no input_act" in capsys.readouterr().err
+    made = load_file(tmp_path / "mobile" / "model.safetensors")
     assert made[base + "input_activation_scale"] == torch.tensor(0.011)
     assert made[base + "output_activation_scale"] == torch.tensor(0.37)
     other = base.replace("up_proj", "gate_proj")
@@ -238,10 +247,25 @@ def test_steps_of_activations_are_kept(tmp_path: Path) -> None:
 def test_bf16_is_what_it_was(tmp_path: Path) -> None:
     model = tiny.build("e2b", wide=True)
     source = saved(model, tmp_path / "f32", dtype=torch.float32, shards=3, lm_head=True)
+    (source / "chat_template.jinja").write_bytes(b"")
+    extra = {"model.layers.9999.self_attn.k_proj.weight": torch.ones(2, 32)}
+    index = source / "model.safetensors.index.json"
+    files = json.loads(index.read_text())
+    for key in extra:  # of a layer that the model has not
+        files["weight_map"][key] = "extra.safetensors"
+    index.write_text(json.dumps(files))
+    save_file(extra, source / "extra.safetensors")
+    (source / "README.md").write_text("not a part of the model")
     made = written(source, tmp_path / "bf16", "bf16")
     for key, value in tiny.weights(model).items():
         assert torch.equal(made["model." + key], value.bfloat16())
     assert "lm_head.weight" not in made
+    assert sorted(path.name for path in (tmp_path / "bf16").iterdir()) == [
+        "chat_template.jinja",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
     assert "quantization_config" not in json.loads(
         (tmp_path / "bf16" / "config.json").read_text()
     )
@@ -272,6 +296,53 @@ def test_numbers_are_aligned(tmp_path: Path) -> None:
         sizes = {"I64": 8, "F32": 4, "I32": 4, "BF16": 2, "U8": 1, "I8": 1}
         for tensor in halfbyte.open_safetensors(tmp_path / format).tensors:
             assert tensor.offset % sizes[tensor.type] == 0
+
+
+@pytest.mark.parametrize("quantizer", ["rtn", "mse"])
+@pytest.mark.parametrize("format", ["w4a16-ct", "mobile"])
+def test_no_step_is_negative(format: str, quantizer: str, tmp_path: Path) -> None:
+    """A level of +8 asks for one, and a reader refuses it: such groups are rounded."""
+    bits, group = (mobile_bits, None) if format == "mobile" else (4, 32)
+    model = on_lattice(tiny.build("e4b", wide=True), bits, group)
+    with torch.no_grad():
+        for tensor in model.model.state_dict().values():
+            if tensor.ndim == 2:
+                tensor.neg_()
+    source = saved(model, tmp_path / "bf16", released=True)
+    how = {"to": "safetensors", "format": format, "quantizer": quantizer}
+    report = halfbyte.convert(source, tmp_path / "out", **how)
+    kept = [role.kept for role in report.roles if role.role == "attention"]
+    (tally,) = {tally for tally in kept if tally}
+    assert tally.off > 0
+    assert tally.exact > 0
+    for key, value in load_file(tmp_path / "out" / "model.safetensors").items():
+        if key.endswith("scale"):
+            assert (value >= 0).all()
+    halfbyte.load(tmp_path / "out", threads=1).logits(IDS)
+
+
+def test_what_was_interrupted_is_no_model_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = saved(tiny.build("e4b", wide=True), tmp_path / "bf16")
+    monkeypatch.setattr(conversion.stream, "PIECE_BYTES", 4096)
+    whole, target = tmp_path / "whole", tmp_path / "ct"
+    written(source, whole, "w4a16-ct")
+
+    def stop(done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    how = {"to": "safetensors", "format": "w4a16-ct"}
+    with pytest.raises(KeyboardInterrupt):
+        halfbyte.convert(source, target, progress=stop, **how)
+    with pytest.raises(OSError, match=r"config\.json"):
+        halfbyte.load(target)
+    report = halfbyte.convert(source, target, **how)
+    assert report.resumed_bytes > report.bytes / 4
+    for path in whole.iterdir():
+        assert (target / path.name).read_bytes() == path.read_bytes()
+    assert len(list(target.iterdir())) == len(list(whole.iterdir()))
 
 
 def test_what_is_in_the_way_stays(tmp_path: Path) -> None:

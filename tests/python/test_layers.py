@@ -59,7 +59,7 @@ MODULES: dict[str, set[str]] = {
     # Some when they are asked for.
     "": {"verification", "lattice", "reference", "conversion", "torch"},
     "torch": {"formats"},
-    "transformers": {""},
+    "transformers": {"", "gemma"},
     "demo": set(),
     "doctor": {"formats", "_onednn"},
     "roof": {"targets"},
@@ -75,7 +75,8 @@ MODULES: dict[str, set[str]] = {
     "verification": {"agreement", "contents", "identity", "choice"},
     "lineage": {"evidence", "hints", "identity"},
     "imatrix": {"files"},
-    "conversion": {"model", "lattice", "lineage", "imatrix"},
+    "gemma": set(),
+    "conversion": {"model", "lattice", "lineage", "imatrix", "gemma"},
     "cli": {"", "conversion", "demo", "doctor", "bench", "lineage"},
     "__main__": {"cli"},
 }

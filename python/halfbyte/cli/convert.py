@@ -139,6 +139,8 @@ def convert(
     else:
         _show(report)
     if not quiet:
+        for lacking in report.notes:
+            terminal.note(lacking)
         _mention(whole)
 
 

@@ -16,7 +16,7 @@ from halfbyte.conversion.encoders import quantizers
 from halfbyte.conversion.forms import FORMS
 from halfbyte.conversion.gemma_directory import FILE, plan_directory
 from halfbyte.conversion.gemma_gguf import FORMATS, plan_gguf
-from halfbyte.conversion.plan import Plan, Stored
+from halfbyte.conversion.plan import Plan, Stored, Tally
 from halfbyte.conversion.report import Report, tensor_reports
 from halfbyte.conversion.stream import PIECE_BYTES, Progress, stream
 from halfbyte.errors import ArgumentError
@@ -102,7 +102,8 @@ def convert(
     _require("to", to, CONTAINERS)
     _require("format", format, CONTAINERS[to])
     rounds = quantizers(quantizer, imatrix)
-    workers = targets.num_threads() if threads is None else threads
+    if threads is not None:
+        threads = targets._valid(threads, "threads")
     started = time.monotonic()
     source, target = names.resolve(src), Path(os.fsdecode(dst))
     if to == "gguf":
@@ -113,13 +114,8 @@ def convert(
     if not dry_run:
         if to != "gguf":
             _make_folder(target, plan)
-        with Draft(whole, plan.layout.size, key=_fingerprint(plan)) as draft:
-            tallies, resumed = stream(plan, draft, workers, progress)
-            draft.commit(plan.check)
-        for name, data in plan.beside:
-            with Draft(target / name, len(data)) as draft:
-                draft.write(data, 0)
-                draft.commit(Path.stat)
+        workers = threads or targets.num_threads()
+        tallies, resumed = _write(plan, whole, workers, progress)
     return Report(
         source=str(source),
         target=str(target),
@@ -132,7 +128,22 @@ def convert(
         seconds=time.monotonic() - started,
         tensors=tensor_reports(plan, tallies),
         left_out=plan.left_out,
+        notes=plan.notes,
     )
+
+
+def _write(
+    plan: Plan, whole: Path, threads: int, progress: Progress | None
+) -> tuple[list[Tally], int]:
+    """Write the file of tensors, and then what stands beside it."""
+    with Draft(whole, plan.layout.size, key=_fingerprint(plan)) as draft:
+        tallies, resumed = stream(plan, draft, threads, progress)
+        draft.commit(plan.check)
+    for name, data in plan.beside:
+        with Draft(whole.parent / name, len(data)) as draft:
+            draft.write(data, 0)
+            draft.commit(Path.stat)
+    return tallies, resumed
 
 
 def _make_folder(folder: Path, plan: Plan) -> None:

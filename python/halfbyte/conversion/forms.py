@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from halfbyte.conversion import gemma
+from halfbyte import gemma
 from halfbyte.conversion.encoders import Apart, Copied, Lattice, Quantizer
 from halfbyte.conversion.plan import Fixed, Job, Output, Stored
 from halfbyte.errors import UnsupportedError
@@ -58,6 +58,9 @@ class Form(Protocol):
 
     def describe(self, config: dict[str, Any], dense: Sequence[str]) -> None:
         """Say it in the content of config.json; `dense` has the other modules."""
+
+    def notes(self) -> tuple[str, ...]:
+        """Say what is lacking, after the jobs."""
 
 
 class W4A16:
@@ -111,6 +114,10 @@ class W4A16:
             "ignore": ["lm_head", *others, *(f"re:.*{tower}.*" for tower in towers)],
         }
 
+    def notes(self) -> tuple[str, ...]:
+        """Lack nothing."""
+        return ()
+
 
 class Mobile:
     """quant_method gemma: a float32 step for a row, levels of 2, 4 and 8 bits."""
@@ -123,6 +130,7 @@ class Mobile:
             )
         self._four, self._table_bits = _mobile_widths(config)
         self._ple = config.per_layer_embedding
+        self._without_steps = 0
 
     def takes(self, name: str, columns: int) -> bool:
         """Take linear layers and embeddings, but not the projection to PLE."""
@@ -148,7 +156,9 @@ class Mobile:
             yield from self._unknown_steps("lm_head", matrix)
         else:
             yield matrix.job(Apart(packer), *_linear(module, codes, steps))
-            yield from self._unknown_steps(module, matrix)
+            unknown = list(self._unknown_steps(module, matrix))
+            self._without_steps += bool(unknown)
+            yield from unknown
 
     def describe(self, config: dict[str, Any], dense: Sequence[str]) -> None:
         """Name the widths; heads that are packed are not tied."""
@@ -176,6 +186,17 @@ class Mobile:
         config["tie_word_embeddings"] = False
         if "text_config" in config:
             config["text_config"]["tie_word_embeddings"] = False
+
+    def notes(self) -> tuple[str, ...]:
+        """Count the layers whose activations are not rounded as training does it."""
+        if not self._without_steps:
+            return ()
+        lacking = (
+            f"{self._without_steps} linear layers have no input_activation_scale and "
+            "output_activation_scale in the source: their activations are not rounded to "
+            "the steps that the mobile form is trained with"
+        )
+        return (lacking,)
 
     def _bits(self, matrix: Matrix) -> int:
         if matrix.gguf in (_EMBEDDING, _TABLE):

@@ -7,7 +7,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from halfbyte.conversion import gemma, safetensors
+from halfbyte import gemma
+from halfbyte.conversion import safetensors
 from halfbyte.conversion.encoders import Copied, Floats, QuantizerOf
 from halfbyte.conversion.forms import FORMS, Matrix
 from halfbyte.conversion.gemma_gguf import is_packed
@@ -98,6 +99,7 @@ def plan_directory(path: Path, format: str, quantizer_of: QuantizerOf) -> Plan:
         safetensors.layout([output for job in jobs for output in job.outputs]),
         open_safetensors,
         tuple(left_out),
+        form.notes() if form else (),
         (*_beside(path), (_CONFIG, (json.dumps(made, indent=2) + "\n").encode())),
     )
 
@@ -109,7 +111,8 @@ def _is_spare(name: str | None, config: ModelConfig) -> bool:
     block, _, rest = (name or "").removeprefix("blk.").partition(".")
     if rest not in gemma.KEYS_AND_VALUES or not block.isdecimal():
         return False
-    return config.layers[int(block)].kv_source != int(block)
+    layer = int(block)
+    return layer < config.num_layers and config.layers[layer].kv_source != layer
 
 
 def _dense(source: Stored, name: str | None) -> Job:

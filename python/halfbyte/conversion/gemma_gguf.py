@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from halfbyte import lattice
-from halfbyte.conversion import gemma, gguf
+from halfbyte import gemma, lattice
+from halfbyte.conversion import gguf
 from halfbyte.conversion.encoders import Blocks, Floats, Lattice, QuantizerOf
 from halfbyte.conversion.gemma_metadata import hyperparameters, same
 from halfbyte.conversion.gguf import F32, U32
@@ -229,7 +229,7 @@ def _metadata(folder: Path, model: Model, format: str) -> dict[str, Any]:
     out: dict[str, Any] = {
         "general.architecture": config.architecture,
         "general.type": "model",
-        "general.name": folder.resolve().name,
+        "general.name": _name(folder.resolve()),
         "general.file_type": U32(FORMATS[format]),
         "general.quantization_version": U32(2),
     }
@@ -244,6 +244,13 @@ def _metadata(folder: Path, model: Model, format: str) -> dict[str, Any]:
             template=model._core.chat_template,
         )
     return out
+
+
+def _name(folder: Path) -> str:
+    """Name of a model's folder; of the repository, in the cache of the Hub."""
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.rpartition("--")[2]
+    return folder.name
 
 
 def _sampling(model: Model) -> Iterator[tuple[str, Any]]:

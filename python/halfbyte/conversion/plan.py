@@ -239,6 +239,8 @@ class Plan:
     """Opens the finished file with the reader's checks."""
     left_out: tuple[str, ...] = ()
     """Tensors of the source that the target does without."""
+    notes: tuple[str, ...] = ()
+    """What the target lacks, a line each."""
     beside: tuple[tuple[str, bytes], ...] = ()
     """Names and contents of small files in its folder, in the order to write them."""
 

@@ -114,7 +114,7 @@ def repair(
     found = lineage(file)
     if not force:
         _require_requantized(found)
-    workers = targets.num_threads() if threads is None else threads
+    workers = targets._valid(threads or targets.num_threads(), "threads")
     plan = _plan(file)
     if dst is None:
         with targets.threads(workers):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -64,6 +65,8 @@ class Report:
     tensors: tuple[TensorReport, ...]
     left_out: tuple[str, ...]
     """Tensors of the source that the target does without."""
+    notes: tuple[str, ...] = ()
+    """What the target lacks, a line each."""
 
     @property
     def roles(self) -> list[RoleReport]:
@@ -111,6 +114,16 @@ class Report:
             for line in lines
         )
         return f"{self!r}\n{table}"
+
+    def _repr_html_(self) -> str:
+        """Render the table for a notebook."""
+        lines = [
+            [html.escape(cell) for cell in line] for line in (COLUMNS, *self.rows())
+        ]
+        rows = "".join(
+            f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines
+        )
+        return f"<table><caption>{html.escape(repr(self))}</caption>{rows}</table>"
 
     def __repr__(self) -> str:
         """Name the target and its size."""

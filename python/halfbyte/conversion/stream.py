@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from itertools import islice
 from typing import NamedTuple
 
@@ -80,15 +81,18 @@ def stream(
     total = sum(job.source.shape[0] * job.source.row_bytes for job in plan.jobs)
     tallies = [Tally()] * len(plan.jobs)
     done = resumed = 0
-    for result in _in_threads(worker, pieces, threads):
-        done += result.piece.rows * plan.jobs[result.piece.job].source.row_bytes
-        if result.again:
-            resumed += worker.bytes_of(result.piece)
-        else:
-            draft.record(_record(result))
-        tallies[result.piece.job] = tallies[result.piece.job].plus(result.tally)
-        if progress is not None:
-            progress(done, total)
+    # Closed before anybody closes the draft, also when the loop ends with an error.
+    with closing(_in_threads(worker, pieces, threads)) as results:
+        for result in results:
+            job = result.piece.job
+            done += result.piece.rows * plan.jobs[job].source.row_bytes
+            tallies[job] = tallies[job].plus(result.tally)
+            if result.again:
+                resumed += worker.bytes_of(result.piece)
+            else:
+                draft.record(_record(result))
+            if progress is not None:
+                progress(done, total)
     return tallies, resumed
 
 
@@ -102,7 +106,7 @@ def _pieces(jobs: Sequence[Job]) -> Iterator[_Piece]:
 
 def _in_threads(
     worker: _Worker, pieces: Sequence[_Piece], threads: int
-) -> Iterator[_Done]:
+) -> Generator[_Done]:
     """Results as they come. The first error ends it, and so does Ctrl-C."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="halfbyte-convert")
     tasks = iter(enumerate(pieces))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import Gemma3ForCausalLM, Gemma4ForCausalLM, PreTrainedTokenizerFast
 
-from halfbyte import names
+from halfbyte import gemma, names
 from halfbyte.errors import FileChangedError, UnsupportedError
 from halfbyte.files import File, TensorInfo, open_gguf
 from halfbyte.formats import dequantize
@@ -29,32 +29,8 @@ __all__ = ["from_gguf"]
 _CLASSES = {"gemma3": Gemma3ForCausalLM, "gemma4": Gemma4ForCausalLM}
 
 # Names of a layer's matrices and vectors, there and here.
-_MATRICES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "inp_gate": "per_layer_input_gate",
-    "proj": "per_layer_projection",
-}
-_VECTORS = {
-    "attn_norm.weight": "input_layernorm.weight",
-    "attn_q_norm.weight": "self_attn.q_norm.weight",
-    "attn_k_norm.weight": "self_attn.k_norm.weight",
-    "post_attention_norm.weight": "post_attention_layernorm.weight",
-    "ffn_norm.weight": "pre_feedforward_layernorm.weight",
-    "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
-    "layer_output_scale.weight": "layer_scalar",
-    "post_norm.weight": "post_per_layer_input_norm.weight",
-    "ffn_gate_inp.scale": "router.scale",
-    "ffn_down_exps.scale": "router.per_expert_scale",
-    "pre_ffw_norm_2.weight": "pre_feedforward_layernorm_2.weight",
-    "post_ffw_norm_1.weight": "post_feedforward_layernorm_1.weight",
-    "post_ffw_norm_2.weight": "post_feedforward_layernorm_2.weight",
-}
+_MATRICES = {there: here for here, there in gemma.MATRICES.items()}
+_VECTORS = {there: here for here, there in gemma.VECTORS.items()}
 # What a file may hold and a model not use.
 _KEYS = {"attn_k", "attn_v", "attn_k_norm.weight"}
 _PLE = {"inp_gate", "proj", "post_norm.weight"}

@@ -1,4 +1,4 @@
-# python/halfbyte/conversion/gemma.py
+# python/halfbyte/gemma.py
 # Names and roles of the tensors of Gemma 3 and 4, in safetensors and in GGUF.
 # SPDX-License-Identifier: Apache-2.0
 """What the tensors of a model are called in either kind of file, and are for."""
@@ -8,7 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["KEYS_AND_VALUES", "gguf_name", "order", "role", "root"]
+__all__ = [
+    "KEYS_AND_VALUES",
+    "MATRICES",
+    "VECTORS",
+    "gguf_name",
+    "order",
+    "role",
+    "root",
+]
 
 # Without a layer, in the order of a file.
 _TOP = {
@@ -20,33 +28,44 @@ _TOP = {
     "per_layer_model_projection.weight": "per_layer_model_proj.weight",
     "per_layer_projection_norm.weight": "per_layer_proj_norm.weight",
 }
-# Of each layer.
-_LAYER = {
+# Of each layer: modules that are one matrix,
+MATRICES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "per_layer_input_gate": "inp_gate",
+    "per_layer_projection": "proj",
+}
+# vectors and scalars,
+VECTORS = {
     "input_layernorm.weight": "attn_norm.weight",
-    "self_attn.q_proj.weight": "attn_q.weight",
     "self_attn.q_norm.weight": "attn_q_norm.weight",
-    "self_attn.k_proj.weight": "attn_k.weight",
     "self_attn.k_norm.weight": "attn_k_norm.weight",
-    "self_attn.v_proj.weight": "attn_v.weight",
-    "self_attn.o_proj.weight": "attn_output.weight",
     "post_attention_layernorm.weight": "post_attention_norm.weight",
     "pre_feedforward_layernorm.weight": "ffn_norm.weight",
-    "mlp.gate_proj.weight": "ffn_gate.weight",
-    "mlp.up_proj.weight": "ffn_up.weight",
-    "mlp.down_proj.weight": "ffn_down.weight",
     "post_feedforward_layernorm.weight": "post_ffw_norm.weight",
     "layer_scalar": "layer_output_scale.weight",
-    "router.proj.weight": "ffn_gate_inp.weight",
+    "post_per_layer_input_norm.weight": "post_norm.weight",
     "router.scale": "ffn_gate_inp.scale",
-    "experts.gate_up_proj": "ffn_gate_up_exps.weight",
-    "experts.down_proj": "ffn_down_exps.weight",
     "router.per_expert_scale": "ffn_down_exps.scale",
     "pre_feedforward_layernorm_2.weight": "pre_ffw_norm_2.weight",
     "post_feedforward_layernorm_1.weight": "post_ffw_norm_1.weight",
     "post_feedforward_layernorm_2.weight": "post_ffw_norm_2.weight",
-    "per_layer_input_gate.weight": "inp_gate.weight",
-    "per_layer_projection.weight": "proj.weight",
-    "post_per_layer_input_norm.weight": "post_norm.weight",
+}
+# and the mixture of experts.
+_MIXTURE = {
+    "router.proj.weight": "ffn_gate_inp.weight",
+    "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+    "experts.down_proj": "ffn_down_exps.weight",
+}
+_LAYER = {
+    **{f"{module}.weight": f"{stem}.weight" for module, stem in MATRICES.items()},
+    **_MIXTURE,
+    **VECTORS,
 }
 # What layers that share another one's keys and values do without.
 KEYS_AND_VALUES = ("attn_k.weight", "attn_k_norm.weight", "attn_v.weight")
