@@ -333,6 +333,10 @@ class Model:
         """Trained steps of each layer's keys and values."""
 
     @property
+    def unread_tensors(self) -> list[str]:
+        """Names of the tensors that the network has no place for, in file order."""
+
+    @property
     def has_steps(self) -> bool:
         """Whether products round by the checkpoint's own steps."""
 

@@ -34,6 +34,7 @@ COMMANDS = (
     "convert",
     "repair",
     "lineage",
+    "verify",
     "tokenize",
     "perplexity",
     "bench",

@@ -287,11 +287,11 @@ def test_others_are_refused(tmp_path: Path) -> None:
     for dst in (None, target):
         with pytest.raises(
             UnsupportedError,
-            match=r"a\.gguf: expected weights trained .* found not-qat",
+            match=r"a\.gguf: expected weights trained .* found ptq",
         ):
             repair(source, dst)
     assert not target.exists()
-    assert repair(source, target, force=True).verdict == "not-qat"
+    assert repair(source, target, force=True).verdict == "ptq"
     assert target.exists()
     again = tmp_path / "c.gguf"
     repaired = repair(write_file(tmp_path / "d.gguf"), again)
@@ -311,4 +311,4 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert found == {"schema": 1} | repair(source, target).to_dict()
     other = write_file(tmp_path / "other.gguf", "other")
     assert main(["repair", str(other), str(target)]) == 4
-    assert "not-qat" in capsys.readouterr().err
+    assert "found ptq" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from halfbyte.cli import (
     repair,
     run,
     tokenize,
+    verify,
 )
 
 __all__ = ["app"]
@@ -76,6 +77,9 @@ app.command(
 app.command(
     epilog=lineage.EXAMPLES, short_help="Tell whether weights were trained for 4 bits."
 )(lineage.lineage)
+app.command(
+    epilog=verify.EXAMPLES, short_help="Check that a model is whole, and what it says."
+)(verify.verify)
 app.command(epilog=tokenize.EXAMPLES, short_help="Split a text into tokens.")(
     tokenize.tokenize
 )

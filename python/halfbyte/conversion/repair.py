@@ -30,7 +30,8 @@ from halfbyte.errors import UnsupportedError
 from halfbyte.files import File, PathLike, TensorInfo, open_gguf
 from halfbyte.formats import Weight
 from halfbyte.lattice import Mend
-from halfbyte.lineage import Lineage, Verdict, is_trained_kind, lineage
+from halfbyte.lineage import Lineage, Verdict, lineage
+from halfbyte.traces import is_trained_kind
 
 __all__ = ["RepairReport", "repair"]
 
@@ -45,7 +46,7 @@ class RepairReport:
     target: str | None
     """None if nothing was written."""
     verdict: str
-    """Of `halfbyte.lineage`."""
+    """Of `halfbyte.lineage`, by the weights."""
     tensors: int
     """That were looked at."""
     restored: int
@@ -104,7 +105,7 @@ def repair(
     Raises
     ------
     UnsupportedError
-        If the verdict of `halfbyte.lineage` is not ``qat-requantized``, or a tensor has a
+        If the weights are not ``qat-requantized`` to `halfbyte.lineage`, or a tensor has a
         type that cannot be decoded.
     FormatError, FileChangedError, OSError
         If a file cannot be read or written.
@@ -128,7 +129,7 @@ def repair(
     return RepairReport(
         source=os.fsdecode(src),
         target=None if dst is None else os.fsdecode(dst),
-        verdict=found.verdict.value,
+        verdict=found.by_weights.value,
         tensors=sum(isinstance(job.encoder, _Repaired) for job in plan.jobs),
         restored=total.levels,
         ambiguous=total.ambiguous,
@@ -138,13 +139,13 @@ def repair(
 
 
 def _require_requantized(found: Lineage) -> None:
-    if found.verdict is not Verdict.REQUANTIZED:
+    if found.by_weights is not Verdict.REQUANTIZED:
         raise UnsupportedError(
             f"{found.path}: expected weights trained for 4 bits and packed by the "
-            f"ordinary quantizer, found {found.verdict.value}: {found.reason}; others "
+            f"ordinary quantizer, found {found.by_weights.value}: {found.reason}; others "
             "would be worse afterwards (force, --force: repair all the same)",
             path=found.path,
-            found=found.verdict.value,
+            found=found.by_weights.value,
         )
 
 
