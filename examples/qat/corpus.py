@@ -210,9 +210,12 @@ def webster(path: Path) -> Iterator[Document]:
         head = _HEAD.match(entry)
         if head is None or not _is_of_1913(entry):
             continue
-        meaning = _meaning(entry[head.end() :])
+        word, body = head[1].strip(), _unmarked(entry[head.end() :])
+        page = "\n\n".join(" ".join(part.split()) for part in body.split("\n\n"))
+        if len(page) > 400:
+            yield Document("webster", word.lower(), f"{word}\n\n{page}")
+        meaning = _meaning(body)
         if meaning is not None:
-            word = head[1].strip()
             ask = _ASK[len(word) % len(_ASK)].format(word.lower())
             answer = f"{word}, {' '.join(head[2].split())}. {meaning}"
             yield Document("webster", word.lower(), turns=(ask, answer))
@@ -224,12 +227,17 @@ def _is_of_1913(entry: str) -> bool:
     return bool(tags) and _OF_1913.issuperset(tags) and "WordNet" not in entry
 
 
-def _meaning(body: str) -> str | None:
-    """The first senses of an entry, without etymology, quotations and notes."""
+def _unmarked(body: str) -> str:
+    """An entry without what stands in brackets: etymology, usage and origin."""
     body = re.sub(r"(?m)^(\s*\[[^\]]*\]) [A-Z][\w -]*$", r"\1", body)
     body = _letters(body)
     while _INNER.search(body):
         body = _INNER.sub("", body)
+    return body.strip()
+
+
+def _meaning(body: str) -> str | None:
+    """The first senses of an entry, without quotations and notes."""
     senses: list[str] = []
     for paragraph in body.split("\n\n"):
         flat = " ".join(paragraph.split())
