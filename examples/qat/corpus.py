@@ -128,7 +128,9 @@ def bible(path: Path) -> Iterator[Document]:
             yield Document("bible", chapter, turns=(f"Recite {at}.", text))
 
 
-_SCENE = re.compile(r"(?im)^[ \t]*(?:act [ivx]+\b.*|scene\b.*|prologue\.?|epilogue\.?)$")
+_SCENE = re.compile(
+    r"(?im)^[ \t]*(?:act [ivx]+\b.*|scene\b.*|prologue\.?|epilogue\.?)$"
+)
 _SPEECH = re.compile(r"(?m)^[ \t]*([A-Z][A-Za-z]+(?: [A-Z][A-Za-z]+)?)\.\n((?:.+\n)+)")
 
 

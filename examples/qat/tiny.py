@@ -132,9 +132,12 @@ def train(args: Any, device: str, note: Callable[..., None]) -> nn.Module:
     counts = sum(p.numel() for p in model.parameters())
     note(parameters=counts, device=device, torch=torch.__version__)
     if args.compile:
+        # Each layer for itself: one graph of all takes minutes.
+        torch._dynamo.config.recompile_limit = 64
         for layer in model.model.layers:
             layer.compile()
-    stream = torch.from_numpy(np.load(args.data / "train.npy").astype(np.int16)).to(device)
+    stream = torch.from_numpy(np.load(args.data / "train.npy").astype(np.int16))
+    stream = stream.to(device)
     held_out = windows(np.load(args.data / "held_out.npy"))[: args.held_out]
     optimizers = _optimizers(model)
     picked = torch.Generator(device).manual_seed(args.seed)
@@ -182,8 +185,8 @@ def _optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
         else:
             (matrices if parameter.ndim == 2 else vectors).append(parameter)
     muon = torch.optim.Muon(
-        [{"params": matrices, "base": 4e-3}],
-        weight_decay=0.05,
+        [{"params": matrices, "base": 3e-3}],
+        weight_decay=0.1,
         adjust_lr_fn="match_rms_adamw",
     )
     adam = torch.optim.AdamW(
