@@ -291,19 +291,14 @@ def generate(
     torch.manual_seed(seed)
     out = []
     for begin in range(0, count, batch):
-        start = torch.full((min(batch, count - begin), 1), BOS, device=model.device)
-        made = model.generate(
-            start,
-            attention_mask=torch.ones_like(start),
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=length - 1,
-            min_new_tokens=length - 1,
-            eos_token_id=None,
-        )
-        out.append(made.cpu().numpy().astype(np.uint16))
+        made = [torch.full((min(batch, count - begin), 1), BOS, device=model.device)]
+        past = None
+        while len(made) < length:  # <eos> is a token like any other: texts go on
+            step = model(input_ids=made[-1], past_key_values=past, use_cache=True)
+            past = step.past_key_values
+            likely = step.logits[:, -1].float().softmax(-1)
+            made.append(torch.multinomial(likely, 1))
+        out.append(torch.cat(made, 1).cpu().numpy().astype(np.uint16))
     return np.concatenate(out)
 
 
