@@ -124,7 +124,7 @@ def _show(shape: Shape, form: str, *, cut: bool) -> None:
 
 def _released(shape: Shape, form: str, own: int, metadata: int) -> list[list[str]]:
     """Rows about the released file, as far as its size is known."""
-    if form == "w4a16":
+    if form in ("w4a16", "bf16"):
         return []
     if form == "mobile":  # a directory whose file has towers too
         difference = own - metadata - shape.mobile_bytes

@@ -1,6 +1,6 @@
 # benchmarks/synth/directory.py
 # SPDX-License-Identifier: Apache-2.0
-"""Directories as the mobile and the w4a16 releases have them, without their towers.
+"""Directories as the mobile, w4a16 and unquantized releases have them, without towers.
 
 The matrices and norms are those of `gguf_file.tensors`, by other names: what a form adds
 to them, scales, steps and copies, is here.
@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from synth import gguf_file, noise
 from synth.saving import Contents
 from synth.shapes import HEAD, HEAD_FULL, Shape
+from synth.vocabulary import CONTROL, USER, vocabulary
 
 __all__ = ["FORMS", "Tensor", "config", "contents", "parts", "tensors"]
 
-FORMS = ("mobile", "w4a16")
+FORMS = ("mobile", "w4a16", "bf16")
 ROOT = "model.language_model."
 
 # ---- random values
@@ -72,6 +73,15 @@ class Noise:
 
         return self._pool(f"dense {level:.9g}", fill).take(2 * count)
 
+    def lattice(self, level: float, count: int) -> Iterator[memoryview]:
+        """Bytes as training for Q4_0 leaves them: bfloat16(step * level), by 32."""
+        key = f"lattice {level:.9g}"
+        if key not in self._pools:
+            raw = noise.raw(2 * noise.POOL, self.seed, noise.tag(self._name + key))
+            data = _on_lattice(raw[: noise.POOL], raw[noise.POOL :], level)
+            self._pools[key] = _Groups(data.view(np.uint8), data)
+        return self._pools[key].take(2 * count)
+
     def _pool(
         self,
         key: str,
@@ -83,6 +93,26 @@ class Noise:
             # Whatever it is, its low two bytes change it little.
             self._pools[key] = noise.Pool(data, data.view("<u2")[::64])
         return self._pools[key]
+
+
+class _Groups(noise.Pool):
+    """Groups of 32 bfloat16 numbers, other ones in each page every time around."""
+
+    def _renew(self) -> None:
+        groups = self._codes.reshape(-1, _GROUP)
+        groups[:] = np.roll(groups, 1, axis=0)
+
+
+def _on_lattice(
+    raw: NDArray[np.uint8], more: NDArray[np.uint8], level: float
+) -> NDArray[np.uint16]:
+    """Groups with levels of both signs; the largest is 7 or -8 in most, or less."""
+    bits = raw.view("<u2").reshape(-1, _GROUP)
+    levels = ((bits & 3) + (bits >> 2 & 3) + (bits >> 4 & 1)).astype(np.float32)
+    levels *= np.where(bits & 32, np.float32(-1), np.float32(1))
+    levels[(levels == -7) & (bits & 64 != 0)] = -8
+    spread = noise.spread(more.reshape(len(bits), -1)[:, :2])
+    return bfloat16(levels * spread * np.float32(level / math.sqrt(_LEVELS)))
 
 
 def bfloat16(values: NDArray[Any]) -> NDArray[np.uint16]:
@@ -110,6 +140,12 @@ class Tensor:
 
 
 _SIZES = {"I64": 8, "I32": 4, "F32": 4, "BF16": 2, "I8": 1, "U8": 1}
+
+_GROUP = 32
+
+# Mean square of the levels of `_on_lattice`: two numbers from 0 to 3 and one from 0 to 1
+# have a mean of 3.5 together, and variances of 1.25, 1.25 and 0.25.
+_LEVELS = 3.5**2 + 2.75
 
 # Mean squares of the codes that `Noise.codes` makes.
 _MEAN_SQUARES = {2: 1.0, 4: 21.0, 8: 5461.0}
@@ -144,6 +180,13 @@ def _dense(name: str, source: gguf_file.Tensor) -> Tensor:
     count = math.prod(source.shape)
     return Tensor(
         name, "BF16", source.shape, lambda made: made.dense(source.level, count)
+    )
+
+
+def _trained(name: str, source: gguf_file.Tensor) -> Tensor:
+    count = math.prod(source.shape)
+    return Tensor(
+        name, "BF16", source.shape, lambda made: made.lattice(source.level, count)
     )
 
 
@@ -207,10 +250,10 @@ def tensors(shape: Shape, form: str) -> list[Tensor]:
     ----------
     shape : Shape
         E2B or E4B, or one of them cut.
-    form : {"mobile", "w4a16"}
+    form : {"mobile", "w4a16", "bf16"}
         Whose tensors.
     """
-    table = _mobile(shape) if form == "mobile" else _w4a16(shape)
+    table = {"mobile": _mobile, "w4a16": _w4a16, "bf16": _bf16}[form](shape)
     return sorted(table, key=lambda tensor: (-_SIZES[tensor.dtype], tensor.name))
 
 
@@ -317,9 +360,17 @@ def _mobile_quantization(shape: Shape) -> dict[str, Any]:
     }
 
 
-# ---- w4a16
+# ---- bf16
 
-_GROUP = 32
+
+def _bf16(shape: Shape) -> Iterator[Tensor]:
+    for module, source in _sources(shape, dead=True):
+        name = ROOT + module + ("" if module.endswith("layer_scalar") else ".weight")
+        make = _vector if len(source.shape) == 1 else _trained
+        yield make(name, source)
+
+
+# ---- w4a16
 
 
 def _w4a16(shape: Shape) -> Iterator[Tensor]:
@@ -387,12 +438,11 @@ def config(shape: Shape, form: str) -> dict[str, Any]:
     ----------
     shape : Shape
         E2B or E4B, or one of them cut.
-    form : {"mobile", "w4a16"}
-        Whose `quantization_config`.
+    form : {"mobile", "w4a16", "bf16"}
+        Whose `quantization_config`, if it has one.
     """
     is_mobile = form == "mobile"
-    make = _mobile_quantization if is_mobile else _w4a16_quantization
-    return {
+    out = {
         "architectures": ["Gemma4ForConditionalGeneration"],
         "model_type": "gemma4",
         "dtype": "bfloat16",
@@ -400,8 +450,11 @@ def config(shape: Shape, form: str) -> dict[str, Any]:
         "vision_config": None,
         "audio_config": None,
         "tie_word_embeddings": not is_mobile,
-        "quantization_config": make(shape),
     }
+    makers = {"mobile": _mobile_quantization, "w4a16": _w4a16_quantization}
+    if form in makers:
+        out["quantization_config"] = makers[form](shape)
+    return out
 
 
 def _text_config(shape: Shape) -> dict[str, Any]:
@@ -445,17 +498,52 @@ def _text_config(shape: Shape) -> dict[str, Any]:
     }
 
 
+# ---- tokenizer.json
+
+
+def tokenizer(shape: Shape) -> dict[str, Any]:
+    """Content of tokenizer.json: the vocabulary of the GGUF files."""
+    tokens, types, merges = vocabulary(shape.vocab)
+    added = [
+        {"id": i, "content": tokens[i], "special": True, "normalized": False}
+        for i, kind in enumerate(types)
+        if kind in (CONTROL, USER)
+    ]
+    return {
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": {
+            "type": "Replace",
+            "pattern": {"String": " "},
+            "content": "\u2581",
+        },
+        "pre_tokenizer": None,
+        "model": {
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "byte_fallback": True,
+            "vocab": {text: i for i, text in enumerate(tokens)},
+            "merges": [_halves(merge) for merge in merges],
+        },
+    }
+
+
+def _halves(merge: str) -> list[str]:
+    left, _, right = merge.partition(" ")
+    return [left, right]
+
+
 # ---- the directory
 
 
 def contents(shape: Shape, form: str, seed: int) -> dict[str, Contents]:
-    """Make both files; the one that is looked for first is last.
+    """Make the files; the one that is looked for first is last.
 
     Parameters
     ----------
     shape : Shape
         E2B or E4B, or one of them cut.
-    form : {"mobile", "w4a16"}
+    form : {"mobile", "w4a16", "bf16"}
         Which release it is like.
     seed : int
         Of the random values.
@@ -463,11 +551,14 @@ def contents(shape: Shape, form: str, seed: int) -> dict[str, Contents]:
     table = tensors(shape, form)
     header = _header(table)
     total = len(header) + sum(tensor.num_bytes for tensor in table)
-    text = (json.dumps(config(shape, form), indent=2) + "\n").encode()
-    return {
-        "model.safetensors": Contents(_data(header, table, seed), total),
-        "config.json": Contents([text], len(text)),
-    }
+    files = {"model.safetensors": Contents(_data(header, table, seed), total)}
+    texts = {"config.json": config(shape, form)}
+    if form == "bf16":  # to be converted, and a GGUF file is to have a vocabulary
+        texts = {"tokenizer.json": tokenizer(shape)} | texts
+    for name, content in texts.items():
+        text = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+        files[name] = Contents([text], len(text))
+    return files
 
 
 def parts(shape: Shape, form: str) -> dict[str, tuple[int, int]]:

@@ -63,4 +63,7 @@ class Pool:
             self._at += len(part)
             if self._at == len(self._bytes):
                 self._at = 0
-                self._codes += np.uint16(1)
+                self._renew()
+
+    def _renew(self) -> None:
+        self._codes += np.uint16(1)

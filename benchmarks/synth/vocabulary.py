@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-__all__ = ["vocabulary"]
+__all__ = ["CONTROL", "USER", "vocabulary"]
 
 _CONTROL = {
     0: "<pad>",
@@ -41,7 +41,7 @@ _USER = {
 _TEXT = {107: "\n", 108: "\n\n", 109: "\n\n\n", 212: "</s>", 258884: "<|video|>"}
 _FIRST_BYTE = 238
 _MARK = "\u2581"  # a space
-_NORMAL, _CONTROL_TYPE, _USER_TYPE, _BYTE = 1, 3, 4, 6
+_NORMAL, CONTROL, USER, _BYTE = 1, 3, 4, 6
 
 
 def _words() -> Iterator[tuple[str, list[tuple[str, str]]]]:
@@ -87,8 +87,8 @@ def vocabulary(size: int) -> tuple[list[str], list[int], list[str]]:
         for table, kind in (
             (dict(enumerate((f"<0x{i:02X}>" for i in range(256)), _FIRST_BYTE)), _BYTE),
             (_TEXT, _NORMAL),
-            (_CONTROL, _CONTROL_TYPE),
-            (_USER, _USER_TYPE),
+            (_CONTROL, CONTROL),
+            (_USER, USER),
         )
         for token, text in table.items()
     }

@@ -5,10 +5,13 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <span>
 #include <string>
 #include <variant>
 #include <vector>
 
+#include "base/error.h"
+#include "bindings/array.h"
 #include "bindings/bindings.h"
 #include "io/gguf.h"
 #include "io/json.h"
@@ -104,6 +107,26 @@ py::array TensorBytes(const std::shared_ptr<File>& file, size_t index) {
   return bytes;
 }
 
+// Fills `out` with the bytes of tensor `index` from `begin` on, by reading the file: no
+// page of the mapping is touched, and a file that has become shorter is an error here
+// where it would be a signal there.
+void ReadTensor(const File& file, size_t index, uint64_t begin, py::array& out) {
+  const TensorView& t = file.tensors.at(index);
+  const std::span<const uint8_t> to = AsBytes(out, "out");
+  if (!out.writeable()) throw Error(ErrorClass::kValue, "out: it is read-only");
+  if (begin > t.bytes || to.size() > t.bytes - begin) {
+    throw Error(ErrorClass::kShape,
+                "out: expected at most " +
+                    std::to_string(begin > t.bytes ? 0 : t.bytes - begin) +
+                    " bytes, got " + std::to_string(to.size()));
+  }
+  auto* data = static_cast<uint8_t*>(out.mutable_data());
+  const py::gil_scoped_release nogil;
+  const MappedFile& in = *file.files.at(t.shard);
+  in.CheckUnchanged();
+  in.Read({t.data + begin, to.size()}, data);
+}
+
 void BindFile(py::module_& m) {
   py::class_<File, std::shared_ptr<File>>(m, "File")
       .def_property_readonly("tensors",
@@ -133,7 +156,8 @@ void BindFile(py::module_& m) {
                                }
                                return bytes;
                              })
-      .def("tensor_bytes", &TensorBytes, py::arg("index"));
+      .def("tensor_bytes", &TensorBytes, py::arg("index"))
+      .def("read", &ReadTensor, py::arg("index"), py::arg("begin"), py::arg("out"));
   m.def(
       "open_gguf",
       [](const std::string& path) {

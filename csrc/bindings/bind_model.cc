@@ -151,8 +151,9 @@ Format FormatToRoundTo(const std::string& name) {
 ModelHandle LoadModel(const std::string& path, size_t context, const std::string& kv,
                       const std::string& activations, const std::string& repack,
                       const std::optional<std::string>& quantize,
-                      const py::object& progress, size_t threads) {
+                      const py::object& progress, size_t threads, bool runs) {
   ModelOptions options;
+  options.runs = runs;
   options.context = context;
   if (kv != "f32" && kv != "f16") {
     throw Error(ErrorClass::kValue,
@@ -249,7 +250,8 @@ void BindModel(py::module_& m) {
   py::class_<ModelHandle>(m, "Model")
       .def_static("load", &LoadModel, py::arg("path"), py::arg("context"),
                   py::arg("kv"), py::arg("activations"), py::arg("repack"),
-                  py::arg("quantize"), py::arg("progress"), py::arg("threads"))
+                  py::arg("quantize"), py::arg("progress"), py::arg("threads"),
+                  py::arg("runs"))
       .def_property_readonly("config", Property(&ConfigDict))
       .def_property_readonly("types", Property(&Types))
       .def_property_readonly("kv_scales", Property(&KvScales))

@@ -70,8 +70,28 @@ void LoadGroup(const uint8_t* w, Group& g) {
   g.max = hn::ReduceMax(df, max);
 }
 
+// False if no step can make the largest magnitude level m: most m of most groups, told
+// without a division. The weight and the largest one are both within 2^-8 of the step
+// times their levels, so their ratio times m is within 2^-7 / (1 - 2^-8) of a level; a
+// hundredth more is for the rounding here.
+bool MayFit(const Group& g, int m) {
+  const DF df;
+  const auto inv_step = hn::Set(df, static_cast<float>(m) / g.max);
+  const auto tolerance = hn::Set(df, 0x1p-7f * 1.01f);
+  for (size_t i = 0; i < kLen; i += hn::Lanes(df)) {
+    const auto ratio = hn::Mul(hn::Load(df, g.w + i), inv_step);
+    const auto level = hn::Round(ratio);
+    const auto error = hn::Abs(hn::Sub(ratio, level));
+    if (!hn::AllTrue(df, hn::Le(error, hn::Mul(hn::Abs(level), tolerance)))) {
+      return false;
+    }
+  }
+  return true;
+}
+
 // Levels with which the largest magnitude is level m, if there is a step for them.
 bool FitLevels(const Group& g, int m, Fit& fit) {
+  if (!MayFit(g, m)) return false;
   const DF df;
   const auto zero = hn::Zero(df), one = hn::Set(df, 1.0f);
   const auto top = hn::Set(df, static_cast<float>(kMaxLevel));
@@ -123,6 +143,7 @@ size_t ChooseStep(const Group& g, const Fit& fit, uint16_t& step) {
     if (exact <= best) continue;
     best = exact;
     step = candidate;
+    if (best == kLen) break;
   }
   return best;
 }

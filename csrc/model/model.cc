@@ -180,7 +180,7 @@ void Model::Finish(const std::vector<TensorView>& tensors, TensorNames names,
     it->bytes += tensor.bytes;
   }
   MakeRope();
-  CheckMemory();
+  if (options_.runs) CheckMemory();
 }
 
 void Model::ChooseSteps() {

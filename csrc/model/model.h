@@ -54,6 +54,8 @@ struct ModelOptions {
   ActivationMode activations = ActivationMode::kAuto;
   TrainedSteps steps = TrainedSteps::kUse;
   Repack repack = Repack::kAuto;
+  // Whether it will run: its weights then have to fit into the machine's memory.
+  bool runs = true;
   // Round float matrices to this format as they are repacked.
   std::optional<Format> quantize;
 };

@@ -54,6 +54,7 @@ from halfbyte.targets import (
 )
 
 if _typing.TYPE_CHECKING:
+    from halfbyte.conversion import convert as convert
     from halfbyte.torch.accelerate import accelerate as accelerate
     from halfbyte.torch.accelerate import restore as restore
 
@@ -115,6 +116,7 @@ __all__ = [
 # What takes an extra is imported when it is asked for. It is not in __all__: a star
 # import must not need it.
 _LAZY = {
+    "convert": "halfbyte.conversion",
     "accelerate": "halfbyte.torch.accelerate",
     "restore": "halfbyte.torch.accelerate",
 }

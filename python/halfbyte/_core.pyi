@@ -208,6 +208,9 @@ class File:
     def tensor_bytes(self, index: int) -> _U8:
         """Bytes of a tensor, read-only, where the file maps them."""
 
+    def read(self, index: int, begin: int, out: _U8) -> None:
+        """Fill `out` with bytes of a tensor by reading the file."""
+
 def open_gguf(path: str | bytes) -> File:
     """Open a GGUF file."""
 
@@ -303,8 +306,12 @@ class Model:
         quantize: str | None,
         progress: Callable[[int, int], None] | None,
         threads: int,
+        runs: bool,
     ) -> Model:
-        """Load a GGUF file or a directory; context 0: what it was made for."""
+        """Load a GGUF file or a directory; context 0: what it was made for.
+
+        Unless it `runs`, it need not fit into memory.
+        """
 
     @property
     def config(self) -> dict[str, Any]:

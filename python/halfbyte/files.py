@@ -118,6 +118,28 @@ class File:
         """
         return self._core.tensor_bytes(self._index[name])
 
+    def read(self, name: str, begin: int, out: NDArray[np.uint8]) -> None:
+        """Copy bytes of a tensor by reading the file, not through the mapping.
+
+        Parameters
+        ----------
+        name : str
+        begin : int
+            The first byte, counted from the start of the tensor.
+        out : uint8 array, contiguous
+            Filled.
+
+        Raises
+        ------
+        KeyError
+            If there is no such tensor.
+        ArgumentError, DTypeError, ShapeError
+            If `out` cannot be written, or is longer than what is left of the tensor.
+        FileChangedError
+            If the file was changed or cut off since it was opened.
+        """
+        self._core.read(self._index[name], begin, out)
+
     def weight(self, name: str) -> Weight:
         """Open a matrix as a weight, without copying it.
 

@@ -22,7 +22,7 @@ from halfbyte._arrays import as_f32
 from halfbyte.errors import NumericalError, ShapeError
 from halfbyte.formats import Weight
 
-__all__ = ["Group", "Recovery", "recover"]
+__all__ = ["Group", "Recovery", "recover", "recover_bits"]
 
 _GROUP = 32
 
@@ -115,9 +115,25 @@ def recover(x: ArrayLike) -> Recovery:
     _refuse(~np.isfinite(values), values, "finite values")
     bits = np.ascontiguousarray(values).view(np.uint32)
     _refuse(bits & 0xFFFF != 0, values, "a bfloat16 number")
-    half = (bits >> 16).astype(np.uint16)
-    packed, groups = _core.recover_lattice(half, targets.num_threads())
-    return Recovery(Weight(packed, "q4_0", values.shape), groups)
+    return recover_bits((bits >> 16).astype(np.uint16))
+
+
+def recover_bits(bits: NDArray[np.uint16]) -> Recovery:
+    """Do as `recover` with the bits of bfloat16 numbers, where a file has them.
+
+    Parameters
+    ----------
+    bits : uint16 array, shape (N, K)
+        K is a multiple of 32. Rows are contiguous.
+
+    Returns
+    -------
+    Recovery
+        Its `groups` are 0 where a number is infinite or none, which `recover` refuses.
+    """
+    packed, groups = _core.recover_lattice(bits, targets.num_threads())
+    n, k = bits.shape
+    return Recovery(Weight(packed, "q4_0", (n, k)), groups)
 
 
 def _refuse(wrong: NDArray[np.bool_], values: NDArray[Any], want: str) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "Session",
     "Stats",
     "Stream",
+    "examine",
     "load",
 ]
 
@@ -915,5 +916,31 @@ def load(
         quantize,
         progress,
         threads or targets.num_threads(),
+        True,
     )
     return Model(core, name, kv, activations, quantize, threads)
+
+
+def examine(path: PathLike) -> Model:
+    """Open a model to read what it is, and not to run it.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A file or a directory.
+
+    Returns
+    -------
+    Model
+        Checked as by `load`, but of any size: it may need more memory than there is.
+
+    Raises
+    ------
+    FormatError, UnsupportedError, ModelError, OSError
+        As by `load`.
+    """
+    name = os.fsdecode(path)
+    core = _core.Model.load(
+        os.fsencode(name), 0, "f32", "auto", "never", None, None, 1, False
+    )
+    return Model(core, name, "f32", "auto", None, None)

@@ -75,6 +75,21 @@ def test_logits_are_those_of_the_decoded_weights(
     assert float((got - want).abs().max()) < 2**-13 * float(want.abs().max())
 
 
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_expanded_to_a_type(name: str, tmp_path: Path) -> None:
+    """An ordinary model, of the numbers that `gguf` decodes, every one of them."""
+    source = tiny.build(name, wide=True)
+    path = tiny.save_gguf(source, tmp_path / "m.gguf", types=tiny.official_type)
+    model, _ = from_gguf(path, dtype=torch.float32)
+    want = dict(decoded(path, source).named_parameters())
+    got = dict(model.named_parameters())
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[key], want[key]) for key in want)
+    assert not any(isinstance(m, QuantLinear) for m in model.modules())
+    half, _ = from_gguf(path, dtype=torch.bfloat16)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -96,6 +111,8 @@ def test_spellings(name: str, options: dict[str, Any], tmp_path: Path) -> None:
         halfbyte.load(path, activations="f32", repack="never").logits(IDS[0].tolist())
     )
     assert float((got - want).abs().max()) < 2**-13 * float(want.abs().max())
+    dense = from_gguf(path, dtype=torch.float32)[0](IDS).logits[0]
+    assert float((dense - want).abs().max()) < 2**-13 * float(want.abs().max())
 
 
 def test_rope_scaling_of_gemma3(tmp_path: Path) -> None:

@@ -56,15 +56,17 @@ MODULES: dict[str, set[str]] = {
     "stores": {"choice"},
     "names": {"hub", "stores"},
     "model": {"ops", "files", "template", "names"},
-    "": {"model", "lattice", "reference", "torch"},  # torch when it is asked for
+    "": {"model", "lattice", "reference", "conversion", "torch"},  # some when asked for
     "torch": {"formats"},
-    "transformers": {""},
+    "transformers": {"", "gemma"},
     "demo": set(),
     "doctor": {"formats", "_onednn"},
     "roof": {"targets"},
     "bench": {"", "doctor", "roof"},
     "lineage": {"files", "lattice", "choice"},
-    "cli": {"", "demo", "doctor", "bench", "lineage"},
+    "gemma": set(),
+    "conversion": {"model", "lattice", "gemma"},
+    "cli": {"", "conversion", "demo", "doctor", "bench", "lineage"},
     "__main__": {"cli"},
 }
 OVER_CORE = {

@@ -137,3 +137,26 @@ def test_many_tensors_keep_their_bytes_apart(tmp_path: Path, count: int) -> None
     for t in opened.tensors:
         got = np.frombuffer(content, np.int32, t.bytes // 4, t.offset)
         np.testing.assert_array_equal(got, arrays[t.name])
+
+
+def test_bytes_are_read_without_the_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    values = np.arange(3000, dtype=np.int32)
+    safetensors.numpy.save_file({"a": np.zeros(5, np.int8), "b": values}, path)
+    opened = halfbyte.open_safetensors(path)
+    out = np.zeros(400, np.uint8)
+    opened.read("b", 4000, out)
+    np.testing.assert_array_equal(out.view(np.int32), values[1000:1100])
+    opened.read("b", 12_000, out[:0])
+    for begin, size in ((11_900, 101), (12_001, 0), (2**63, 1)):
+        with pytest.raises(halfbyte.ShapeError, match="out: expected at most"):
+            opened.read("b", begin, np.zeros(size, np.uint8))
+    out.flags.writeable = False
+    with pytest.raises(halfbyte.ArgumentError, match="read-only"):
+        opened.read("b", 0, out)
+    with pytest.raises(halfbyte.DTypeError):
+        opened.read("b", 0, np.zeros(4, np.int8))
+    with path.open("r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(halfbyte.FileChangedError):
+        opened.read("b", 0, np.zeros(4, np.uint8))

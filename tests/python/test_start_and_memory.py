@@ -1,6 +1,6 @@
 # tests/python/test_start_and_memory.py
 # SPDX-License-Identifier: Apache-2.0
-"""The scripts that measure how soon a process answers, and what a model keeps."""
+"""The scripts that measure how soon a process answers, what a model keeps, converting."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ import memory
 import numpy as np
 import pytest
 import start
+import tiny
+import torch
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -91,3 +93,19 @@ def test_start_measures_both_ways(
         assert seconds[0] > 0
         assert found["peak_rss_bytes"]["median"] > 8 * MIB
     assert "first token, s" in printed
+
+
+def test_converting_is_measured_beside_copying(tmp_path: Path) -> None:
+    model = tiny.build("gemma3", wide=True)
+    folder = tiny.save_hf(model, tmp_path / "model", dtype=torch.bfloat16)
+    words = ["--rounds", 1, "--threads", 1, "--folder", tmp_path]
+    told, printed = run("convert.py", folder, *words, tmp_path / "convert.json")
+    copy, convert = (told["runs"][name] for name in ("copy", "convert"))
+    assert told["source_bytes"] == (folder / "model.safetensors").stat().st_size
+    assert 0.2 < told["target_bytes"] / told["source_bytes"] < 0.5
+    ratio = convert["seconds"]["median"] / copy["seconds"]["median"]
+    assert told["times_of_copying"] == pytest.approx(ratio, rel=1e-3)  # of five digits
+    # Python alone takes less than NumPy and the library with it.
+    assert MIB < copy["peak_rss_bytes"]["median"] < convert["peak_rss_bytes"]["median"]
+    assert "times copying" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "convert.json"}

@@ -573,7 +573,10 @@ def test_it_runs_as_a_script() -> None:
 
 # ---- directories
 
-DIRECTORIES = ("e2b-mobile", "e2b-w4a16", "e4b-mobile", "e4b-w4a16")
+DIRECTORIES = tuple(
+    f"{size}-{form}" for size in ("e2b", "e4b") for form in ("mobile", "w4a16", "bf16")
+)
+PACKED = [kind for kind in DIRECTORIES if not kind.endswith("bf16")]
 
 
 def layout(kind: str) -> dict[str, directory.Tensor]:
@@ -726,10 +729,9 @@ def test_the_library_reads_what_was_meant(
 ) -> None:
     size, form = kind.split("-")
     path = directories(kind)
-    assert sorted(p.name for p in path.iterdir()) == [
-        "config.json",
-        "model.safetensors",
-    ]
+    files = {"config.json", "model.safetensors"}
+    files |= {"tokenizer.json"} if form == "bf16" else set()
+    assert {p.name for p in path.iterdir()} == files
     want = {t.name: t for t in directory.tensors(narrow(size), form)}
     with safetensors.safe_open(path / "model.safetensors", "pt") as file:
         assert set(file.keys()) == set(want)
@@ -739,7 +741,7 @@ def test_the_library_reads_what_was_meant(
             assert tuple(part.get_shape()) == want[name].shape, name
 
 
-@pytest.mark.parametrize("kind", DIRECTORIES)
+@pytest.mark.parametrize("kind", PACKED)
 def test_packed_weights_are_as_large_as_meant(
     kind: str, directories: Callable[[str], Path]
 ) -> None:
@@ -769,6 +771,33 @@ def test_packed_weights_are_as_large_as_meant(
             # 131,072 weights at least: both are 0.3 % of their level off by chance.
             assert values.std() == pytest.approx(level, rel=0.03)
             assert abs(values.mean()) < 0.02 * level
+
+
+@pytest.mark.parametrize("kind", ["e2b-bf16", "e4b-bf16"])
+def test_float_weights_are_on_the_lattice(
+    kind: str, directories: Callable[[str], Path], tmp_path: Path
+) -> None:
+    file = halfbyte.open_safetensors(directories(kind))
+    for tensor in file.tensors:
+        if len(tensor.shape) < 2:
+            continue
+        values = file.weight(tensor.name).dequantize()
+        columns = values.shape[1]
+        level = 1 / math.sqrt(256 if "per_layer.weight" in tensor.name else columns)
+        if values.size > 100_000:
+            assert values.std() == pytest.approx(level, rel=0.03), tensor.name
+        # Whole pages are alike nowhere.
+        pages = values.reshape(-1)[: values.size // 2048 * 2048].reshape(-1, 2048)
+        assert len({page.tobytes() for page in pages[:300]}) == len(pages[:300])
+    report = halfbyte.convert(directories(kind), tmp_path / "out.gguf")
+    for role in report.roles:
+        assert role.share("off") == 0, role
+        # A step has more digits than float16 in two groups of a hundred.
+        assert role.share("exact") > 0.95, role
+    assert {role.type for role in report.roles} == {"Q4_0", "F16", "F32"}
+    model = halfbyte.load(tmp_path / "out.gguf")
+    assert model.has_tokenizer
+    assert model.tokenizer.num_tokens == narrow(kind[:3]).vocab
 
 
 @pytest.mark.parametrize("kind", DIRECTORIES)

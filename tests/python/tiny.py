@@ -26,19 +26,18 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 import torch
+import transformers
 from gguf import GGMLQuantizationType as Type
 from gguf import GGUFValueType
 from safetensors.torch import save_file
 from transformers import (
-    Gemma3ForCausalLM,
     Gemma3TextConfig,
-    Gemma4ForCausalLM,
     Gemma4TextConfig,
-    Gemma4UnifiedForCausalLM,
-    Gemma4UnifiedTextConfig,
 )
 
-NAMES = ("e2b", "e4b", "12b", "26b", "31b", "gemma3")
+# The oldest release that is tried, 5.5.0, has all but the 12B.
+HAS_12B = hasattr(transformers, "Gemma4UnifiedForCausalLM")
+NAMES = ("e2b", "e4b", *(["12b"] if HAS_12B else []), "26b", "31b", "gemma3")
 VOCAB = 512
 WINDOW = 8
 S, G = "sliding_attention", "full_attention"
@@ -140,7 +139,7 @@ def config(name: str, *, wide: bool = False, rope_factor: float | None = None) -
         "num_global_key_value_heads": global_kv,
     }
     if name == "12b":
-        return Gemma4UnifiedTextConfig(**common)
+        return transformers.Gemma4UnifiedTextConfig(**common)
     common |= {
         "num_kv_shared_layers": shape.get("shared", 0),
         "use_double_wide_mlp": shape.get("double", False),
@@ -215,8 +214,9 @@ def build(
     made = config(name, wide=wide, rope_factor=rope_factor)
     made._attn_implementation = "eager"
     made._experts_implementation = "eager"
-    classes = {"gemma3": Gemma3ForCausalLM, "12b": Gemma4UnifiedForCausalLM}
-    model = classes.get(name, Gemma4ForCausalLM)(made).float().eval()
+    classes = {"gemma3": "Gemma3ForCausalLM", "12b": "Gemma4UnifiedForCausalLM"}
+    kind = getattr(transformers, classes.get(name, "Gemma4ForCausalLM"))
+    model = kind(made).float().eval()
     state = model.model.state_dict()
     with torch.no_grad():
         for key, tensor in state.items():
@@ -345,6 +345,10 @@ def text_config(model: Any, *, released: bool) -> dict[str, Any]:
         made["num_global_key_value_heads"] = full.get("num_key_value_heads")
         made["expert_intermediate_size"] = None
     return made
+
+
+def _full_layer(model: Any) -> int:
+    return int(model.config.layer_types.index("full_attention"))
 
 
 def _dead_tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -871,7 +875,7 @@ def _gguf_tensors(
         array = value.float().numpy()
         out[gguf_name(key)] = array + 1 if gemma3 and "norm" in key else array
     if not gemma3:
-        full = model.config.per_layer_config["full_attention"].head_dim // 2
+        full = model.model.layers[_full_layer(model)].self_attn.head_dim // 2
         rotated = int(full * 0.25)
         out["rope_freqs.weight"] = np.array(
             [1.0] * rotated + [1e30] * (full - rotated), np.float32
@@ -931,8 +935,10 @@ def _metadata(model: Any, arch: str) -> dict[str, Any]:
     if getattr(cfg, "use_double_wide_mlp", False):
         wide = [2 * cfg.intermediate_size] * (layers - first)
         meta["feed_forward_length"] = [cfg.intermediate_size] * first + wide
-    own = [cfg.per_layer_config[i] for i in range(layers)]
-    meta["attention.head_count_kv"] = [layer.num_key_value_heads for layer in own]
+    own = [layer.self_attn for layer in model.model.layers]
+    meta["attention.head_count_kv"] = [
+        cfg.num_attention_heads // layer.num_key_value_groups for layer in own
+    ]
     for suffix, dim in (("", own[-1].head_dim), ("_swa", own[0].head_dim)):
         meta[f"attention.key_length{suffix}"] = dim
         meta[f"attention.value_length{suffix}"] = dim

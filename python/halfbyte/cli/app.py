@@ -12,6 +12,7 @@ import typer
 from halfbyte.cli import (
     bench,
     chat,
+    convert,
     doctor,
     inspect,
     lineage,
@@ -63,6 +64,9 @@ app.command(epilog=run.EXAMPLES, short_help="Answer one prompt, or go on with it
 app.command(epilog=chat.EXAMPLES, short_help="Talk with a model.")(chat.chat)
 app.command(epilog=inspect.EXAMPLES, short_help="Show what is in a model file.")(
     inspect.inspect
+)
+app.command(epilog=convert.EXAMPLES, short_help="Write a model in another format.")(
+    convert.convert
 )
 app.command(
     epilog=lineage.EXAMPLES, short_help="Tell whether weights were trained for 4 bits."

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import Gemma3ForCausalLM, Gemma4ForCausalLM, PreTrainedTokenizerFast
 
-from halfbyte import names
+from halfbyte import gemma, names
 from halfbyte.errors import FileChangedError, UnsupportedError
 from halfbyte.files import File, TensorInfo, open_gguf
 from halfbyte.formats import dequantize
@@ -29,32 +29,8 @@ __all__ = ["from_gguf"]
 _CLASSES = {"gemma3": Gemma3ForCausalLM, "gemma4": Gemma4ForCausalLM}
 
 # Names of a layer's matrices and vectors, there and here.
-_MATRICES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "inp_gate": "per_layer_input_gate",
-    "proj": "per_layer_projection",
-}
-_VECTORS = {
-    "attn_norm.weight": "input_layernorm.weight",
-    "attn_q_norm.weight": "self_attn.q_norm.weight",
-    "attn_k_norm.weight": "self_attn.k_norm.weight",
-    "post_attention_norm.weight": "post_attention_layernorm.weight",
-    "ffn_norm.weight": "pre_feedforward_layernorm.weight",
-    "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
-    "layer_output_scale.weight": "layer_scalar",
-    "post_norm.weight": "post_per_layer_input_norm.weight",
-    "ffn_gate_inp.scale": "router.scale",
-    "ffn_down_exps.scale": "router.per_expert_scale",
-    "pre_ffw_norm_2.weight": "pre_feedforward_layernorm_2.weight",
-    "post_ffw_norm_1.weight": "post_feedforward_layernorm_1.weight",
-    "post_ffw_norm_2.weight": "post_feedforward_layernorm_2.weight",
-}
+_MATRICES = {there: here for here, there in gemma.MATRICES.items()}
+_VECTORS = {there: here for here, there in gemma.VECTORS.items()}
 # What a file may hold and a model not use.
 _KEYS = {"attn_k", "attn_v", "attn_k_norm.weight"}
 _PLE = {"inp_gate", "proj", "post_norm.weight"}
@@ -72,6 +48,7 @@ def from_gguf(
     *,
     activations: str = "auto",
     repack: str = "auto",
+    dtype: torch.dtype | None = None,
 ) -> tuple[Any, PreTrainedTokenizerFast]:
     """Open a Gemma 3 or Gemma 4 GGUF file as a model and a tokenizer of Transformers.
 
@@ -83,13 +60,17 @@ def from_gguf(
         As for `halfbyte.linear`.
     repack : {"auto", "always", "never"}
         As for `HalfbyteConfig`; what is not copied stays in the mapped file.
+    dtype : torch.dtype, optional
+        Expand every matrix to this type, as for training, instead of keeping it packed;
+        the other two arguments say nothing then.
 
     Returns
     -------
     model : PreTrainedModel
         Text only. Matrices keep the file's bytes, also the head's, which are those of
         the embedding if they are tied; norms are float32, and so are activations.
-        Writing to a weight changes memory, never the file.
+        Writing to a weight changes memory, never the file. With `dtype`, an ordinary
+        model of that type.
     tokenizer : PreTrainedTokenizerFast
         The file's vocabulary, and its chat template, if it has one.
 
@@ -110,19 +91,20 @@ def from_gguf(
         raise UnsupportedError(
             f"{os.fsdecode(where)}: expected a tokenizer, found none: use halfbyte.load"
         )
-    source = _Source(file, checked.config)
+    source = _Source(file, checked.config, dtype)
     ids = special_ids(checked.tokenizer)
     config = text_config(
         checked.config, tied="output.weight" not in source.infos, **ids
     )
     source.check_rope()
     state, module_formats = source.state(config)
-    packing = HalfbyteConfig(
-        module_formats=module_formats, activations=activations, repack=repack
-    )
-    config.quantization_config = packing.to_dict()  # as config.json would have it
+    if dtype is None:
+        packing = HalfbyteConfig(
+            module_formats=module_formats, activations=activations, repack=repack
+        )
+        config.quantization_config = packing.to_dict()  # as config.json would have it
     model = _CLASSES[checked.config.architecture].from_pretrained(
-        None, config=config, state_dict=state, dtype=torch.float32
+        None, config=config, state_dict=state, dtype=dtype or torch.float32
     )
     generation = model.generation_config
     for name, value in ids.items():
@@ -136,8 +118,10 @@ def from_gguf(
 class _Source:
     """Tensors of a checked file under the names of Transformers."""
 
-    def __init__(self, file: File, config: ModelConfig) -> None:
-        self._file, self._config = file, config
+    def __init__(
+        self, file: File, config: ModelConfig, dtype: torch.dtype | None
+    ) -> None:
+        self._file, self._config, self._dtype = file, config, dtype
         self.infos = {tensor.name: tensor for tensor in file.tensors}
         # Private to this process: a write copies its page, and torch may take the
         # bytes for writable.
@@ -203,7 +187,12 @@ class _Source:
     # ---- tensors where they lie
 
     def _rows(self, info: TensorInfo) -> Tensor:
-        """Bytes of a tensor, one row of weights a row; leading dimensions stay."""
+        """Bytes of a tensor, one row of weights a row; leading dimensions stay.
+
+        Its numbers, if they are asked for.
+        """
+        if self._dtype is not None:
+            return self._floats(info.name).to(self._dtype)
         self._file.tensor_bytes(info.name)  # says so if the file was changed
         data = self._maps[info.shard][info.offset : info.offset + info.bytes]
         return torch.from_numpy(np.asarray(data)).view(*info.shape[:-1], -1)
@@ -211,24 +200,29 @@ class _Source:
     def _matrix(self, name: str, module: str) -> None:
         info = self.infos[name]
         self._state[f"{module}.weight"] = self._rows(info)
-        self._formats[module] = str(info.format)
+        self._note(module, info)
+
+    def _note(self, module: str, info: TensorInfo) -> None:
+        if self._dtype is None:
+            self._formats[module] = str(info.format)
 
     def _table(self, name: str, leaf: str) -> None:
         info = self.infos[name]
-        self._state[f"model.{leaf}.embedding_quantized"] = self._rows(info)
-        self._formats[f"model.{leaf}"] = str(info.format)
+        key = "embedding_quantized" if self._dtype is None else "weight"
+        self._state[f"model.{leaf}.{key}"] = self._rows(info)
+        self._note(f"model.{leaf}", info)
 
     def _fused(
         self, name: str, layer: LayerConfig, attention: str, *, owner: bool
     ) -> None:
         """Queries, keys and values of one tensor, in this order."""
-        rows, format = self._rows(self.infos[name]), str(self.infos[name].format)
+        rows = self._rows(self.infos[name])
         q = self._config.num_heads * layer.head_dim
         kv = layer.num_kv_heads * layer.head_dim
         parts = rows.split([q, kv, kv])
         for leaf, part in zip("qkv" if owner else "q", parts, strict=False):
             self._state[f"{attention}{leaf}_proj.weight"] = part
-            self._formats[f"{attention}{leaf}_proj"] = format
+            self._note(f"{attention}{leaf}_proj", self.infos[name])
 
     def _floats(self, name: str) -> Tensor:
         info = self.infos[name]
@@ -251,7 +245,7 @@ class _Source:
         down = self.infos[f"{there}ffn_down_exps.weight"]
         parts = list(self._gate_up(there))
         both = {str(part.format) for part in parts}
-        if len(both) != 1:
+        if len(both) != 1 and self._dtype is None:
             raise UnsupportedError(
                 f"{parts[0].name}: expected the format of {parts[1].name}, found "
                 f"{' and '.join(sorted(both))}: use halfbyte.load"
@@ -261,8 +255,8 @@ class _Source:
         joined = rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
         self._state[f"{module}.gate_up_proj"] = joined
         self._state[f"{module}.down_proj"] = self._rows(down)
-        self._formats[f"{module}.gate_up_proj"] = both.pop()
-        self._formats[f"{module}.down_proj"] = str(down.format)
+        self._note(f"{module}.gate_up_proj", parts[0])
+        self._note(f"{module}.down_proj", down)
 
     def _gate_up(self, there: str) -> Iterator[TensorInfo]:
         fused = f"{there}ffn_gate_up_exps.weight"

@@ -105,10 +105,15 @@ def _gemma4(c: ModelConfig, common: dict[str, Any], full: list[LayerConfig]) -> 
             "halfbyte.load"
         )
     full_owners = [c.layers[i] for i in owners if not c.layers[i].sliding]
+    heads = _one("num_kv_heads", full)
+    # Transformers 5.5 knows only these two of a full layer's own numbers.
+    spelled: dict[str, Any] = {"num_global_key_value_heads": heads}
+    if hasattr(Gemma4TextConfig, "per_layer_config"):
+        spelled = {"per_layer_config": _overrides(c, heads)}
     return Gemma4TextConfig(
         **common,
         global_head_dim=_one("head_dim", full),
-        per_layer_config=_overrides(c, _one("num_kv_heads", full)),
+        **spelled,
         attention_k_eq_v=all(layer.value_is_key for layer in full_owners),
         num_kv_shared_layers=len(shared),
         use_double_wide_mlp=wide,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers.core_model_loading import ConversionOps, WeightRenaming
 from transformers.quantizers.auto import (
@@ -19,7 +20,7 @@ from transformers.quantizers.auto import (
 )
 from transformers.quantizers.base import HfQuantizer
 
-from halfbyte.errors import ArgumentError
+from halfbyte.errors import ArgumentError, UnsupportedError
 from halfbyte.formats import format_info
 from halfbyte.torch import QuantEmbedding, QuantLinear
 from halfbyte.torch.experts import QuantExperts
@@ -111,7 +112,13 @@ class HalfbyteQuantizer(HfQuantizer):
     _renamings: list[WeightRenaming]
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse devices other than the CPU."""
+        """Refuse devices other than the CPU, and releases that cannot pack."""
+        if not (self.pre_quantized or hasattr(HfQuantizer, "get_new_dtype")):
+            # They cast a tensor to the type of what it is packed into, and then pack.
+            raise UnsupportedError(
+                f"transformers {transformers.__version__} cannot pack a checkpoint as it "
+                "reads it: upgrade it, or use halfbyte.accelerate(model, quantize=...)"
+            )
         check_device_map(kwargs.get("device_map", args[0] if args else None))
 
     def update_device_map(self, device_map: dict[str, Any] | None) -> dict[str, Any]:
@@ -165,11 +172,8 @@ class HalfbyteQuantizer(HfQuantizer):
         )
         return names
 
-    def update_weight_conversions(
-        self, weight_conversions: list[Any], *args: Any, **kwargs: Any
-    ) -> list[Any]:
+    def get_weight_conversions(self) -> list[Any]:
         """Send the dense tables of a checkpoint to where packed ones are kept."""
-        found = super().update_weight_conversions(weight_conversions, *args, **kwargs)
         self._renamings = []
         if not self.pre_quantized:
             leaves = {
@@ -181,7 +185,7 @@ class HalfbyteQuantizer(HfQuantizer):
                 WeightRenaming(rf"{leaf}\.weight$", f"{leaf}.embedding_quantized")
                 for leaf in sorted(leaves)
             ]
-        return [*found, *self._renamings]
+        return [*super().get_weight_conversions(), *self._renamings]
 
     def _process_model_after_weight_loading(
         self,

@@ -1,0 +1,141 @@
+# python/halfbyte/conversion/converter.py
+# SPDX-License-Identifier: Apache-2.0
+"""The function `halfbyte.convert`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+from halfbyte import names, targets
+from halfbyte.conversion.draft import Draft
+from halfbyte.conversion.encoders import quantizers
+from halfbyte.conversion.gemma_gguf import FORMATS, plan_gguf
+from halfbyte.conversion.plan import Plan, Stored
+from halfbyte.conversion.report import Report, tensor_reports
+from halfbyte.conversion.stream import PIECE_BYTES, Progress, stream
+from halfbyte.errors import ArgumentError
+from halfbyte.files import PathLike
+
+__all__ = ["convert"]
+
+
+def convert(
+    src: PathLike,
+    dst: PathLike,
+    *,
+    format: str = "q4_0",
+    to: str = "gguf",
+    quantizer: str = "rtn",
+    threads: int | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Write a model in another format.
+
+    Weights that were trained for Q4_0 and published in bfloat16 keep their trained levels
+    in ``"q4_0"``: see `halfbyte.lattice`. Others are rounded by `quantizer`.
+
+    What stands under `dst` is the old file or the new one, whole, whatever happens. After
+    Ctrl-C or a kill the same call goes on where it was. Memory peaks at some megabytes a
+    thread and what the tokenizer takes, whatever the size of the model.
+
+    Parameters
+    ----------
+    src : str or path-like
+        A directory with config.json and safetensors, or a GGUF file, of weights in BF16,
+        F16 or F32; or a name as for `halfbyte.load`.
+    dst : str or path-like
+        The file to write. One that is there is replaced, also if it is `src`.
+    format : {"q4_0", "q8_0", "bf16"}
+        Of the matrices. Norms are F32; the router of experts, too; the projection of
+        per-layer embeddings is F16. With ``"q4_0"``, embeddings that are not on the
+        lattice become Q6_K.
+    to : {"gguf"}
+        The container.
+    quantizer : {"rtn"}
+        What rounds weights off the lattice: ``"rtn"`` is `halfbyte.quantize`.
+    threads : int, optional
+        `halfbyte.num_threads` by default. The bytes do not depend on it.
+    dry_run : bool
+        Say what would be written, and write nothing.
+    progress : callable, optional
+        Called with bytes of the source that are done, and all of them.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    ArgumentError
+        If an option is none of those it may be.
+    FormatError, ModelError, UnsupportedError
+        If the source is damaged, no model that can run, or packed already. The message
+        names the tensor or key.
+    NumericalError
+        If a weight is not finite, or does not fit into float16.
+    FileChangedError
+        If the source changed meanwhile.
+    OSError
+        If a file cannot be read or written; it says how far it went.
+    """
+    _require("format", format, FORMATS)
+    _require("to", to, ("gguf",))
+    rounds = quantizers(quantizer)
+    if threads is not None:
+        threads = targets._valid(threads, "threads")
+    started = time.monotonic()
+    source, target = names.resolve(src), Path(os.fsdecode(dst))
+    plan = plan_gguf(source, format, rounds)
+    tallies, resumed = None, 0
+    if not dry_run:
+        with Draft(target, plan.layout.size, key=_fingerprint(plan)) as draft:
+            tallies, resumed = stream(
+                plan, draft, threads or targets.num_threads(), progress
+            )
+            draft.commit(plan.check)
+    return Report(
+        source=str(source),
+        target=str(target),
+        format=format,
+        container=to,
+        quantizer=quantizer,
+        bytes=plan.layout.size,
+        written=not dry_run,
+        resumed_bytes=resumed,
+        seconds=time.monotonic() - started,
+        tensors=tensor_reports(plan, tallies),
+        left_out=plan.left_out,
+    )
+
+
+def _require(name: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        raise ArgumentError(
+            f"{name}: expected one of {', '.join(known)}, got {value!r}"
+        )
+
+
+def _fingerprint(plan: Plan) -> str:
+    """Digest of all that the target's bytes depend on."""
+    parts = [
+        targets.__version__,
+        str(PIECE_BYTES),
+        *(j.encoder.name for j in plan.jobs),
+    ]
+    paths = {
+        path
+        for job in plan.jobs
+        if isinstance(job.source, Stored)
+        for path in job.source.file.paths
+    }
+    for path in sorted(paths):
+        there = Path(path).stat()
+        parts.append(f"{path} {there.st_ino} {there.st_size} {there.st_mtime_ns}")
+    digest = hashlib.sha256(plan.layout.header)
+    digest.update("\0".join(parts).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
