@@ -54,7 +54,8 @@ MODULES: dict[str, set[str]] = {
     "choice": {"errors"},
     "hub": {"choice"},
     "stores": {"choice"},
-    "names": {"hub", "stores"},
+    "bundled": {"errors"},
+    "names": {"bundled", "hub", "stores"},
     "model": {"ops", "files", "template", "names"},
     "": {"model", "lattice", "reference", "conversion", "torch"},  # some when asked for
     "torch": {"formats"},
