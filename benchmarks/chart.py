@@ -12,30 +12,14 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.sax.saxutils import escape
 
+from halfbyte._svg import Picture
 from peer import OURS
 from peer.problem import BITS, SHAPES
 
 WIDTH, LABELS, RIGHT = 720, 190, 60  # of the picture, left of the bars, right of them
 BAR, GAP, TITLE, FOOT = 15, 14, 66, 34  # heights: a bar, between groups, above, below
 STEPS = 4  # lines of the grid up to 1
-
-# Colours in the middle between white and black pages for whoever ignores the query.
-STYLE = """
-text { font: 12px system-ui, sans-serif; fill: #6e7781; }
-.head { font-size: 14px; font-weight: 600; fill: #57606a; }
-.ours { font-weight: 600; }
-rect { fill: #8c959f; }
-rect.ours { fill: #1f883d; }
-line { stroke: #8c959f; stroke-opacity: 0.35; }
-@media (prefers-color-scheme: dark) {
-  text { fill: #9198a1; }
-  .head { fill: #d1d7e0; }
-  rect { fill: #656c76; }
-  rect.ours { fill: #3fb950; }
-}
-"""
 
 
 class Group(NamedTuple):
@@ -109,24 +93,19 @@ def chosen(
 def document(told: str, groups: Sequence[Group], top: float) -> str:
     """Put title, grid and bars together."""
     height = TITLE + FOOT + sum(GAP + BAR * (1 + len(g.bars)) for g in groups)
-    size = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">',
-        f"<title>Shares of the roof, {escape(told)}</title>",
-        f"<style>{STYLE}</style>",
-        text(10, 22, "Share of what the machine can do at best", "head"),
-        text(10, 42, told),
-        *grid(height, top),
-    ]
+    picture = Picture(f"Shares of the roof, {told}", WIDTH, height)
+    picture.text(10, 22, "Share of what the machine can do at best", "head")
+    picture.text(10, 42, told)
+    draw_grid(picture, height, top)
     y = TITLE
     for group in groups:
-        parts.append(text(10, y + BAR - 4, group.title, "head"))
+        picture.text(10, y + BAR - 4, group.title, "head")
         y += BAR
         for name, share in group.bars:
-            parts += bar(y, name, share, top)
+            draw_bar(picture, y, name, share, top)
             y += BAR
         y += GAP
-    return "\n".join([*parts, "</svg>\n"])
+    return picture.svg()
 
 
 def at(share: float, top: float) -> float:
@@ -134,31 +113,20 @@ def at(share: float, top: float) -> float:
     return LABELS + (WIDTH - LABELS - RIGHT) * share / top
 
 
-def grid(height: int, top: float) -> Iterator[str]:
+def draw_grid(picture: Picture, height: int, top: float) -> None:
     """Lines from 0 to 1, with their numbers below."""
     for i in range(STEPS + 1):
         x, low = at(i / STEPS, top), height - FOOT
-        yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TITLE}" y2="{low}"/>'
-        yield text(x, low + 16, f"{i / STEPS:g}", anchor="middle")
+        picture.line(x, TITLE, x, low)
+        picture.text(x, low + 16, f"{i / STEPS:g}", anchor="middle")
 
 
-def bar(y: float, name: str, share: float, top: float) -> Iterator[str]:
-    """A name, a bar and a number."""
-    kind, end = "ours" if name == OURS else "", at(share, top)
-    yield text(LABELS - 8, y + BAR - 3, name, kind, anchor="end")
-    yield (
-        f'<rect class="{kind}" x="{LABELS}" y="{y + 2}" width="{end - LABELS:.1f}" '
-        f'height="{BAR - 4}"/>'
-    )
-    yield text(end + 5, y + BAR - 3, f"{share:.2f}", kind)
-
-
-def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
-    """Words whose `anchor` lies at a place."""
-    return (
-        f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
-        f"{escape(words)}</text>"
-    )
+def draw_bar(picture: Picture, y: float, name: str, share: float, top: float) -> None:
+    """A name, a bar and a number; ours in colour."""
+    kind, end = "first" if name == OURS else "", at(share, top)
+    picture.text(LABELS - 8, y + BAR - 3, name, anchor="end")
+    picture.bar(LABELS, y + 2, end - LABELS, BAR - 4, kind)
+    picture.text(end + 5, y + BAR - 3, f"{share:.2f}")
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@
 #include "bindings/array.h"
 #include "bindings/bindings.h"
 #include "kernels/format_kernels.h"
+#include "kernels/search.h"
 #include "ops/cast.h"
 #include "ops/lattice.h"
 #include "ops/linear.h"
-#include "ops/rows.h"
+#include "ops/quantize.h"
 #include "ops/rowwise.h"
 #include "runtime/pages.h"
 
@@ -183,70 +184,99 @@ py::list Formats() {
         kernels.encode_row_ref != nullptr || kernels.encode_row_scaled_ref != nullptr;
     formats.append(py::make_tuple(info.stem, static_cast<uint32_t>(info.format),
                                   info.block_len, info.block_bytes, writable,
-                                  HasRowScale(info.format)));
+                                  HasRowScale(info.format), HasSearch(info.format)));
   }
   return formats;
 }
 
-py::tuple Quantize(const py::array& x, const std::string& format, size_t threads) {
+Quantizer QuantizerNamed(std::string_view name) {
+  if (name == "rtn") return Quantizer::kOrdinary;
+  if (name == "mse" || name == "imatrix") return Quantizer::kSearch;
+  throw Error(ErrorClass::kValue,
+              "quantizer: expected rtn, mse or imatrix, got '" + Escape(name) + "'");
+}
+
+// Bytes for N rows of K weights, and scales if the format has one a row.
+std::pair<py::array_t<uint8_t>, py::array_t<float>> NewRows(Format format, size_t N,
+                                                            size_t K) {
+  return {py::array_t<uint8_t>(static_cast<py::ssize_t>(N * RowBytes(format, K))),
+          py::array_t<float>(static_cast<py::ssize_t>(HasRowScale(format) ? N : 0))};
+}
+
+std::span<float> AsSpan(py::array_t<float>& a) {
+  return {a.mutable_data(), static_cast<size_t>(a.size())};
+}
+
+py::tuple QuantizeRows(const py::array& x, const std::string& format,
+                       const std::string& quantizer, const py::object& importance,
+                       size_t threads) {
   const Mat<const float> xm = AsMatrix(x, "x");
-  const FormatInfo& info = FormatNamed(format);
-  const FormatKernels& kernels = KernelsFor(info.format);
-  if (kernels.encode_row_ref == nullptr && kernels.encode_row_scaled_ref == nullptr) {
-    throw Error(ErrorClass::kValue, "format: " + format + " can only be read");
+  const Format to = FormatNamed(format).format;
+  const Quantizer how = QuantizerNamed(quantizer);
+  std::span<const float> factors;
+  if (!importance.is_none()) {
+    factors = AsVector(importance.cast<py::array>(), "importance", xm.cols);
   }
-  if (xm.cols % info.block_len != 0) {
-    throw Error(ErrorClass::kShape,
-                "x: expected a last dimension that is a "
-                "multiple of " +
-                    std::to_string(info.block_len) + " for " + format + ", got " +
-                    std::to_string(xm.cols));
-  }
-  const size_t row_bytes = RowBytes(info.format, xm.cols);
-  py::array_t<uint8_t> w(static_cast<py::ssize_t>(xm.rows * row_bytes));
+  auto [w, scales] = NewRows(to, xm.rows, xm.cols);
   uint8_t* data = w.mutable_data();
-  py::array_t<float> scales(
-      static_cast<py::ssize_t>(HasRowScale(info.format) ? xm.rows : 0));
-  float* scale = scales.mutable_data();
+  const std::span<float> scale = AsSpan(scales);
   const Context context = MakeContext(threads);
   {
     const py::gil_scoped_release nogil;
-    ForEachRow(context, xm.rows, xm.cols, [&](size_t row) {
-      uint8_t* to = data + row * row_bytes;
-      if (kernels.encode_row_ref != nullptr) {
-        kernels.encode_row_ref(xm.Row(row), xm.cols, to);
-      } else {
-        scale[row] = kernels.encode_row_scaled_ref(xm.Row(row), xm.cols, to);
-      }
-    });
+    Quantize(context, xm, to, how, factors, data, scale);
   }
   return py::make_tuple(w, scales);
 }
 
-// Q4_0 blocks of bf16 weights, and what each group of 32 is.
-py::tuple RecoverLattice(const py::array& bits, size_t threads) {
+// Blocks of bf16 weights, the scales of rows, and what each group turned out to be.
+py::tuple RecoverRows(const py::array& bits, const std::string& format,
+                      size_t threads) {
   const Mat<const uint16_t> w = AsHalves(bits, "bits");
-  const size_t groups = w.cols / 32;
-  py::array_t<uint8_t> blocks(
-      static_cast<py::ssize_t>(w.rows * RowBytes(Format::kQ4_0, w.cols)));
+  const Format to = FormatNamed(format).format;
+  const size_t groups = w.cols / LatticeGroup(to, w.cols);
+  auto [blocks, scales] = NewRows(to, w.rows, w.cols);
   py::array_t<uint8_t> found({w.rows, groups});
-  uint8_t* to = blocks.mutable_data();
-  const Mat<OnLattice> verdicts(reinterpret_cast<OnLattice*>(found.mutable_data()),
-                                w.rows, groups);
+  uint8_t* data = blocks.mutable_data();
+  const std::span<float> scale = AsSpan(scales);
+  const Mat<OnLattice> kinds(reinterpret_cast<OnLattice*>(found.mutable_data()), w.rows,
+                             groups);
   const Context context = MakeContext(threads);
   {
     const py::gil_scoped_release nogil;
-    RecoverQ4_0(context, w, to, verdicts);
+    RecoverLattice(context, w, to, data, scale, kinds);
   }
-  return py::make_tuple(blocks, found);
+  return py::make_tuple(blocks, scales, found);
+}
+
+// Q4_0 blocks of rows of K weights, repaired, and what was done with each.
+py::tuple RepairRows(const py::array& blocks, size_t K, size_t threads) {
+  const std::span<const uint8_t> from = AsBytes(blocks, "blocks");
+  const size_t row_bytes = RowBytes(Format::kQ4_0, K);
+  Check(InfoOf(Format::kQ4_0), row_bytes == 0 ? 0 : from.size() / row_bytes, K,
+        from.size());
+  py::array_t<uint8_t> repaired(static_cast<py::ssize_t>(from.size()));
+  py::array_t<uint8_t> done({row_bytes == 0 ? 0 : from.size() / row_bytes, K / 32});
+  uint8_t* to = repaired.mutable_data();
+  const Mat<Repair> kinds(reinterpret_cast<Repair*>(done.mutable_data()),
+                          static_cast<size_t>(done.shape(0)), K / 32);
+  const Context context = MakeContext(threads);
+  {
+    const py::gil_scoped_release nogil;
+    RepairLattice(context, from.data(), to, kinds);
+  }
+  return py::make_tuple(repaired, done);
 }
 
 }  // namespace
 
 void RegisterWeight(py::module_& m) {
   m.def("formats", &Formats);
-  m.def("quantize", &Quantize, py::arg("x"), py::arg("format"), py::arg("threads"));
-  m.def("recover_lattice", &RecoverLattice, py::arg("bits"), py::arg("threads"));
+  m.def("quantize", &QuantizeRows, py::arg("x"), py::arg("format"),
+        py::arg("quantizer"), py::arg("importance"), py::arg("threads"));
+  m.def("recover_lattice", &RecoverRows, py::arg("bits"), py::arg("format"),
+        py::arg("threads"));
+  m.def("repair_lattice", &RepairRows, py::arg("blocks"), py::arg("k"),
+        py::arg("threads"));
   py::class_<Weight>(m, "Weight")
       .def(py::init(&MakeWeight), py::arg("data"), py::arg("format"), py::arg("n"),
            py::arg("k"), py::arg("scales"), py::arg("panels"), py::arg("x_step"),

@@ -52,9 +52,16 @@ struct Q4_0 {
             fminf(15.0f, fmaxf(0.0f, truncf(x * inv_d + 8.5f))));
       };
       StoreF16(d, row[b].d);
-      for (size_t i = 0; i < 16; ++i) {
-        row[b].qs[i] = static_cast<uint8_t>(code(in[i]) | code(in[i + 16]) << 4);
-      }
+      uint8_t codes[kBlockLen];
+      for (size_t i = 0; i < kBlockLen; ++i) codes[i] = code(in[i]);
+      Pack(codes, row[b]);
+    }
+  }
+
+  // From codes, level + 8; the scale stays as it is.
+  static void Pack(const uint8_t* codes, Block& b) noexcept {
+    for (size_t i = 0; i < 16; ++i) {
+      b.qs[i] = static_cast<uint8_t>(codes[i] | codes[i + 16] << 4);
     }
   }
 

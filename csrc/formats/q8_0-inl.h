@@ -47,6 +47,13 @@ struct Q8_0 {
       }
     }
   }
+
+  // From codes, level + 128; the scale stays as it is.
+  static void Pack(const uint8_t* codes, Block& b) noexcept {
+    for (size_t i = 0; i < kBlockLen; ++i) {
+      b.q[i] = static_cast<int8_t>(codes[i] - 128);
+    }
+  }
 };
 
 }  // namespace halfbyte

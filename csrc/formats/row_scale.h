@@ -7,6 +7,7 @@
 
 #include <math.h>
 #include <stddef.h>
+#include <stdint.h>
 
 namespace halfbyte {
 
@@ -23,11 +24,12 @@ float EncodeRowScaled(const float* in, size_t num_blocks,
   }
   const float scale = largest / kHighest;
   for (size_t b = 0; b < num_blocks; ++b, in += Fmt::kBlockLen) {
-    row[b] = {};
+    uint8_t codes[Fmt::kBlockLen];
     for (size_t i = 0; i < Fmt::kBlockLen; ++i) {
       const float level = scale == 0.0f ? 0.0f : rintf(in[i] / scale);
-      Fmt::Put(static_cast<int>(fmaxf(kLowest, fminf(kHighest, level))), i, row[b]);
+      codes[i] = static_cast<uint8_t>(fmaxf(kLowest, fminf(kHighest, level)) - kLowest);
     }
+    Fmt::Pack(codes, row[b]);
   }
   return scale;
 }

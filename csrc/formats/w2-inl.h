@@ -34,9 +34,12 @@ struct W2 {
     }
   }
 
-  // Into a block of zeros.
-  static void Put(int level, size_t i, Block& b) noexcept {
-    b.qs[i / 4] |= static_cast<uint8_t>((level + 2) << (2 * (i % 4)));
+  // From codes, level + 2.
+  static void Pack(const uint8_t* codes, Block& b) noexcept {
+    for (size_t i = 0; i < 8; ++i, codes += 4) {
+      b.qs[i] = static_cast<uint8_t>(codes[0] | codes[1] << 2 | codes[2] << 4 |
+                                     codes[3] << 6);
+    }
   }
 
   static float EncodeRowScaledRef(const float* in, size_t num_blocks,

@@ -34,9 +34,11 @@ struct W4 {
     }
   }
 
-  // Into a block of zeros.
-  static void Put(int level, size_t i, Block& b) noexcept {
-    b.qs[i / 2] |= static_cast<uint8_t>((level + 8) << (4 * (i % 2)));
+  // From codes, level + 8.
+  static void Pack(const uint8_t* codes, Block& b) noexcept {
+    for (size_t i = 0; i < 16; ++i) {
+      b.qs[i] = static_cast<uint8_t>(codes[2 * i] | codes[2 * i + 1] << 4);
+    }
   }
 
   static float EncodeRowScaledRef(const float* in, size_t num_blocks,

@@ -44,14 +44,21 @@ struct W4G32 {
     for (size_t b = 0; b < num_blocks; ++b, in += kBlockLen) {
       float largest = 0.0f;
       for (size_t i = 0; i < kBlockLen; ++i) largest = fmaxf(largest, fabsf(in[i]));
-      row[b] = {};
       StoreBF16(largest / 7.5f, row[b].d);
       const float d = LoadBF16(row[b].d);
+      uint8_t codes[kBlockLen];
       for (size_t i = 0; i < kBlockLen; ++i) {
         const float level = d == 0.0f ? 0.0f : rintf(in[i] / d);
-        const int code = static_cast<int>(fmaxf(-8.0f, fminf(7.0f, level))) + 8;
-        row[b].qs[i / 2] |= static_cast<uint8_t>(code << (4 * (i % 2)));
+        codes[i] = static_cast<uint8_t>(fmaxf(-8.0f, fminf(7.0f, level)) + 8.0f);
       }
+      Pack(codes, row[b]);
+    }
+  }
+
+  // From codes, level + 8; the scale stays as it is.
+  static void Pack(const uint8_t* codes, Block& b) noexcept {
+    for (size_t i = 0; i < 16; ++i) {
+      b.qs[i] = static_cast<uint8_t>(codes[2 * i] | codes[2 * i + 1] << 4);
     }
   }
 

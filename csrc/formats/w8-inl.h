@@ -33,16 +33,16 @@ struct W8 {
     }
   }
 
-  // Into a block of zeros.
-  static void Put(int level, size_t i, Block& b) noexcept {
-    b.q[i] = static_cast<int8_t>(level);
-  }
-
-  // From codes, level + 128. There is no scale to join.
-  static void Join(const uint8_t* codes, const uint8_t* /*scale*/, Block& b) noexcept {
+  // From codes, level + 128.
+  static void Pack(const uint8_t* codes, Block& b) noexcept {
     for (size_t i = 0; i < kBlockLen; ++i) {
       b.q[i] = static_cast<int8_t>(codes[i] - 128);
     }
+  }
+
+  // There is no scale to join.
+  static void Join(const uint8_t* codes, const uint8_t* /*scale*/, Block& b) noexcept {
+    Pack(codes, b);
   }
 
   static float EncodeRowScaledRef(const float* in, size_t num_blocks,

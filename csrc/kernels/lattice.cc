@@ -9,8 +9,8 @@
 #include <float.h>
 #include <string.h>
 
-#include "base/half.h"
 #include "base/targets.h"  // before any Highway header
+#include "formats/step.h"
 
 // clang-format off
 #undef HWY_TARGET_INCLUDE
@@ -21,6 +21,8 @@
 // After highway.h
 #include "formats/half-inl.h"
 #include "formats/q4_0-inl.h"
+#include "formats/q8_0-inl.h"
+#include "formats/w4g32-inl.h"
 #include "kernels/math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -29,8 +31,11 @@ namespace HWY_NAMESPACE {
 namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
-constexpr size_t kLen = Q4_0::kBlockLen;
+constexpr size_t kLen = 32;
 constexpr int kMaxLevel = 8;  // of either sign, but not of both
+// Two weights apart from 0 fit by chance in about one block of ten, each further one
+// divides that by ten or more.
+constexpr size_t kFewest = 4;
 using DF = hn::CappedTag<float, 16>;
 
 // 32 weights, and the borders of what rounds to each, signs left out.
@@ -129,17 +134,18 @@ size_t CountExact(const Group& g, const Fit& fit, float step) {
   return exact;
 }
 
-// Of the f16 numbers around the middle of the interval, the one that gives the most
-// weights; the nearest of several. Returns how many.
+// Of the steps that the format stores around the middle of the interval, the one that
+// gives the most weights; the nearest of several. Returns how many.
+template <class Fmt>
 size_t ChooseStep(const Group& g, const Fit& fit, uint16_t& step) {
   constexpr int kNear[] = {0, -1, 1};
-  const uint16_t middle = F16FromF32(0.5f * fit.low + 0.5f * fit.high);
+  const uint16_t middle = StepBits<Fmt>(0.5f * fit.low + 0.5f * fit.high);
   size_t best = 0;
   for (const int away : kNear) {
     const int bits = middle + away;
-    if (bits <= 0 || bits >= 0x7C00) continue;  // f16 has no such step
+    if (bits <= 0 || bits >= kInfiniteStep<Fmt>) continue;  // there is no such step
     const auto candidate = static_cast<uint16_t>(bits);
-    const size_t exact = CountExact(g, fit, F32FromF16Fast(candidate));
+    const size_t exact = CountExact(g, fit, StepOfBits<Fmt>(candidate));
     if (exact <= best) continue;
     best = exact;
     step = candidate;
@@ -148,50 +154,68 @@ size_t ChooseStep(const Group& g, const Fit& fit, uint16_t& step) {
   return best;
 }
 
-void StoreBlock(const Fit& fit, uint16_t step, Q4_0::Block& block) {
+template <class Fmt>
+void StoreBlock(const Fit& fit, uint16_t step, typename Fmt::Block& block) {
   const float sign = fit.negative ? -1.0f : 1.0f;
-  const auto code = [&](size_t i) {
-    return static_cast<uint8_t>(sign * fit.level[i] + 8.0f);
-  };
-  const auto bits = static_cast<uint16_t>(step | (fit.negative ? 0x8000 : 0));
-  memcpy(block.d, &bits, sizeof(bits));
-  for (size_t i = 0; i < 16; ++i) {
-    block.qs[i] = static_cast<uint8_t>(code(i) | code(i + 16) << 4);
+  uint8_t codes[kLen];
+  for (size_t i = 0; i < kLen; ++i) {
+    codes[i] = static_cast<uint8_t>(sign * fit.level[i] - kLowestLevel<Fmt>);
   }
+  StoreStep<Fmt>(static_cast<uint16_t>(step | (fit.negative ? 0x8000 : 0)), block);
+  Fmt::Pack(codes, block);
 }
 
-OnLattice RecoverGroup(const uint8_t* w, Q4_0::Block& block) {
+template <class Fmt>
+OnLattice RecoverGroup(const uint8_t* w, typename Fmt::Block& block) {
   Group g;
   Fit fit = {};
   LoadGroup(w, g);
   if (!g.finite) {
-    Q4_0::EncodeRowRef(g.w, 1, &block);
+    Fmt::EncodeRowRef(g.w, 1, &block);
     return OnLattice::kNotFinite;
   }
   if (g.nonzero == 0) {
-    StoreBlock(fit, 0, block);
+    StoreBlock<Fmt>(fit, 0, block);
     return OnLattice::kExact;
   }
   // A common factor of all levels is a larger step: the smallest m has it.
   for (int m = 1; m <= kMaxLevel; ++m) {
     if (!FitLevels(g, m, fit)) continue;
     uint16_t step = 0;
-    const size_t exact = ChooseStep(g, fit, step);
-    if (exact == 0) break;  // too small or too large for f16
-    StoreBlock(fit, step, block);
+    const size_t exact = ChooseStep<Fmt>(g, fit, step);
+    if (exact == 0) break;  // too small or too large to store
+    StoreBlock<Fmt>(fit, step, block);
     if (g.nonzero < kFewest) return OnLattice::kTooFew;
     return exact == kLen ? OnLattice::kExact : OnLattice::kLevels;
   }
-  Q4_0::EncodeRowRef(g.w, 1, &block);
+  Fmt::EncodeRowRef(g.w, 1, &block);
   return OnLattice::kNo;
 }
 
-void RecoverQ4_0(const void* w, size_t K, uint8_t* blocks, OnLattice* found) {
+template <class Fmt>
+void RecoverBlocks(const void* w, size_t K, uint8_t* blocks, OnLattice* found) {
   const auto* from = static_cast<const uint8_t*>(w);
-  auto* to = reinterpret_cast<Q4_0::Block*>(blocks);
+  auto* to = reinterpret_cast<typename Fmt::Block*>(blocks);
   for (size_t b = 0; b < K / kLen; ++b) {
-    const OnLattice group = RecoverGroup(from + b * kLen * sizeof(uint16_t), to[b]);
-    if (found != nullptr) found[b] = group;
+    const uint8_t* group = from + b * kLen * sizeof(uint16_t);
+    const OnLattice kind = RecoverGroup<Fmt>(group, to[b]);
+    if (found != nullptr) found[b] = kind;
+  }
+}
+
+using Recoverer = void (*)(const void*, size_t, uint8_t*, OnLattice*);
+
+// Null for formats that do not hold 4-bit levels with a step for 32 weights.
+Recoverer RecovererOf(Format format) {
+  switch (format) {
+    case Format::kQ4_0:
+      return &RecoverBlocks<Q4_0>;
+    case Format::kQ8_0:
+      return &RecoverBlocks<Q8_0>;
+    case Format::kW4G32:
+      return &RecoverBlocks<W4G32>;
+    default:
+      return nullptr;
   }
 }
 
@@ -204,10 +228,15 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace halfbyte {
 
-HWY_EXPORT(RecoverQ4_0);
+HWY_EXPORT(RecovererOf);
 
-void RecoverQ4_0(const void* w, size_t K, uint8_t* blocks, OnLattice* found) noexcept {
-  HWY_DYNAMIC_DISPATCH(RecoverQ4_0)(w, K, blocks, found);
+bool HasLattice(Format format) noexcept {
+  return HWY_DYNAMIC_DISPATCH(RecovererOf)(format) != nullptr;
+}
+
+void RecoverBlocks(Format format, const void* w, size_t K, uint8_t* blocks,
+                   OnLattice* found) noexcept {
+  HWY_DYNAMIC_DISPATCH(RecovererOf)(format)(w, K, blocks, found);
 }
 
 }  // namespace halfbyte

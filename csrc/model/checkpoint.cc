@@ -14,13 +14,23 @@ std::string Text(const Shape& shape) {
   return text + "]";
 }
 
-Checkpoint::Checkpoint(std::span<const TensorView> tensors) {
+Checkpoint::Checkpoint(std::span<const TensorView> tensors) : tensors_(tensors) {
   for (const TensorView& tensor : tensors) by_name_.emplace(tensor.name, &tensor);
 }
 
 const TensorView* Checkpoint::Find(std::string_view name) const {
   const auto it = by_name_.find(name);
-  return it == by_name_.end() ? nullptr : it->second;
+  if (it == by_name_.end()) return nullptr;
+  read_.insert(it->second);
+  return it->second;
+}
+
+std::vector<std::string> Checkpoint::Unread() const {
+  std::vector<std::string> names;
+  for (const TensorView& tensor : tensors_) {
+    if (!read_.contains(&tensor)) names.push_back(tensor.name);
+  }
+  return names;
 }
 
 const TensorView* Checkpoint::OfShape(const std::string& name, const Shape& shape) {

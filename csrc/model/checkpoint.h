@@ -12,6 +12,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "base/error.h"
@@ -32,6 +33,8 @@ class Checkpoint {
   // Null if there is none of that name.
   const TensorView* Find(std::string_view name) const;
   bool Has(std::string_view name) const { return Find(name) != nullptr; }
+  // Names of the tensors that were never asked for, in the order of the file.
+  std::vector<std::string> Unread() const;
 
   // The tensor if it is there and has that shape, else null and a problem noted. The
   // second one also wants a type that can be decoded.
@@ -46,7 +49,9 @@ class Checkpoint {
   void ThrowProblems();
 
  private:
+  std::span<const TensorView> tensors_;
   std::unordered_map<std::string_view, const TensorView*> by_name_;
+  mutable std::unordered_set<const TensorView*> read_;
   size_t num_problems_ = 0;
   ErrorInfo first_;
   std::string others_;

@@ -87,6 +87,7 @@ class Loader {
     }
     for (size_t l = 0; l < L; ++l) w.layers.push_back(Layer(l));
     checkpoint_.ThrowProblems();
+    w.unread = checkpoint_.Unread();
     return std::move(w_);
   }
 

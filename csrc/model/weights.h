@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include <span>
+#include <string>
 #include <vector>
 
 #include "io/tensor.h"
@@ -67,7 +68,8 @@ struct ModelWeights {
   // Divisors of the full layers' RoPE frequencies; empty: by the family's rule.
   Vector rope_freqs;
   std::vector<LayerWeights> layers;
-  std::vector<Vector> scales;  // what the views' row_scale point to
+  std::vector<Vector> scales;       // what the views' row_scale point to
+  std::vector<std::string> unread;  // tensors that the network has no place for
 };
 
 enum class TensorNames { kGguf, kHuggingFace };

@@ -8,16 +8,30 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <span>
+
 #include "base/view.h"
+#include "formats/format.h"
 #include "kernels/lattice.h"
+#include "kernels/repair.h"
 #include "runtime/thread_pool.h"
 
 namespace halfbyte {
 
-// Q4_0 blocks of bf16 rows, and what each group of 32 is: found.cols = w.cols / 32.
-// `blocks` has room for w.rows * found.cols of them. Throws ShapeError.
-void RecoverQ4_0(const Context& context, Mat<const uint16_t> w, uint8_t* blocks,
-                 Mat<OnLattice> found);
+// Weights that share a step in a lattice of rows of K weights, stored in `format`: 32,
+// or K. Throws ValueError if no lattice is stored so.
+size_t LatticeGroup(Format format, size_t K);
+
+// Blocks of bf16 rows, the scale of each row where the format has one (else `scales` is
+// empty), and what each group is: found.cols = w.cols / LatticeGroup. What is off the
+// lattice is packed by the ordinary quantizer. Throws ShapeError and ValueError.
+void RecoverLattice(const Context& context, Mat<const uint16_t> w, Format format,
+                    uint8_t* blocks, std::span<float> scales, Mat<OnLattice> found);
+
+// Q4_0 blocks of done.rows rows of 32 * done.cols weights, repaired, and what was done
+// with each. `to` may be `blocks`.
+void RepairLattice(const Context& context, const uint8_t* blocks, uint8_t* to,
+                   Mat<Repair> done);
 
 }  // namespace halfbyte
 #endif  // HALFBYTE_OPS_LATTICE_H_

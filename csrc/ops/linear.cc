@@ -38,7 +38,7 @@ size_t ScratchBytes(const WeightView& w, size_t count) {
 // levels it was trained to; other weights are rounded as ever.
 void EncodeRow(const WeightView& w, const uint8_t* row, float* floats, uint8_t* to) {
   if (w.floats == Format::kBF16 && w.format == Format::kQ4_0) {
-    return RecoverQ4_0(row, w.K, to, nullptr);
+    return RecoverBlocks(w.format, row, w.K, to, nullptr);
   }
   KernelsFor(w.floats).decode_row(row, w.K, floats);
   KernelsFor(w.format).encode_row_ref(floats, w.K, to);

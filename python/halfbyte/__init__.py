@@ -57,6 +57,7 @@ if _typing.TYPE_CHECKING:
     from halfbyte.conversion import convert as convert
     from halfbyte.torch.accelerate import accelerate as accelerate
     from halfbyte.torch.accelerate import restore as restore
+    from halfbyte.verification import Verification, verify
 
 __all__ = [
     "ArgumentError",
@@ -85,6 +86,7 @@ __all__ = [
     "Tokenizer",
     "TruncatedFileError",
     "UnsupportedError",
+    "Verification",
     "Weight",
     "__version__",
     "attention",
@@ -111,14 +113,17 @@ __all__ = [
     "threads",
     "use_onednn",
     "use_target",
+    "verify",
 ]
 
-# What takes an extra is imported when it is asked for. It is not in __all__: a star
-# import must not need it.
+# What takes an extra, or is seldom used, is imported when it is asked for. The former
+# is not in __all__: a star import must not need it.
 _LAZY = {
     "convert": "halfbyte.conversion",
     "accelerate": "halfbyte.torch.accelerate",
     "restore": "halfbyte.torch.accelerate",
+    "Verification": "halfbyte.verification",
+    "verify": "halfbyte.verification",
 }
 
 

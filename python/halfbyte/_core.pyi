@@ -73,14 +73,21 @@ def attention(
 ) -> None:
     """Write the attention of `q` to `k` and `v` to `out`; a window of 0 is none."""
 
-def formats() -> list[tuple[str, int, int, int, bool, bool]]:
-    """Name, type id, weights a block, bytes a block, writable: of each format."""
+def formats() -> list[tuple[str, int, int, int, bool, bool, bool]]:
+    """The fields of `halfbyte.FormatInfo`, of each format."""
 
-def quantize(x: _F32, format: str, threads: int) -> tuple[_U8, _F32]:
+def quantize(
+    x: _F32, format: str, quantizer: str, importance: _F32 | None, threads: int
+) -> tuple[_U8, _F32]:
     """Pack the rows of `x`; the second item has their scales, if the format does."""
 
-def recover_lattice(bits: NDArray[np.uint16], threads: int) -> tuple[_U8, _U8]:
-    """Q4_0 blocks of bf16 bits, and what each group of 32 is."""
+def recover_lattice(
+    bits: NDArray[np.uint16], format: str, threads: int
+) -> tuple[_U8, _F32, _U8]:
+    """Blocks of bf16 bits, scales of rows, and what each group is."""
+
+def repair_lattice(blocks: _U8, k: int, threads: int) -> tuple[_U8, _U8]:
+    """Q4_0 blocks of rows of k weights, repaired, and what was done with each."""
 
 @final
 class Weight:
@@ -324,6 +331,10 @@ class Model:
     @property
     def kv_scales(self) -> list[tuple[float, float] | None]:
         """Trained steps of each layer's keys and values."""
+
+    @property
+    def unread_tensors(self) -> list[str]:
+        """Names of the tensors that the network has no place for, in file order."""
 
     @property
     def has_steps(self) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ __all__ = [
     "StreamDecoder",
     "TensorInfo",
     "Tokenizer",
+    "open_file",
     "open_gguf",
     "open_safetensors",
 ]
@@ -218,6 +220,35 @@ def open_safetensors(path: PathLike) -> File:
         If it cannot be opened.
     """
     return File(_core.open_safetensors(os.fsencode(path)))
+
+
+def open_file(path: PathLike) -> File:
+    """Open a model file of either kind: told by content where it tells, else by name.
+
+    Parameters
+    ----------
+    path : str or path-like
+        What `open_gguf` or `open_safetensors` takes.
+
+    Returns
+    -------
+    File
+
+    Raises
+    ------
+    FormatError, UnsupportedError, OSError
+        As those do.
+    """
+    path = Path(os.fsdecode(path))
+    if path.is_dir():
+        return open_safetensors(path)
+    is_gguf = True  # or nothing that can be read: the reader says so without waiting
+    if path.is_file():
+        with path.open("rb") as file:
+            is_gguf = file.read(4) == b"GGUF"
+    if not is_gguf and path.name.endswith((".safetensors", ".json")):
+        return open_safetensors(path)
+    return open_gguf(path)
 
 
 class StreamDecoder:

@@ -579,6 +579,15 @@ class Model:
         """
         return self._core.kv_scales
 
+    @property
+    def unread_tensors(self) -> list[str]:
+        """Tensors of the files that the network has no place for, in their order.
+
+        Encoders, copies of tied heads, keys and values of layers that share those of
+        another one: harmless; or something that this package does not know.
+        """
+        return self._core.unread_tensors
+
     def report(self) -> Report:
         """Say what is loaded and how it runs.
 

@@ -31,6 +31,7 @@ __all__ = [
     "linear_codes",
     "quantize",
     "recover",
+    "repair",
     "rms_norm",
     "rope",
     "softmax",
@@ -374,6 +375,156 @@ def _quantize_rows(x: F32Array, bits: int) -> tuple[Bytes, F32Array]:
     return np.bitwise_or.reduce(parts << shifts, axis=2), scales
 
 
+# ---- the search for steps: groups of weights, shape (B, length), one step each
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Which steps a format has, and which are tried first."""
+
+    half: int  # levels are -half to half - 1
+    first: np.float32
+    ratio: np.float32
+    between: np.float32 | None  # None where steps have both signs
+    store: Callable[[F32Array], F32Array]  # the nearest step that is stored
+
+    def levels(self, x: F32Array, step: F32Array) -> F32Array:
+        nearest = np.rint(x * _inverse(step))
+        low, high = np.float32(-self.half), np.float32(self.half - 1)
+        return _float(np.clip(nearest, low, high))
+
+    def storable(self, step: F32Array) -> F32Array:
+        stored = self.store(step)
+        vanishes = np.abs(stored) < np.finfo(np.float32).tiny
+        return _float(np.where(vanishes, np.float32(0), stored))
+
+
+def _nearest_f16(step: F32Array) -> F32Array:
+    return np.clip(step, -65504, 65504).astype(np.float16).astype(np.float32)
+
+
+def _nearest_bf16(step: F32Array) -> F32Array:
+    largest = np.array([0x7F7F], np.uint16)
+    most = _decode_bf16(largest[None].view(np.uint8))[0, 0]
+    stored = _decode_bf16(_encode_bf16(np.ascontiguousarray(step)))
+    return np.clip(stored.reshape(step.shape), -most, most)
+
+
+_BLOCKS = (np.float32(0.4), np.float32(1.0373))
+_ROWS = (np.float32(0.08), np.float32(1.0945), np.float32(1.0462))
+_STEPS = {
+    "q4_0": _Steps(8, *_BLOCKS, None, _nearest_f16),
+    "q8_0": _Steps(128, *_BLOCKS, None, _nearest_f16),
+    "w4g32": _Steps(8, *_BLOCKS, np.float32(1.0185), _nearest_bf16),
+    "w2": _Steps(2, *_ROWS, lambda step: step),
+    "w4": _Steps(8, *_ROWS, lambda step: step),
+    "w8": _Steps(128, *_ROWS, lambda step: step),
+}
+
+
+def _errors(kind: _Steps, x: F32Array, w: F32Array, steps: F32Array) -> F32Array:
+    """Sum of w * (x - step * level)^2 for steps (B, T), in order, 32 weights apart."""
+    total = np.zeros(steps.shape, np.float32)
+    for begin in range(0, x.shape[1], 32):
+        part = np.zeros(steps.shape, np.float32)
+        for i in range(begin, begin + 32):
+            value = x[:, i : i + 1]
+            off = value - steps * kind.levels(value, steps)
+            part += off * off * w[:, i : i + 1]
+        total += part
+    return np.where(np.isnan(total), np.float32(np.inf), total)
+
+
+def _fit(kind: _Steps, x: F32Array, w: F32Array, step: F32Array) -> F32Array:
+    """The steps that fit the levels of `step` by least squares, (B, 1)."""
+    levels = kind.levels(x, step).astype(np.float64)
+    weighted = levels * w
+    along = np.cumsum(weighted * x, axis=1)[:, -1:]  # in order, unlike sum()
+    square = np.cumsum(weighted * levels, axis=1)[:, -1:]
+    fit = (along / np.where(square > 0, square, 1)).astype(np.float32)
+    return np.where(square > 0, kind.storable(fit), step)
+
+
+def _search(kind: _Steps, x: F32Array, w: F32Array, ordinary: F32Array) -> F32Array:
+    """The step of least error of each group, (B, 1), of those that are tried."""
+    half, near = np.float32(kind.half), np.float32((kind.ratio - np.float32(1)) / 8)
+    trial = np.abs(x).max(axis=1, keepdims=True) / half * kind.first
+    steps: list[F32Array] = []
+    for _ in range(31):
+        stored = kind.storable(trial)
+        between = kind.between
+        other = -stored if between is None else kind.storable(trial * between)
+        steps += [stored, other]
+        trial = trial * kind.ratio
+    tried = [np.concatenate([*steps, kind.storable(ordinary)], axis=1)]
+    middle, least = _pick(kind, x, w, tried[0], kind.storable(ordinary), np.inf)
+    aways = [np.float32(1) + np.float32(k - 8) * near for k in range(1, 16)]
+    nearer = [kind.storable(middle * away) for away in aways]
+    steps = [_fit(kind, x, w, middle), *nearer]
+    best, least = _pick(kind, x, w, np.concatenate(steps, axis=1), middle, least)
+    return _pick(kind, x, w, _fit(kind, x, w, best), best, least)[0]
+
+
+def _pick(
+    kind: _Steps,
+    x: F32Array,
+    w: F32Array,
+    steps: F32Array,
+    best: F32Array,
+    least: F32Array | float,
+) -> tuple[F32Array, F32Array]:
+    """The first of the steps with the least error, if that is below `least`."""
+    errors = _errors(kind, x, w, steps)
+    at = errors.argmin(axis=1)[:, None]
+    error = np.take_along_axis(errors, at, axis=1)
+    better = error < least
+    step = np.where(better, np.take_along_axis(steps, at, axis=1), best)
+    return step, np.where(better, error, np.float32(least)).astype(np.float32)
+
+
+def _quantize_searched(x: F32Array, format: str, importance: F32Array | None) -> Weight:
+    ordinary, kind, (n, k) = quantize(x, format), _STEPS[format], x.shape
+    length = k if ordinary.scales is not None else 32
+    groups = x.reshape(-1, length)
+    w = np.ones_like(groups)
+    if importance is not None:
+        given = np.broadcast_to(importance, x.shape).reshape(groups.shape)
+        w = np.where((given > 0).any(axis=1, keepdims=True), given, w)
+    blocks, usual = ordinary.data.reshape(n * k // 32, -1), ordinary.scales
+    if usual is None:
+        raw = np.ascontiguousarray(blocks[:, :2])
+        usual = (_decode_bf16(raw) if format == "w4g32" else _widen_f16(raw))[:, 0]
+    # What is not finite stays with the ordinary quantizer.
+    finite = np.isfinite(groups).reshape(len(groups), -1).min(axis=1, initial=True)
+    safe = np.where(finite[:, None], groups, np.float32(0))
+    steps = _search(kind, safe, w, np.where(finite, usual, np.float32(0))[:, None])
+    codes = (kind.levels(safe, steps) + np.float32(kind.half)).astype(np.uint8)
+    found = _join(format, codes.reshape(-1, 32), steps[:, 0])
+    keep = np.repeat(finite, length // 32)[:, None]
+    data = np.where(keep, found, blocks).reshape(n, -1)
+    if ordinary.scales is None:
+        return Weight(format, (n, k), data)
+    return Weight(format, (n, k), data, np.where(finite, steps[:, 0], usual))
+
+
+def _join(format: str, codes: Bytes, steps: F32Array) -> Bytes:
+    """Blocks of codes (B, 32), of q4_0 and its like with the steps in them."""
+    half = _STEPS[format].half
+    if half == 128:
+        packed = codes ^ np.uint8(128)
+    elif format == "q4_0":
+        packed = _pack_nibbles(codes)
+    else:
+        each = 4 if half == 2 else 2  # codes a byte
+        shifts = np.arange(each, dtype=np.uint8) * np.uint8(8 // each)
+        parts = codes.reshape(len(codes), 32 // each, each)
+        packed = np.bitwise_or.reduce(parts << shifts, axis=2)
+    if format.startswith("w") and format != "w4g32":
+        return packed
+    stored = (_encode_bf16 if format == "w4g32" else _store_f16)(steps[:, None].copy())
+    return np.concatenate([stored, packed], axis=1)
+
+
 @dataclass(frozen=True)
 class _Format:
     block_len: int
@@ -489,7 +640,13 @@ def _as_indices(ids: ArrayLike, name: str, below: int) -> NDArray[np.int64]:
 # ---- the operations
 
 
-def quantize(x: ArrayLike, format: str) -> Weight:
+def quantize(
+    x: ArrayLike,
+    format: str,
+    *,
+    quantizer: str = "rtn",
+    importance: ArrayLike | None = None,
+) -> Weight:
     """Pack a matrix.
 
     Parameters
@@ -499,6 +656,9 @@ def quantize(x: ArrayLike, format: str) -> Weight:
     format : str
         ``"f32"``, ``"f16"``, ``"bf16"``, ``"q4_0"``, ``"q8_0"``, ``"q6_k"``, ``"w8"``,
         ``"w4"``, ``"w2"`` or ``"w4g32"``.
+    quantizer : {"rtn", "mse", "imatrix"}
+    importance : array, shape (K,), optional
+        Of ``"imatrix"``.
 
     Returns
     -------
@@ -507,7 +667,7 @@ def quantize(x: ArrayLike, format: str) -> Weight:
     Raises
     ------
     ArgumentError
-        If the format is unknown or can only be read.
+        If the format is unknown, can only be read, or has no such quantizer.
     DTypeError, ShapeError
         If `x` does not fit; the message says how.
 
@@ -518,6 +678,12 @@ def quantize(x: ArrayLike, format: str) -> Weight:
     to even. ``q8_0``: d = max |x| / 127, code = x / d rounded half away from zero. The codes use
     the float32 d, the block stores it as float16. ``q6_k`` searches a step for every 16
     weights and stores it as an 8-bit multiple of a float16.
+
+    ``"mse"`` and ``"imatrix"`` try the step of the above; then 0.4 to 1.2 times
+    (largest magnitude) / (lowest level), for rows 0.08 to 1.2 times, in 31 steps of equal
+    ratio, with both signs for ``q4_0`` and ``q8_0`` and else in 62; then 15 near the best, and the step that fits the levels
+    of the best one by least squares; and that once more. Each is rounded to what the
+    format stores, with level = x / step rounded half to even.
     """
     values, form = _as_f32(x, "x"), _format_named(format)
     if form.encode is None and form.row_bits == 0:
@@ -529,6 +695,12 @@ def quantize(x: ArrayLike, format: str) -> Weight:
         raise ShapeError(
             f"x: expected K a multiple of {form.block_len} for {format}, got {k}"
         )
+    if quantizer != "rtn":
+        if format not in _STEPS:
+            raise ArgumentError(f"quantizer: {format} has no other than rtn")
+        factors = None if importance is None else _as_f32(importance, "importance")
+        with np.errstate(all="ignore"):
+            return _quantize_searched(values, format, factors)
     row_bytes = k // form.block_len * form.block_bytes
     if form.row_bits:
         return Weight(format, (n, k), *_quantize_rows(values, form.row_bits))
@@ -568,9 +740,9 @@ def dequantize(w: PackedWeight, *, rows: ArrayLike | None = None) -> F32Array:
     return weights if w.scales is None else weights * w.scales[ids][:, None]
 
 
-def _recover_group(w: F32Array) -> tuple[NDArray[np.int64], np.uint16, int]:
-    """Codes, bits of the step and kind of 32 weights; kind 1: none found."""
-    none = np.full(32, 8), np.uint16(0)
+def _recover_group(w: F32Array, format: str) -> tuple[F32Array, np.float32, int]:
+    """Levels, step and kind of 32 weights; kind 1: none found."""
+    none = np.zeros(32, np.float32), np.float32(0)
     magnitude = np.abs(w)
     if not np.isfinite(w).all():
         return *none, 0
@@ -588,50 +760,181 @@ def _recover_group(w: F32Array) -> tuple[NDArray[np.int64], np.uint16, int]:
         meet = least <= most * np.float32(1 + 2**-22)
         if signs == 2 or not meet or ((levels == 0) != (w == 0)).any():
             continue
-        with np.errstate(over="ignore"):
-            middle = np.float16(np.float32(0.5) * least + np.float32(0.5) * most)
-        tried = int(middle.view(np.uint16)) + np.array([0, -1, 1])
-        steps = tried[(tried > 0) & (tried < 0x7C00)].astype(np.uint16)
-        values = steps.view(np.float16).astype(np.float32)
-        exact = (_decode_bf16(_encode_bf16(values[:, np.newaxis] * levels)) == w).sum(
-            axis=1
-        )
+        steps = _stored_near(np.float32(0.5) * least + np.float32(0.5) * most, format)
+        exact = (_to_bf16(steps[:, np.newaxis] * levels) == w).sum(axis=1)
         if not exact.any():
             break
-        sign, best = (-1 if (levels == 8).any() else 1), int(exact.argmax())
+        best = int(exact.argmax())
         few = np.count_nonzero(w) < 4
-        kind = 2 if few else 4 if exact[best] == 32 else 3
-        step = np.uint16(steps[best] | (0x8000 if sign < 0 else 0))
-        return (sign * levels + 8).astype(np.int64), step, kind
+        sign = np.float32(-1 if (levels == 8).any() else 1)
+        return sign * levels, sign * steps[best], 2 if few else 3 + (exact[best] == 32)
     return *none, 1
 
 
-def recover(x: ArrayLike) -> tuple[Weight, NDArray[np.uint8]]:
+def _to_bf16(x: F32Array) -> F32Array:
+    return _decode_bf16(_encode_bf16(x))
+
+
+def _stored_near(step: np.float32, format: str) -> F32Array:
+    """The nearest 16-bit step, and those below and above it, if there are any."""
+    wide = format == "w4g32"
+    store = _encode_bf16 if wide else _store_f16
+    middle = int(store(np.array([[step]], np.float32)).view(np.uint16)[0, 0])
+    tried = middle + np.array([0, -1, 1])
+    bits = tried[(tried > 0) & (tried < (0x7F80 if wide else 0x7C00))].astype(np.uint16)
+    raw = np.ascontiguousarray(bits[:, np.newaxis]).view(np.uint8)
+    return (_decode_bf16(raw) if wide else _widen_f16(raw))[:, 0]
+
+
+def _recover_row(w: F32Array, half: int) -> tuple[np.float32, int]:
+    """Step and kind of a row with levels from -half to half - 1, in float32."""
+    if not np.isfinite(w).all():
+        return np.float32(0), 0
+    values = np.unique(np.abs(w[w != 0]))
+    if not values.size:
+        return np.float32(0), 4
+    if values.size > half:
+        return np.float32(0), 1
+    bits = values.view(np.uint32)
+    low = (bits - 0x8000).view(np.float32).astype(np.float64) * (1 - 2**-23)
+    high = (bits + 0x8000).view(np.float32).astype(np.float64) * (1 + 2**-23)
+    both = (w == values[-1]).any() and (w == -values[-1]).any()
+    for m in range(1, half + 1 - int(both)):
+        for interval in _row_steps(low, high, m):
+            step = _exact_step(values, *interval)
+            if step is not None:
+                negative = m == half and (w == values[-1]).any()
+                few = np.count_nonzero(w) < (32 if half == 128 else 4)
+                return np.float32(-step if negative else step), 2 if few else 4
+    return np.float32(0), 1
+
+
+def _row_steps(
+    low: NDArray[np.float64], high: NDArray[np.float64], m: int
+) -> list[tuple[float, float]]:
+    """Intervals of the steps with which the last magnitude is level m; large first."""
+    steps = [(float(low[-1]) / m, float(high[-1]) / m)]
+    for least, most in zip(low[:-1].tolist(), high[:-1].tolist(), strict=True):
+        steps = [
+            meet
+            for below, above in steps
+            for level in range(
+                max(1, math.ceil(least / above)), min(m, math.floor(most / below)) + 1
+            )
+            if (meet := (max(below, least / level), min(above, most / level)))[0]
+            <= meet[1]
+        ]
+    return steps
+
+
+def _exact_step(values: F32Array, low: float, high: float) -> np.float32 | None:
+    """A step near the middle that gives all values back, or None."""
+    below = above = np.float32(0.5 * (low + high))
+    for _ in range(16):
+        for step in (below, above):
+            product = step * np.rint(values / step)
+            if (_to_bf16(product[:, np.newaxis])[:, 0] == values).all():
+                return step
+        below = np.nextafter(below, np.float32(0))
+        above = np.nextafter(above, np.float32(np.inf))
+    return None
+
+
+def recover(x: ArrayLike, format: str = "q4_0") -> tuple[Weight, NDArray[np.uint8]]:
     """Find the lattice of a bfloat16 matrix; see `halfbyte.lattice.recover`.
 
     Parameters
     ----------
     x : array of bfloat16 values, shape (N, K)
+    format : str
 
     Returns
     -------
     weight : Weight, shape (N, K)
-        In Q4_0; groups off the lattice as `quantize` packs them.
-    groups : uint8 array, shape (N, K / 32)
+        In that format; groups off the lattice as `quantize` packs them.
+    groups : uint8 array, shape (N, K / 32) or (N, 1)
         0 not finite, 1 off the lattice, 2 too few weights to tell, 3 levels, 4 exact.
     """
     values = _as_f32(x, "x")
-    packed = quantize(values, "q4_0")
-    blocks = packed.data.reshape(-1, 18).copy()
-    kinds = np.empty(len(blocks), np.uint8)
-    for block, group in enumerate(values.reshape(-1, 32)):
-        codes, step, kinds[block] = _recover_group(group)
-        if kinds[block] > 1:
-            blocks[block, :2] = np.array([step]).view(np.uint8)
-            blocks[block, 2:] = codes[:16] | codes[16:] << 4
     n, k = values.shape
-    data = blocks.reshape(n, -1)
-    return Weight("q4_0", (n, k), data), kinds.reshape(n, k // 32)
+    packed = quantize(values, format)
+    length = k if packed.scales is not None else 32
+    groups = values.reshape(-1, length)
+    levels, steps = np.zeros_like(groups), np.zeros(len(groups), np.float32)
+    kinds = np.empty(len(groups), np.uint8)
+    half = np.float32(_STEPS[format].half)
+    for i, group in enumerate(groups):
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            if packed.scales is None:
+                levels[i], steps[i], kinds[i] = _recover_group(group, format)
+            else:
+                steps[i], kinds[i] = _recover_row(group, int(half))
+                step = np.float32(np.inf) if steps[i] == 0 else steps[i]
+                levels[i] = np.rint(group / step)
+    codes = (levels + half).astype(np.uint8).reshape(-1, 32)
+    found = _join(format, codes, steps)
+    on = kinds > 1
+    blocks = packed.data.reshape(found.shape)
+    data = np.where(np.repeat(on, length // 32)[:, None], found, blocks).reshape(n, -1)
+    scales = None if packed.scales is None else np.where(on, steps, packed.scales)
+    return Weight(format, (n, k), data, scales), kinds.reshape(n, k // length)
+
+
+def repair(w: PackedWeight) -> tuple[Weight, NDArray[np.uint8]]:
+    """Put Q4_0 back on its lattice; see `halfbyte.lattice.repair`.
+
+    Parameters
+    ----------
+    w : Weight, shape (N, K)
+
+    Returns
+    -------
+    weight : Weight, shape (N, K)
+    groups : uint8 array, shape (N, K / 32)
+        0 of another quantizer, 1 kept, 2 ambiguous, 3 restored.
+    """
+    blocks, (n, k) = _rows_of(w).reshape(-1, 18).copy(), w.shape
+    done = np.empty(len(blocks), np.uint8)
+    for i, block in enumerate(blocks):
+        levels = _nibbles(block[np.newaxis, 2:])[0] - 8
+        d = _f16(block[np.newaxis], 0)[0, 0]
+        found = None
+        if d == 0 or not levels.any():
+            done[i] = 1
+        elif levels.min() > -8 or not np.isfinite(d):
+            done[i] = 0
+        else:
+            done[i], found = _repair_levels(levels, d)
+        if found is not None:
+            trained, step = found
+            block[:2] = np.array([step], np.float16).view(np.uint8)
+            codes = (trained + 8).astype(np.uint8)
+            block[2:] = codes[:16] | codes[16:] << 4
+    weight = Weight("q4_0", (n, k), blocks.reshape(n, k // 32 * 18))
+    return weight, done.reshape(n, k // 32)
+
+
+def _repair_levels(
+    levels: NDArray[np.int32], d: np.float32
+) -> tuple[int, tuple[NDArray[np.int64], np.float16] | None]:
+    """What can be done with a block; and its trained levels and step, if they differ."""
+    for m in range(1, 9):
+        k = np.arange(m + 1)
+        stored = np.floor(8 * k / m + 0.5).astype(np.int64)
+        # From stored level to trained ones, on the side of -8 and on the one of +7.
+        trained: dict[int, list[int]] = {}
+        for level, became in zip(k.tolist(), stored.tolist(), strict=True):
+            trained.setdefault(-became, []).append(-level)
+            trained.setdefault(min(became, 7), []).append(level)
+        if set(levels.tolist()) <= trained.keys():
+            break
+    with np.errstate(over="ignore"):
+        step = np.float16(np.abs(d) * (np.float32(8) / np.float32(m)))
+    if m == 8 or not np.isfinite(step):
+        return 1, None
+    smallest = [min(trained[level], key=abs) for level in levels.tolist()]
+    cut = 7 in levels and len(trained[7]) > 1
+    return 2 if cut else 3, (np.array(smallest) * (1 if d > 0 else -1), step)
 
 
 def _activation_codes(x: F32Array) -> NDArray[np.float64]:

@@ -231,7 +231,7 @@ def format_rows(text: str) -> dict[str, tuple[str, ...]]:
 def actual_rows() -> dict[str, tuple[str, ...]]:
     rows: dict[str, tuple[str, ...]] = {}
     for name in halfbyte.formats():
-        _, type_id, length, size, writable, _ = format_info(name)
+        _, type_id, length, size, writable, *_ = format_info(name)
         numbers = (str(type_id), str(length), str(size), f"{8 * size / length:g}")
         rows[name] = (*numbers, "yes" if writable else "")
     return rows

@@ -8,8 +8,8 @@ import halfbyte
 import ml_dtypes
 import numpy as np
 import pytest
-from halfbyte import _core, lattice, reference
-from halfbyte.errors import NumericalError, ShapeError
+from halfbyte import lattice, reference
+from halfbyte.errors import ArgumentError, NumericalError, ShapeError
 from halfbyte.lattice import Group
 from numpy.typing import NDArray
 
@@ -181,12 +181,160 @@ def test_what_is_no_number_is_left_to_the_ordinary_quantizer(value: float) -> No
     x = trained(17, 1, 64)[0]
     x[0, 40] = value
     bits = (x.view(np.uint32) >> 16).astype(np.uint16)
-    packed, groups = _core.recover_lattice(bits, 1)
-    assert groups[0, 0] >= Group.LEVELS
-    assert groups[0, 1] == 0
+    found = lattice.recover_bits(bits)
+    assert found.groups[0, 0] >= Group.LEVELS
+    assert found.groups[0, 1] == 0
     with np.errstate(all="ignore"):
         usual = halfbyte.quantize(x, "q4_0").data
-    np.testing.assert_array_equal(packed[18:], usual[18:])
+    np.testing.assert_array_equal(found.weight.data[18:], usual[18:])
+    assert lattice.recover_bits(bits, "w4").groups.tolist() == [[0]]
+
+
+# ---- the same levels in other formats
+
+
+@every_target
+@pytest.mark.parametrize("fmt", ["q8_0", "w4g32"])
+def test_formats_that_hold_them_too(fmt: str) -> None:
+    x = trained(21, 64, 1024)[0]
+    q4_0, other = lattice.recover(x), lattice.recover(x, fmt)
+    assert other.on_lattice == 1.0
+    if fmt == "q8_0":  # whose step is the same
+        np.testing.assert_array_equal(
+            other.weight.dequantize(), q4_0.weight.dequantize()
+        )
+        np.testing.assert_array_equal(other.groups, q4_0.groups)
+    same = bf16(other.weight.dequantize()) == x
+    # A bfloat16 step is off by 2^-9 of itself at most, so that up to half of the weights
+    # round to a neighbour; a float16 one by 2^-12.
+    assert same.mean() > (0.99 if fmt == "q8_0" else 0.5)
+    assert np.abs(other.weight.dequantize() - x).max() <= np.abs(x).max() * 2.0**-7
+
+
+@every_target
+@pytest.mark.parametrize("fmt", ["q8_0", "w4g32", "w2", "w4", "w8"])
+def test_there_it_is_what_the_reference_finds_as_well(fmt: str) -> None:
+    rng = np.random.default_rng(22)
+    bits = {"w2": 2, "w4": 4, "w8": 8}.get(fmt, 4)
+    # Subnormal numbers, and less than a 16-bit step holds.
+    small = np.float32(2.0**-126 if fmt in ("w2", "w4", "w8") else 2.0**-100)
+    mixed = np.concatenate(
+        [
+            trained(23, 8, 256)[0],
+            trained_rows(24, 8, 256, bits)[0],
+            -trained_rows(25, 8, 256, bits)[0],
+            trained_rows(26, 8, 256, bits)[0] * small,
+            trained_rows(27, 8, 256, bits)[0] * np.float32(2.0**100),
+            bf16(rng.standard_normal((8, 256)) * 0.02),
+            bf16(rng.integers(-1, 2, (8, 256)) * rng.uniform(0, 1, (8, 1))),
+            np.where(
+                rng.uniform(size=(16, 256)) < 0.01,
+                trained_rows(28, 16, 256, bits)[0],
+                0,
+            ),
+            np.zeros((1, 256)),
+        ]
+    ).astype(np.float32)
+    mixed = bf16(mixed)
+    found = lattice.recover(mixed, fmt)
+    weight, groups = reference.recover(mixed, fmt)
+    np.testing.assert_array_equal(found.groups, groups)
+    np.testing.assert_array_equal(found.weight.data, weight.data.reshape(-1))
+    if weight.scales is not None:
+        np.testing.assert_array_equal(found.weight.scales, weight.scales)
+    assert {1, 2, 4} <= set(np.unique(groups))
+
+
+# ---- one step for a row
+
+
+def trained_rows(
+    seed: int, n: int, k: int, bits: int
+) -> tuple[F32, NDArray[np.int64], F32]:
+    """A matrix as training for the mobile schema leaves it, its levels and steps."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, k)) * rng.uniform(0.003, 0.1, (n, 1))
+    half = 1 << (bits - 1)
+    # Of the largest magnitude, where the error is least: 2 bits cut off most of it.
+    near = {2: 0.6, 4: 0.85, 8: 1.0}[bits] * rng.uniform(0.8, 1.1, (n, 1))
+    steps = (np.abs(x).max(axis=1, keepdims=True) / half * near).astype(np.float32)
+    levels = np.clip(np.rint(x / steps), -half, half - 1)
+    return bf16(steps * levels.astype(np.float32)), levels.astype(np.int64), steps
+
+
+def row_levels(w: halfbyte.Weight) -> NDArray[np.int64]:
+    return np.rint(w.dequantize() / np.abs(w.scales[:, None])).astype(np.int64)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("k", [64, 1536])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_rows_come_back_bit_for_bit(bits: int, k: int, sign: int) -> None:
+    x, levels, _ = trained_rows(30, 96, k, bits)
+    found = lattice.recover(sign * x, f"w{bits}")
+    assert found.groups.shape == (96, 1)
+    assert found.share(Group.EXACT) == 1.0
+    np.testing.assert_array_equal(bf16(found.weight.dequantize()), sign * x)
+    same = without_factor(row_levels(found.weight)) == without_factor(sign * levels)
+    if bits < 8:
+        assert same.all()
+    else:  # of 8 bits a few levels fit a step nearby as well: the weights are the same
+        assert same.all(axis=1).mean() > 0.9
+    # A negative step only where a level of +half asks for it.
+    top = (sign * levels).max(axis=1) == 1 << (bits - 1)
+    np.testing.assert_array_equal(found.weight.scales < 0, top)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("k", [64, 2048])
+def test_no_row_of_other_weights_is_on_it(bits: int, k: int) -> None:
+    rng = np.random.default_rng(31)
+    draws = [rng.standard_normal, lambda size: rng.standard_t(4, size), rng.laplace]
+    for draw in draws:
+        found = lattice.recover(bf16(draw(size=(1000, k)) * 0.02), f"w{bits}")
+        assert np.unique(found.groups).tolist() == [Group.OFF]
+    nudged = trained_rows(32, 256, k, bits)[0] * (
+        1 + 0.02 * rng.standard_normal((256, k))
+    )
+    found = lattice.recover(bf16(nudged), f"w{bits}")
+    assert np.unique(found.groups).tolist() == [Group.OFF]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_row_of_few_weights_is_ambiguous(bits: int) -> None:
+    fewest = 32 if bits == 8 else 4
+    for count in (1, fewest - 1, fewest):
+        x = np.zeros((1, 64), np.float32)
+        x[0, :count] = np.where(np.arange(count) % 3, 0.5, -0.25)
+        (kind,) = lattice.recover(x, f"w{bits}").groups.ravel()
+        assert kind == (Group.EXACT if count == fewest else Group.AMBIGUOUS)
+
+
+@pytest.mark.parametrize("fmt", ["q4_0", "w4g32", "w2", "w4", "w8"])
+@pytest.mark.parametrize("quantizer", ["rtn", "mse", "imatrix"])
+def test_what_is_off_goes_to_the_quantizer(fmt: str, quantizer: str) -> None:
+    bits = {"w2": 2, "w8": 8}.get(fmt, 4)
+    on = trained_rows(33, 16, 64, bits)[0]
+    off = bf16(np.random.default_rng(34).standard_normal((16, 64)))
+    x = np.stack([on, off], axis=1).reshape(32, 64)
+    importance = np.linspace(0, 1, 64, dtype=np.float32)
+    how = {"quantizer": quantizer}
+    if quantizer == "imatrix":
+        how["importance"] = importance
+    found = lattice.recover(x, fmt, **how).weight.dequantize()
+    alone = lattice.recover(on, fmt).weight.dequantize()
+    np.testing.assert_array_equal(found[::2], alone)
+    other = halfbyte.quantize(off, fmt, **how).dequantize()
+    np.testing.assert_array_equal(found[1::2], other)
+
+
+def test_formats_without_a_lattice() -> None:
+    for fmt in ("f16", "q6_k", "q4_k"):
+        with pytest.raises(ArgumentError, match=f"no lattice is stored in {fmt}"):
+            lattice.recover(np.zeros((1, 256), np.float32), fmt)
+
+
+# ---- and in all of them
 
 
 def test_zeros_of_either_sign_are_zeros() -> None:
@@ -201,6 +349,8 @@ def test_zeros_of_either_sign_are_zeros() -> None:
 def test_an_empty_matrix() -> None:
     found = lattice.recover(np.zeros((0, 64), np.float32))
     assert found.groups.shape == (0, 2)
+    assert lattice.recover(np.zeros((0, 64), np.float32), "w4").groups.size == 0
+    assert lattice.recover(np.zeros((3, 0), np.float32), "w4").groups.size == 0
     assert found.on_lattice == 1.0
     assert repr(found) == "Recovery(0 x 64: empty)"
 

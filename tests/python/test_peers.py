@@ -400,7 +400,7 @@ def test_the_chart_is_a_picture(result: Any) -> None:
     assert any("Core <i9> & more, 1 thread" in (word or "") for word in words)
     assert words.index("halfbyte") < words.index("litert")
     bars = list(tree.iter(f"{space}rect"))
-    assert bars[0].get("class") == "ours"
+    assert bars[0].get("class") == "first"
     assert float(bars[0].get("width", 0)) > float(bars[1].get("width", 0)) > 0
     with pytest.raises(SystemExit, match="nothing to draw"):
         chart.draw(told, "31b-up", None)

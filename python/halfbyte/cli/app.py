@@ -17,8 +17,10 @@ from halfbyte.cli import (
     inspect,
     lineage,
     perplexity,
+    repair,
     run,
     tokenize,
+    verify,
 )
 
 __all__ = ["app"]
@@ -69,8 +71,15 @@ app.command(epilog=convert.EXAMPLES, short_help="Write a model in another format
     convert.convert
 )
 app.command(
+    epilog=repair.EXAMPLES,
+    short_help="Put requantized weights back on their lattice.",
+)(repair.repair)
+app.command(
     epilog=lineage.EXAMPLES, short_help="Tell whether weights were trained for 4 bits."
 )(lineage.lineage)
+app.command(
+    epilog=verify.EXAMPLES, short_help="Check that a model is whole, and what it says."
+)(verify.verify)
 app.command(epilog=tokenize.EXAMPLES, short_help="Split a text into tokens.")(
     tokenize.tokenize
 )

@@ -25,6 +25,7 @@ EXAMPLES = """\b
 Examples:
   halfbyte convert gemma-4-E2B-it-qat-q4_0-unquantized/ e2b.gguf
   halfbyte convert google/gemma-3-1b-it model.gguf --format q8_0
+  halfbyte convert bf16/ ct/ --to safetensors --format w4a16-ct
   halfbyte convert bf16.gguf q4_0.gguf --dry-run
 """
 
@@ -34,6 +35,8 @@ class Format(str, Enum):
 
     Q4_0 = "q4_0"
     Q8_0 = "q8_0"
+    W4A16_CT = "w4a16-ct"
+    MOBILE = "mobile"
     BF16 = "bf16"
 
 
@@ -41,12 +44,15 @@ class Container(str, Enum):
     """The kind of file."""
 
     GGUF = "gguf"
+    SAFETENSORS = "safetensors"
 
 
 class Quantizer(str, Enum):
     """What rounds weights that are on no lattice."""
 
     RTN = "rtn"
+    MSE = "mse"
+    IMATRIX = "imatrix"
 
 
 Source = Annotated[
@@ -62,7 +68,8 @@ Target = Annotated[
     Path,
     typer.Argument(
         metavar="DST",
-        help="The file to write. One that is there is replaced when all is done.",
+        help="The file to write. One that is there is replaced when all is done. Of "
+        "safetensors a new or empty folder.",
         show_default=False,
     ),
 ]
@@ -81,6 +88,12 @@ def convert(
         Quantizer,
         typer.Option("--quantizer", help="What rounds weights on no lattice."),
     ] = Quantizer.RTN,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(
+            "--imatrix", help="Importance of columns, for --quantizer imatrix."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what there would be; write nothing.")
     ] = False,
@@ -101,8 +114,9 @@ def convert(
     import halfbyte
 
     source = models.find(src, quiet=quiet)
+    whole = dst if to is Container.GGUF else dst / "model.safetensors"
     if clean and not dry_run:
-        _clean(dst, quiet=quiet)
+        _clean(whole, quiet=quiet)
     try:
         with terminal.progress(f"writing {dst.name}", quiet=quiet) as update:
             report = halfbyte.convert(
@@ -111,6 +125,7 @@ def convert(
                 format=format.value,
                 to=to.value,
                 quantizer=quantizer.value,
+                imatrix=imatrix,
                 threads=threads,
                 dry_run=dry_run,
                 progress=update,
@@ -124,7 +139,9 @@ def convert(
     else:
         _show(report)
     if not quiet:
-        _mention(dst)
+        for lacking in report.notes:
+            terminal.note(lacking)
+        _mention(whole)
 
 
 def _show(report: Report) -> None:

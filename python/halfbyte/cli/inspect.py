@@ -55,8 +55,10 @@ def inspect(
     Only the header and small scales are read. The file need not be a model that can be
     run here.
     """
+    from halfbyte.files import open_file
+
     path = models.find(file)
-    opened = models.open_file(path)
+    opened = open_file(path)
     metadata = dict(opened.metadata)
     config = _config(path)
     shape = memory.cache_shape(config or metadata)

@@ -5,9 +5,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
 from halfbyte.cli import errors, models, options, terminal
+
+if TYPE_CHECKING:
+    from halfbyte.lineage import Lineage
 
 __all__ = ["EXAMPLES", "lineage"]
 
@@ -17,42 +23,77 @@ EXAMPLES = """\b
 Examples:
   halfbyte lineage gemma-4-E2B-it-qat-q4_0.gguf
   halfbyte lineage gemma-4-E2B-it-qat-q4_0-unquantized/ --json
+  halfbyte lineage model.gguf --plot evidence.svg
   halfbyte lineage model.gguf > /dev/null && echo "trained for 4 bits"
 """
-
-# Field, what it counts, and what it is of trained weights and of others.
-_ROWS = (
-    ("lattice", "blocks on a 4-bit lattice", "1; others: 0"),
-    ("finer", "of those, step is no float16 number", "0.02 to 0.1; packed before: 0"),
-    ("minus_eight", "blocks with a level of -8", "1, packed as usual; others: 1"),
-    ("fours", "levels of +-4 for each of +-3 and +-5", "0, packed as usual; others: 1"),
-)
 
 
 def lineage(
     model: options.ModelArgument = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw the evidence.", metavar="FILE.svg"),
+    ] = None,
+    hash: Annotated[
+        bool, typer.Option("--hash", help="Hash the file and every tensor, too.")
+    ] = False,
     json: options.Json = False,
+    quiet: options.Quiet = False,
     debug: options.Debug = False,  # noqa: ARG001 - read by main
 ) -> None:
-    """Say whether weights were trained for 4 bits, from the weights alone.
+    """Say whether weights were trained for 4 bits.
 
-    Ends with 0 if they were, with 3 if not, and with 6 if they do not say.
+    A file as large as a published one is hashed; a known hash decides. Else the weights
+    do: 32 rows of each matrix are read. Metadata is shown and decides nothing.
+
+    Ends with 0 if they were, with 3 if not, and with 6 if nothing tells.
     """
     from halfbyte.lineage import Verdict
     from halfbyte.lineage import lineage as judge
 
-    found = judge(models.open_file(models.find(model)))
+    if plot is not None and plot.suffix != ".svg":
+        raise errors.UsageError(f"--plot: found {plot.name!r}; expected a name in .svg")
+    path = models.find(model, quiet=quiet)
+    with terminal.progress("hashing", quiet=quiet) as update:
+        found = judge(path, hash=hash, progress=update)
+    if plot is not None:
+        plot.write_text(found.to_svg(), encoding="utf-8")
     if json:
         terminal.document({"schema": SCHEMA} | found.to_dict())
     else:
-        terminal.line(f"{found.verdict.value}: {found.reason}")
-        terminal.line(f"{len(found.tensors)} matrices, at most 32 rows of each:")
-        for field, what, expected in _ROWS:
-            between = found.range(field)
-            if between is None:
-                continue
-            low, high = (f"{share:.3f}" for share in between)
-            terminal.line(f"  {what:<38} {low} to {high}   trained: {expected}")
-    code = {Verdict.OTHER: errors.MISMATCH, Verdict.UNKNOWN: errors.UNDECIDED}
+        _show(found)
+    code = {
+        Verdict.PTQ: errors.MISMATCH,
+        Verdict.OTHER: errors.MISMATCH,
+        Verdict.UNKNOWN: errors.UNDECIDED,
+    }
     if found.verdict in code:
         raise typer.Exit(code[found.verdict])
+
+
+def _show(found: Lineage) -> None:
+    terminal.line(f"{found.verdict.value}: {found.reason}")
+    identity = found.identity
+    if identity.sha256 is not None:
+        terminal.line(f"sha256 {identity.sha256}")
+    if found.tensors_sha256 is not None:
+        terminal.line(f"sha256 of the tensors alone {found.tensors_sha256}")
+    if (alike := identity.as_large_as) is not None:
+        told = "of which no hash is known" if alike.sha256 is None else "another hash"
+        terminal.line(f"as large as {alike.of}: {alike.name}, {told}")
+    rows = [
+        (
+            *(line.kind, str(len(line.values)), line.what),
+            *(f"{value:.3f}" for value in (min(line.values), max(line.values))),
+            *(line.trained, line.other),
+        )
+        for line in found.evidence()
+    ]
+    if rows:
+        terminal.line()
+        header = ("kept as", "tensors", "evidence", "min", "max", "trained", "else")
+        terminal.table(header, rows, "lrlrrll")
+    if found.hints:
+        terminal.line()
+        hints = [(hint.what, hint.found, hint.means or "") for hint in found.hints]
+        terminal.table(("the file says", "", ""), hints, "lll")

@@ -17,7 +17,6 @@ from halfbyte.cli import terminal
 from halfbyte.cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from halfbyte.files import File
     from halfbyte.model import Model, Stats
 
 __all__ = [
@@ -25,9 +24,9 @@ __all__ = [
     "existing",
     "find",
     "is_model_path",
-    "open_file",
     "open_model",
     "read_stdin",
+    "read_text",
     "sampling",
     "split_positionals",
     "stats_dict",
@@ -111,6 +110,17 @@ def read_stdin() -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
+def read_text(name: str) -> str:
+    """Read a file, or stdin if it is called ``-``."""
+    if name == "-":
+        return read_stdin()
+    path = existing(name)
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 at byte {error.start}") from None
+
+
 def find(model: str | Path | None, *, quiet: bool = False) -> Path:
     """Path of the named model, fetched or made if needed; of the demo model if none."""
     from halfbyte import bundled, demo, names
@@ -133,19 +143,6 @@ def find(model: str | Path | None, *, quiet: bool = False) -> Path:
             f"(https://ai.google.dev/gemma/terms), in {path}"
         )
     return path
-
-
-def open_file(path: Path) -> File:
-    """Open the tensors of a model: by content where it tells, else by name."""
-    import halfbyte
-
-    if path.is_dir():
-        return halfbyte.open_safetensors(path)
-    with path.open("rb") as file:
-        is_gguf = file.read(4) == b"GGUF"
-    if not is_gguf and path.name.endswith((".safetensors", ".json")):
-        return halfbyte.open_safetensors(path)
-    return halfbyte.open_gguf(path)
 
 
 def existing(path: str) -> Path:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,7 +43,7 @@ def perplexity(
     The perplexity is the exponential of the mean negative log-likelihood of the
     tokens. A text longer than the context is read in pieces of that length.
     """
-    text = models.read_stdin() if file == "-" else _read(models.existing(file))
+    text = models.read_text(file)
     path = models.find(model, quiet=quiet)
     loaded = models.open_model(
         path,
@@ -71,10 +70,3 @@ def perplexity(
         )
     else:
         terminal.line(f"perplexity {value:.4f}, {len(ids)} tokens")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 at byte {error.start}") from None

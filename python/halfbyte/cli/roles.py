@@ -11,6 +11,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from halfbyte.choice import is_encoder_tensor
+from halfbyte.modules import (
+    CODES,
+    SCALES,
+    STEP_NAMES,
+    Codes,
+    Module,
+    codes_of,
+    modules_of,
+)
 
 if TYPE_CHECKING:
     from halfbyte.files import File, TensorInfo
@@ -60,19 +69,8 @@ _ORDER = (*_MATRICES, _VECTORS, _STEPS, _OTHER, _UNUSED, _ENCODERS)
 # What shared layers do not need: they read the keys and values of another one.
 _KEYS_AND_VALUES = ("attn_k", "attn_v", "self_attn.k_proj", "self_attn.v_proj")
 
-_ROOTS = ("model.language_model.", "language_model.model.", "language_model.", "model.")
 # Names in a GGUF file of encoders (``mmproj``).
 _GGUF_ENCODERS = ("v.", "a.", "mm.")
-_LAYER = re.compile(r"(?:blk|layers)\.(\d{1,4})\.(.+)", re.DOTALL)
-_CODES = ("weight_packed", "embedding_quantized", "weight", "")
-_SCALES = ("weight_scale", "embedding_scale")
-_STEP_NAMES = (
-    "input_activation_scale",
-    "output_activation_scale",
-    "input_scale",
-    "output_scale",
-)
-_SUFFIXES = (*_CODES[:3], *_SCALES, *_STEP_NAMES, "weight_shape")
 _CACHE_STEP = re.compile(r".*\.[kv]_cache_scale", re.DOTALL)
 
 # Of a group, to tell how its scales spread; more is no header any more.
@@ -126,26 +124,6 @@ class ScaleRange(NamedTuple):
     max: float
 
 
-class _Module(NamedTuple):
-    """Tensors that belong together, by the end of their names."""
-
-    name: str  # without what all text tensors begin with
-    layer: int | None
-    leaf: str
-    tensors: dict[str, TensorInfo]
-
-    def find(self, ends: Iterable[str]) -> TensorInfo | None:
-        return next((self.tensors[end] for end in ends if end in self.tensors), None)
-
-
-class _Codes(NamedTuple):
-    """What a tensor of codes holds."""
-
-    width: int
-    rows: int
-    columns: int
-
-
 def parts(opened: File, owners: int | None) -> list[Part]:
     """Tell what the tensors of a file are for.
 
@@ -169,9 +147,9 @@ def parts(opened: File, owners: int | None) -> list[Part]:
             found.append(_encoder(tensor))
         else:
             text.append(tensor)
-    modules = _modules(text)
+    modules = modules_of(text)
     packed_embedding = any(
-        _role(module) == _EMBEDDING and module.find(_SCALES) is not None
+        _role(module) == _EMBEDDING and module.find(SCALES) is not None
         for module in modules.values()
     )
     for module in modules.values():
@@ -185,7 +163,7 @@ def parts(opened: File, owners: int | None) -> list[Part]:
             # Beside a dense embedding it is a copy of that: the loader ties them.
             copy = (
                 module.leaf == "lm_head"
-                and module.find(_SCALES) is None
+                and module.find(SCALES) is None
                 and not packed_embedding
             )
             found.append(part._replace(role=_UNUSED) if dead or copy else part)
@@ -197,23 +175,8 @@ def _encoder(tensor: TensorInfo) -> Part:
     return Part(_ENCODERS, None, kept, 1, 0, size, 0, None)
 
 
-def _modules(tensors: Iterable[TensorInfo]) -> dict[str, _Module]:
-    found: dict[str, _Module] = {}
-    for tensor in tensors:
-        root = next((r for r in _ROOTS if tensor.name.startswith(r)), "")
-        name, _, end = tensor.name.removeprefix(root).rpartition(".")
-        if not name or end not in _SUFFIXES:
-            name, end = tensor.name.removeprefix(root), ""
-        layer = _LAYER.fullmatch(name)
-        leaf = layer[2] if layer else name
-        number = int(layer[1]) if layer else None
-        module = found.setdefault(name, _Module(name, number, leaf, {}))
-        module.tensors[end] = tensor
-    return found
-
-
-def _role(module: _Module) -> str:
-    codes = module.find(_CODES)
+def _role(module: Module) -> str:
+    codes = module.find(CODES)
     if _CACHE_STEP.fullmatch(module.name) or codes is None:
         return _STEPS if codes is not None else _OTHER
     if role := _ROLES.get(module.leaf):
@@ -222,18 +185,18 @@ def _role(module: _Module) -> str:
 
 
 def _module_parts(
-    opened: File, module: _Module, modules: Mapping[str, _Module]
+    opened: File, module: Module, modules: Mapping[str, Module]
 ) -> list[Part]:
-    steps = [t for end, t in module.tensors.items() if end in _STEP_NAMES]
+    steps = [t for end, t in module.tensors.items() if end in STEP_NAMES]
     found = [
         Part(_STEPS, module.layer, t.type, 1, _count(t), t.bytes, 4 * _count(t), None)
         for t in steps
     ]
-    own = [t for end, t in module.tensors.items() if end not in _STEP_NAMES]
+    own = [t for end, t in module.tensors.items() if end not in STEP_NAMES]
     if not own:
         return found
     role, size = _role(module), sum(t.bytes for t in own)
-    tensor, scale = module.find(_CODES) or own[0], module.find(_SCALES)
+    tensor, scale = module.find(CODES) or own[0], module.find(SCALES)
     if scale is None:
         count = _count(tensor)
         is_float = role in (_VECTORS, _STEPS)
@@ -242,7 +205,7 @@ def _module_parts(
             role, module.layer, tensor.type, len(own), count, size, resident, None
         )
     else:
-        codes = _codes(opened, module, modules)
+        codes = codes_of(opened, module, modules)
         part = _packed(role, module.layer, tensor, scale, codes)
         part = part._replace(tensors=len(own), bytes=size)
     return [*found, part]
@@ -253,7 +216,7 @@ def _packed(
     layer: int | None,
     tensor: TensorInfo,
     scale: TensorInfo,
-    c: _Codes | None,
+    c: Codes | None,
 ) -> Part:
     """Describe codes whose scales are a tensor of their own."""
     if c is None:
@@ -268,56 +231,6 @@ def _packed(
         resident = weights * c.width // 8 + weights // 32 * 2
     decoded = 0 if scale.type == "F32" else _count(scale)
     return Part(role, layer, kept, 0, weights, 0, resident, scale.name, decoded)
-
-
-def _codes(
-    opened: File, module: _Module, modules: Mapping[str, _Module]
-) -> _Codes | None:
-    """Find the width of a module's codes, None if the tensors do not agree on one."""
-    tensor = module.find(_CODES)
-    if tensor is None or len(tensor.shape) != 2:
-        return None
-    rows = tensor.shape[0]
-    if tensor.type == "I8":
-        return _Codes(8, *tensor.shape)
-    if "weight_shape" in module.tensors:
-        columns = _stated_columns(opened, module.tensors["weight_shape"], rows)
-    else:
-        columns = _columns(module, modules)
-    # Rows of compressed-tensors end with a whole word of 32 bits.
-    widths = [
-        width
-        for width in (2, 4, 8)
-        if columns and 0 <= 8 * tensor.bytes - width * rows * columns < 32 * rows
-    ]
-    return _Codes(widths[0], rows, columns) if len(widths) == 1 else None
-
-
-def _stated_columns(opened: File, shape: TensorInfo, rows: int) -> int:
-    if shape.type != "I64" or shape.bytes != 16:
-        return 0
-    stated_rows, columns = opened.tensor_bytes(shape.name).view("<i8").tolist()
-    return int(columns) if stated_rows == rows and columns > 0 else 0
-
-
-def _columns(module: _Module, modules: Mapping[str, _Module]) -> int:
-    """Inputs of a matrix: the outputs of what comes before it; 0 if that is not there.
-
-    The bytes of a row of codes do not tell how many there are, and no other tensor of
-    a mobile checkpoint says it.
-    """
-    sources = {
-        "self_attn.o_proj": "self_attn.q_proj",
-        "mlp.down_proj": "mlp.gate_proj",
-        "per_layer_projection": "per_layer_input_gate",
-        "embed_tokens_per_layer": "per_layer_model_projection",
-    }
-    before = module.name.removesuffix(module.leaf)
-    source = modules.get(before + sources.get(module.leaf, ""))
-    if module.leaf not in sources:
-        source = modules.get("norm")
-    tensor = source.find(_CODES) if source is not None else None
-    return tensor.shape[0] if tensor is not None and tensor.shape else 0
 
 
 def _count(tensor: TensorInfo) -> int:

@@ -9,15 +9,18 @@ such as `gguf` knows where tensors lie in a file.
 
 from halfbyte.conversion.converter import convert
 from halfbyte.conversion.draft import Leftover, leftovers, remove
+from halfbyte.conversion.repair import RepairReport, repair
 from halfbyte.conversion.report import COLUMNS, Report, RoleReport, TensorReport
 
 __all__ = [
     "COLUMNS",
     "Leftover",
+    "RepairReport",
     "Report",
     "RoleReport",
     "TensorReport",
     "convert",
     "leftovers",
     "remove",
+    "repair",
 ]

@@ -11,16 +11,21 @@ from collections.abc import Collection
 from pathlib import Path
 
 from halfbyte import names, targets
-from halfbyte.conversion.draft import Draft
+from halfbyte.conversion.draft import Draft, is_draft
 from halfbyte.conversion.encoders import quantizers
+from halfbyte.conversion.forms import FORMS
+from halfbyte.conversion.gemma_directory import FILE, plan_directory
 from halfbyte.conversion.gemma_gguf import FORMATS, plan_gguf
-from halfbyte.conversion.plan import Plan, Stored
+from halfbyte.conversion.plan import Plan, Stored, Tally
 from halfbyte.conversion.report import Report, tensor_reports
 from halfbyte.conversion.stream import PIECE_BYTES, Progress, stream
 from halfbyte.errors import ArgumentError
 from halfbyte.files import PathLike
 
-__all__ = ["convert"]
+__all__ = ["CONTAINERS", "convert"]
+
+# Containers, and the formats of each.
+CONTAINERS = {"gguf": tuple(FORMATS), "safetensors": (*FORMS, "bf16")}
 
 
 def convert(
@@ -30,6 +35,7 @@ def convert(
     format: str = "q4_0",
     to: str = "gguf",
     quantizer: str = "rtn",
+    imatrix: PathLike | None = None,
     threads: int | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -49,15 +55,25 @@ def convert(
         A directory with config.json and safetensors, or a GGUF file, of weights in BF16,
         F16 or F32; or a name as for `halfbyte.load`.
     dst : str or path-like
-        The file to write. One that is there is replaced, also if it is `src`.
-    format : {"q4_0", "q8_0", "bf16"}
-        Of the matrices. Norms are F32; the router of experts, too; the projection of
-        per-layer embeddings is F16. With ``"q4_0"``, embeddings that are not on the
-        lattice become Q6_K.
-    to : {"gguf"}
+        The file to write. One that is there is replaced, also if it is `src`. Of
+        ``"safetensors"`` a folder, which has to be new or empty.
+    format : str
+        Of the matrices. In GGUF ``"q4_0"``, ``"q8_0"`` or ``"bf16"``: norms are F32, and
+        so is the router of experts; the projection of per-layer embeddings is F16. With
+        ``"q4_0"``, embeddings that are not on the lattice become Q6_K.
+
+        In safetensors ``"w4a16-ct"``, int4 of compressed-tensors in groups of 32 with
+        bfloat16 steps, for all linear layers; ``"mobile"``, 2, 4 and 8 bits with one
+        float32 step a row, in the widths of the released E2B and E4B, for embeddings as
+        well; or ``"bf16"``. Steps of activations are kept where the source has them, and
+        else 0, for none. All else is BF16.
+    to : {"gguf", "safetensors"}
         The container.
-    quantizer : {"rtn"}
-        What rounds weights off the lattice: ``"rtn"`` is `halfbyte.quantize`.
+    quantizer : {"rtn", "mse", "imatrix"}
+        What rounds weights off the lattice: see `halfbyte.quantize`. Types that have no
+        search, such as Q6_K, are rounded to nearest.
+    imatrix : str or path-like, optional
+        The file of ``"imatrix"``, as `llama-imatrix` writes it.
     threads : int, optional
         `halfbyte.num_threads` by default. The bytes do not depend on it.
     dry_run : bool
@@ -83,21 +99,23 @@ def convert(
     OSError
         If a file cannot be read or written; it says how far it went.
     """
-    _require("format", format, FORMATS)
-    _require("to", to, ("gguf",))
-    rounds = quantizers(quantizer)
+    _require("to", to, CONTAINERS)
+    _require("format", format, CONTAINERS[to])
+    rounds = quantizers(quantizer, imatrix)
     if threads is not None:
         threads = targets._valid(threads, "threads")
     started = time.monotonic()
     source, target = names.resolve(src), Path(os.fsdecode(dst))
-    plan = plan_gguf(source, format, rounds)
+    if to == "gguf":
+        plan, whole = plan_gguf(source, format, rounds), target
+    else:
+        plan, whole = plan_directory(source, format, rounds), target / FILE
     tallies, resumed = None, 0
     if not dry_run:
-        with Draft(target, plan.layout.size, key=_fingerprint(plan)) as draft:
-            tallies, resumed = stream(
-                plan, draft, threads or targets.num_threads(), progress
-            )
-            draft.commit(plan.check)
+        if to != "gguf":
+            _make_folder(target, plan)
+        workers = threads or targets.num_threads()
+        tallies, resumed = _write(plan, whole, workers, progress)
     return Report(
         source=str(source),
         target=str(target),
@@ -110,7 +128,34 @@ def convert(
         seconds=time.monotonic() - started,
         tensors=tensor_reports(plan, tallies),
         left_out=plan.left_out,
+        notes=plan.notes,
     )
+
+
+def _write(
+    plan: Plan, whole: Path, threads: int, progress: Progress | None
+) -> tuple[list[Tally], int]:
+    """Write the file of tensors, and then what stands beside it."""
+    with Draft(whole, plan.layout.size, key=_fingerprint(plan)) as draft:
+        tallies, resumed = stream(plan, draft, threads, progress)
+        draft.commit(plan.check)
+    for name, data in plan.beside:
+        with Draft(whole.parent / name, len(data)) as draft:
+            draft.write(data, 0)
+            draft.commit(Path.stat)
+    return tallies, resumed
+
+
+def _make_folder(folder: Path, plan: Plan) -> None:
+    """Make it, or make sure that nothing in it is of another model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = {FILE, *(name for name, _ in plan.beside[:-1])}
+    found = {path.name for path in folder.iterdir() if not is_draft(path)}
+    if found - ours:
+        raise ArgumentError(
+            f"{folder}: expected an empty folder, or a new one, found "
+            f"{min(found - ours)!r}"
+        )
 
 
 def _require(name: str, value: str, known: Collection[str]) -> None:

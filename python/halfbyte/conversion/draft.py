@@ -21,7 +21,7 @@ from typing import NamedTuple, final
 
 from halfbyte.errors import ArgumentError
 
-__all__ = ["Draft", "Leftover", "leftovers", "remove"]
+__all__ = ["Draft", "Leftover", "is_draft", "leftovers", "remove"]
 
 # .model.gguf.4711-0badcafe.halfbyte-part: no reader looks for such a name, and it says
 # whose process writes it.
@@ -132,7 +132,7 @@ class Draft:
             # with the other descriptor: until the file has its name, it has an owner.
             os.close(os.dup(self._fd))
             check(self._part)
-            self._part.chmod(self._mode)
+            os.fchmod(self._fd, self._mode)
             self._part.replace(self.target)
         except OSError as error:
             raise self._explained(error) from None
@@ -142,7 +142,8 @@ class Draft:
     def discard(self) -> None:
         """Remove it."""
         if self._fd >= 0:
-            self._part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what went wrong first is to be told
+                self._part.unlink()
             self._close()
 
     def keep(self) -> None:
@@ -279,6 +280,11 @@ class Draft:
                 os.close(fd)
 
 
+def is_draft(path: Path) -> bool:
+    """Whether a file is a draft, by its name."""
+    return _NAME.fullmatch(path.name) is not None
+
+
 def leftovers(folder: Path) -> list[Leftover]:
     """Drafts in a folder whose processes have ended.
 
@@ -340,7 +346,8 @@ def _owned(path: Path, *, wait: bool = False) -> int | None:
     try:
         there = path.lstat()
         owned = owned and os.path.samestat(there, os.fstat(fd))
-        owned = owned and stat.S_ISREG(there.st_mode)
+        # Another user could go on writing to a file that is called like ours.
+        owned = owned and stat.S_ISREG(there.st_mode) and there.st_uid == os.geteuid()
     except OSError:
         owned = False
     if not owned:

@@ -4,25 +4,35 @@
 
 from __future__ import annotations
 
+import math
+import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from halfbyte import lattice
 from halfbyte._arrays import F32Array
 from halfbyte.conversion.plan import Rows, Tally, U8Array
 from halfbyte.errors import ArgumentError, NumericalError
-from halfbyte.formats import quantize
+from halfbyte.files import PathLike
+from halfbyte.formats import Weight, format_info, quantize
+from halfbyte.imatrix import read_imatrix
 
 __all__ = [
     "QUANTIZERS",
+    "Alike",
+    "Apart",
     "Blocks",
+    "Copied",
     "Floats",
     "Lattice",
-    "Nearest",
     "Quantizer",
+    "QuantizerOf",
+    "Weighted",
     "quantizers",
 ]
 
@@ -34,47 +44,116 @@ class Quantizer(Protocol):
     def name(self) -> str:
         """As for an encoder."""
 
-    def __call__(self, x: F32Array, format: str, begin: int) -> U8Array:
+    def __call__(self, x: F32Array, format: str, begin: int) -> Weight:
         """Pack rows of shape (n, K), the first one being row `begin` of its tensor."""
 
 
+QUANTIZERS = ("rtn", "mse", "imatrix")
+
+
 @dataclass(frozen=True)
-class Nearest:
-    """The ordinary quantizer, `halfbyte.quantize`."""
+class Alike:
+    """A quantizer of `halfbyte.quantize` to which all columns are alike."""
 
-    name: str = "rtn"
+    name: str
 
-    def __call__(self, x: F32Array, format: str, begin: int) -> U8Array:  # noqa: ARG002
-        """Round to nearest, with steps by the largest magnitude."""
-        return quantize(x, format).data
+    def __call__(self, x: F32Array, format: str, begin: int) -> Weight:  # noqa: ARG002
+        """Round; to nearest in formats that have no other."""
+        how = self.name if format_info(format).searched else "rtn"
+        return quantize(x, format, quantizer=how)
 
 
-def quantizers(name: str) -> Callable[[str], Quantizer]:
+@dataclass(frozen=True)
+class Weighted:
+    """Steps by the importance of columns: see `halfbyte.imatrix`."""
+
+    name: str
+    importance: F32Array
+    """Shape (matrices, K): of experts, each has its own."""
+    rows: int
+    """Of one matrix."""
+
+    def __call__(self, x: F32Array, format: str, begin: int) -> Weight:
+        """Round; to nearest in formats that have no other."""
+        if not format_info(format).searched:
+            return quantize(x, format)
+        parts = []
+        at = 0
+        while at < len(x):
+            matrix, row = divmod(begin + at, self.rows)
+            end = at + self.rows - row
+            factors = self.importance[matrix]
+            parts.append(
+                quantize(x[at:end], format, quantizer="imatrix", importance=factors)
+            )
+            at = end
+        if len(parts) == 1:
+            return parts[0]
+        scales = [w.scales for w in parts if w.scales is not None]
+        return Weight(
+            np.concatenate([w.data for w in parts]),
+            format,
+            (x.shape[0], x.shape[1]),
+            np.concatenate(scales) if scales else None,
+        )
+
+
+QuantizerOf = Callable[[str, tuple[int, ...]], Quantizer]
+
+
+def quantizers(name: str, imatrix: PathLike | None = None) -> QuantizerOf:
     """Find out who rounds which tensor.
 
     Parameters
     ----------
-    name : str
-        As the user calls the method.
+    name : {"rtn", "mse", "imatrix"}
+    imatrix : str or path-like, optional
+        The file, for ``"imatrix"``.
 
     Returns
     -------
     callable
-        From the name of a tensor of the target to its quantizer.
+        From the name of a tensor in GGUF and its shape to its quantizer. A tensor of
+        which the file says nothing is rounded by ``"mse"``.
 
     Raises
     ------
     ArgumentError
-        If there is no such method.
+        If there is no such method, or a file is missing or in the way.
+    FormatError, OSError
+        If the file cannot be read.
     """
     if name not in QUANTIZERS:
         raise ArgumentError(
             f"quantizer: expected one of {', '.join(QUANTIZERS)}, got {name!r}"
         )
-    return lambda _tensor: QUANTIZERS[name]
+    if (imatrix is None) == (name == "imatrix"):
+        wanted = "wanted by" if imatrix is None else "not for"
+        raise ArgumentError(f"imatrix: a file is {wanted} the quantizer {name!r}")
+    if imatrix is None:
+        return lambda _name, _shape: Alike(name)
+    measured = read_imatrix(imatrix)
+    path = os.fsdecode(imatrix)
+
+    def quantizer_of(tensor: str, shape: tuple[int, ...]) -> Quantizer:
+        found = measured.get(tensor)
+        return Alike("mse") if found is None else _weighted(path, tensor, found, shape)
+
+    return quantizer_of
 
 
-QUANTIZERS: dict[str, Quantizer] = {"rtn": Nearest()}
+def _weighted(
+    path: str, tensor: str, importance: F32Array, shape: tuple[int, ...]
+) -> Weighted:
+    matrices = math.prod(shape[:-2])
+    want = matrices * shape[-1]
+    if importance.size != want:
+        raise ArgumentError(
+            f"{path}: {tensor!r}: expected {want} numbers for shape {shape}, found "
+            f"{importance.size}: it is of another model"
+        )
+    digest = f"imatrix {zlib.crc32(importance.tobytes()):08x}"
+    return Weighted(digest, importance.reshape(matrices, -1), shape[-2])
 
 
 @dataclass(frozen=True)
@@ -121,38 +200,95 @@ class Blocks:
     def __call__(self, rows: Rows) -> tuple[tuple[U8Array, ...], Tally]:
         """Round."""
         values = _finite(rows, rows.values())
-        data = self.quantizer(values, self.format, rows.begin)
-        return (data.reshape(-1),), Tally(off=values.size // 32)
+        data = self.quantizer(values, self.format, rows.begin).data
+        return (data,), Tally(off=values.size // 32)
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """Q4_0 by the lattice that training left; by a quantizer where there is none."""
+    """Packed by the lattice that training left; by a quantizer where there is none."""
 
+    format: str
+    """``"q4_0"``, ``"w4g32"``, ``"w2"``, ``"w4"`` or ``"w8"``: see `halfbyte.lattice`."""
     quantizer: Quantizer
+    columns: int = 0
+    """Of a row with a scale of its own, if a row of the source holds several."""
 
     @property
     def name(self) -> str:
         """Format and quantizer."""
-        return f"q4_0 lattice {self.quantizer.name}"
+        columns = f" {self.columns}" if self.columns else ""
+        return f"{self.format}{columns} lattice {self.quantizer.name}"
 
     def __call__(self, rows: Rows) -> tuple[tuple[U8Array, ...], Tally]:
+        """Give blocks."""
+        weight, tally = self.pack(rows)
+        return (weight.data,), tally
+
+    def pack(self, rows: Rows) -> tuple[Weight, Tally]:
         """Recover; see `halfbyte.lattice`."""
-        bits = rows.bfloat16()
+        bits, columns = rows.bfloat16(), self.columns or rows.shape[1]
+        begin = rows.begin * (rows.shape[1] // columns)
         if bits is None:  # more digits than any lattice in bfloat16
-            return Blocks("q4_0", self.quantizer)(rows)
-        found = lattice.recover_bits(bits)
-        count = np.bincount(found.groups.reshape(-1), minlength=5)
-        if count[0]:
+            values = _finite(rows, rows.values()).reshape(-1, columns)
+            weight = self.quantizer(values, self.format, begin)
+            of_rows = weight.scales is not None
+            return weight, Tally(off=len(values) if of_rows else values.size // 32)
+        found = lattice.recover_bits(bits.reshape(-1, columns), self.format)
+        if not found.groups.all():
             _finite(rows, rows.values())
-        data = found.weight.data
-        if count[lattice.Group.OFF] and self.quantizer.name != "rtn":
-            packed = self.quantizer(rows.values(), "q4_0", rows.begin)
-            off = (found.groups == lattice.Group.OFF).reshape(-1, 1)
-            blocks = (packed.reshape(off.size, -1), data.reshape(off.size, -1))
-            data = np.where(off, *blocks).reshape(-1)
-        tally = Tally(*(int(count[kind]) for kind in reversed(lattice.Group)))
-        return (data,), tally
+        off = (found.groups == lattice.Group.OFF).reshape(-1)
+        wrong = off | _is_negative(found.weight)
+        weight = found.weight
+        if wrong.any() and (self.quantizer.name != "rtn" or (wrong & ~off).any()):
+            values = rows.values().reshape(-1, columns)
+            other = self.quantizer(values, self.format, begin)
+            weight = lattice.choose(wrong, other, weight)
+        kinds = np.where(wrong, lattice.Group.OFF, found.groups.reshape(-1))
+        count = np.bincount(kinds, minlength=5)
+        return weight, Tally(*(int(count[kind]) for kind in reversed(lattice.Group)))
+
+
+def _is_negative(w: Weight) -> NDArray[np.bool_]:
+    """Groups with a step below 0, in formats whose readers take none."""
+    if w.scales is not None:
+        return np.asarray(w.scales < 0)
+    signs = w.data.reshape(-1, 18)[:, 1] >= 0x80 if w.format == "w4g32" else False
+    return np.broadcast_to(signs, w.shape[0] * w.shape[1] // 32)
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Codes and scales as two outputs, as safetensors have them; as often as needed."""
+
+    packer: Lattice
+    copies: int = 1
+
+    @property
+    def name(self) -> str:
+        """That of the packer."""
+        return f"{self.packer.name}, apart"
+
+    def __call__(self, rows: Rows) -> tuple[tuple[U8Array, ...], Tally]:
+        """Pack, and take apart."""
+        weight, tally = self.packer.pack(rows)
+        if weight.scales is not None:
+            codes, scales = weight.data, weight.scales.astype("<f4").view(np.uint8)
+        else:
+            blocks = weight.data.reshape(-1, 18)
+            codes = np.ascontiguousarray(blocks[:, 2:]).reshape(-1)
+            scales = np.ascontiguousarray(blocks[:, :2]).reshape(-1)
+        return (codes, scales) * self.copies, tally
+
+
+class Copied:
+    """The same bytes."""
+
+    name = "copied"
+
+    def __call__(self, rows: Rows) -> tuple[tuple[U8Array, ...], Tally]:
+        """Give them."""
+        return (rows.data,), Tally()
 
 
 def _finite(rows: Rows, values: F32Array) -> F32Array:

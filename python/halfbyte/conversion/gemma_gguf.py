@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from halfbyte import gemma, lattice
 from halfbyte.conversion import gguf
-from halfbyte.conversion.encoders import Blocks, Floats, Lattice, Quantizer
+from halfbyte.conversion.encoders import Blocks, Floats, Lattice, QuantizerOf
 from halfbyte.conversion.gemma_metadata import hyperparameters, same
 from halfbyte.conversion.gguf import F32, U32
 from halfbyte.conversion.plan import (
@@ -32,7 +32,7 @@ from halfbyte.files import File, TensorInfo, open_gguf, open_safetensors
 from halfbyte.formats import format_info
 from halfbyte.model import Model, ModelConfig, examine
 
-__all__ = ["FORMATS", "plan_gguf"]
+__all__ = ["FORMATS", "is_packed", "plan_gguf"]
 
 # Formats of matrices, and what `general.file_type` calls a file of them.
 FORMATS = {"q4_0": 2, "q8_0": 7, "bf16": 32}
@@ -45,9 +45,7 @@ _PACKED = (".weight_packed", ".weight_scale", ".embedding_quantized")
 _ROWS, _ON = 32, 0.999
 
 
-def plan_gguf(
-    path: Path, format: str, quantizer_of: Callable[[str], Quantizer]
-) -> Plan:
+def plan_gguf(path: Path, format: str, quantizer_of: QuantizerOf) -> Plan:
     """Plan a GGUF file with the types of the official Q4_0 ones.
 
     Parameters
@@ -57,7 +55,7 @@ def plan_gguf(
     format : {"q4_0", "q8_0", "bf16"}
         Of the matrices.
     quantizer_of : callable
-        From the name of a tensor of the target to what rounds it.
+        From the name of a tensor of the target and its shape to what rounds it.
 
     Returns
     -------
@@ -123,7 +121,7 @@ def _renamed(
     }
     for tensor in file.tensors:
         if tensor.name.endswith(_PACKED):
-            raise _is_packed(tensor)
+            raise is_packed(tensor)
         name = gemma.gguf_name(tensor.name, root)
         # A head beside the embedding is a copy of it.
         if name is None or name in shared or name == "output.weight":
@@ -141,7 +139,8 @@ def _names(tensors: dict[str, TensorInfo], config: ModelConfig) -> list[str]:
     return sorted(names, key=lambda name: (gemma.order(name), name))
 
 
-def _is_packed(tensor: TensorInfo) -> UnsupportedError:
+def is_packed(tensor: TensorInfo) -> UnsupportedError:
+    """Say that a source is what it is not."""
     return UnsupportedError(
         f"tensor {tensor.name!r}: expected F32, F16 or BF16, found {tensor.type}: this "
         "model is packed already, convert the one it was packed from",
@@ -168,17 +167,17 @@ def _job(
     source: Stored,
     config: ModelConfig,
     format: str,
-    quantizer_of: Callable[[str], Quantizer],
+    quantizer_of: QuantizerOf,
 ) -> Job:
     tensor = source.tensor
     if tensor.format not in _FLOATS:
-        raise _is_packed(tensor)
+        raise is_packed(tensor)
     target = _format(name, source, format)
     encoder: Encoder
-    if target == "q4_0":
-        encoder = Lattice(quantizer_of(name))
+    if target in ("q4_0", "q8_0"):  # the second holds the levels of the first
+        encoder = Lattice(target, quantizer_of(name, tensor.shape))
     elif target not in _FLOATS:
-        encoder = Blocks(target, quantizer_of(name))
+        encoder = Blocks(target, quantizer_of(name, tensor.shape))
     else:
         # Gemma 3's modules add the 1 themselves, and readers of GGUF do not.
         is_less = config.architecture == "gemma3" and "norm" in name

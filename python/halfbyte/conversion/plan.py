@@ -25,6 +25,7 @@ from halfbyte.formats import Weight, format_info
 
 __all__ = [
     "Encoder",
+    "Fixed",
     "Job",
     "Layout",
     "Made",
@@ -149,6 +150,28 @@ class Made(NamedTuple):
         return Rows(self.name, data, "f32", self.shape, begin)
 
 
+class Fixed(NamedTuple):
+    """Bytes that no file holds."""
+
+    name: str
+    data: bytes
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """One row."""
+        return 1, len(self.data)
+
+    @property
+    def row_bytes(self) -> int:
+        """All of them."""
+        return len(self.data)
+
+    def read(self, begin: int, count: int, out: U8Array) -> Rows:  # noqa: ARG002
+        """Give the bytes."""
+        data = np.frombuffer(self.data, np.uint8)
+        return Rows(self.name, data, "bytes", self.shape, begin)
+
+
 @dataclass(frozen=True)
 class Rows:
     """Some rows of a source tensor. Its bytes are lent: they change after the call."""
@@ -216,6 +239,10 @@ class Plan:
     """Opens the finished file with the reader's checks."""
     left_out: tuple[str, ...] = ()
     """Tensors of the source that the target does without."""
+    notes: tuple[str, ...] = ()
+    """What the target lacks, a line each."""
+    beside: tuple[tuple[str, bytes], ...] = ()
+    """Names and contents of small files in its folder, in the order to write them."""
 
     @property
     def outputs(self) -> tuple[Output, ...]:

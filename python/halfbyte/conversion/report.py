@@ -65,6 +65,8 @@ class Report:
     tensors: tuple[TensorReport, ...]
     left_out: tuple[str, ...]
     """Tensors of the source that the target does without."""
+    notes: tuple[str, ...] = ()
+    """What the target lacks, a line each."""
 
     @property
     def roles(self) -> list[RoleReport]:

@@ -333,10 +333,10 @@ def _quantize(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
     rows = x.detach().contiguous()
     if format == "q4_0" and x.dtype == torch.bfloat16:
         bits = rows.view(torch.int16).numpy().view(np.uint16)
-        packed, _ = _core.recover_lattice(bits, num_threads())
-        scales = np.empty(0, np.float32)
+        packed, scales, _ = _core.recover_lattice(bits, format, num_threads())
     else:
-        packed, scales = _core.quantize(rows.float().numpy(), format, num_threads())
+        values = rows.float().numpy()
+        packed, scales = _core.quantize(values, format, "rtn", None, num_threads())
     w = torch.from_numpy(packed).view(x.shape[0], row_bytes(info, x.shape[1]))
     return w, torch.from_numpy(scales)
 

@@ -1,0 +1,59 @@
+// csrc/ops/quantize.cc
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/quantize.h"
+
+#include <string>
+
+#include "base/error.h"
+#include "kernels/format_kernels.h"
+#include "kernels/search.h"
+#include "ops/rows.h"
+
+namespace halfbyte {
+namespace {
+
+// Throws if the format cannot be written so.
+void CheckWritable(const FormatInfo& info, Quantizer quantizer) {
+  const FormatKernels& kernels = KernelsFor(info.format);
+  const std::string name = info.stem;
+  if (kernels.encode_row_ref == nullptr && kernels.encode_row_scaled_ref == nullptr) {
+    throw Error(ErrorClass::kValue, "format: " + name + " can only be read");
+  }
+  if (quantizer == Quantizer::kSearch && !HasSearch(info.format)) {
+    throw Error(ErrorClass::kValue, "quantizer: " + name + " has no other than rtn");
+  }
+}
+
+}  // namespace
+
+void Quantize(const Context& context, Mat<const float> x, Format format,
+              Quantizer quantizer, std::span<const float> importance, uint8_t* w,
+              std::span<float> scales) {
+  const FormatInfo& info = InfoOf(format);
+  const FormatKernels& kernels = KernelsFor(format);
+  CheckWritable(info, quantizer);
+  if (x.cols % info.block_len != 0) {
+    throw Error(ErrorClass::kShape,
+                "x: expected a last dimension that is a multiple of " +
+                    std::to_string(info.block_len) + " for " + info.stem + ", got " +
+                    std::to_string(x.cols));
+  }
+  Require(importance.empty() || importance.size() == x.cols,
+          "importance: expected one factor a column of x");
+  const float* factors = importance.empty() ? nullptr : importance.data();
+  const size_t row_bytes = RowBytes(format, x.cols);
+  ForEachRow(context, x.rows, x.cols, [&](size_t n) {
+    uint8_t* to = w + n * row_bytes;
+    float scale = 1.0f;
+    if (quantizer == Quantizer::kSearch) {
+      scale = SearchRow(format, x.Row(n), factors, x.cols, to);
+    } else if (kernels.encode_row_ref != nullptr) {
+      kernels.encode_row_ref(x.Row(n), x.cols, to);
+    } else {
+      scale = kernels.encode_row_scaled_ref(x.Row(n), x.cols, to);
+    }
+    if (!scales.empty()) scales[n] = scale;
+  });
+}
+
+}  // namespace halfbyte

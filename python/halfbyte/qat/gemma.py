@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a Gemma model of Transformers that training deals with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from halfbyte.errors import UnsupportedError
+
+__all__ = ["hidden_states", "text_model"]
+
+_FAMILIES = ("gemma3", "gemma4")
+
+
+def text_model(model: nn.Module) -> tuple[str, Any]:
+    """Return the name of a model's text part, and that part.
+
+    Raises
+    ------
+    UnsupportedError
+        If it is no Gemma 3 or Gemma 4 model with a language-model head.
+    """
+    kind = str(getattr(getattr(model, "config", None), "model_type", ""))
+    inner: Any = getattr(model, "model", None)
+    if not kind.startswith(_FAMILIES) or inner is None or not hasattr(model, "lm_head"):
+        raise UnsupportedError(
+            f"model: expected a Gemma 3 or Gemma 4 model of transformers with a head "
+            f"(Gemma4ForCausalLM, AutoModelForCausalLM), got {type(model).__name__}"
+        )
+    if hasattr(inner, "language_model"):
+        return "model.language_model", inner.language_model
+    return "model", inner
+
+
+def hidden_states(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Run the text part, without the head: (B, T) tokens to (B, T, H)."""
+    text = text_model(model)[1]
+    out: Tensor = text(input_ids=tokens, use_cache=False).last_hidden_state
+    return out
