@@ -1,12 +1,11 @@
 # examples/qat/pack.py
 # What the package ships of the tiny model, from what measure.py trained.
 # SPDX-License-Identifier: Apache-2.0
-"""Pack the students of the first seed: ``halfbyte.load("tiny")`` and ``"tiny-mobile"``.
+"""Pack two students as ``halfbyte.load("tiny")`` and ``"tiny-mobile"``.
 
-``python pack.py OUT DATA`` reads ``OUT/q4_0-0`` and ``OUT/mobile-0``, which measure.py
+``python pack.py OUT/q4_0-0 OUT/mobile-2 DATA`` reads two directories that measure.py
 wrote, and writes ``DATA/tiny-q4_0.gguf`` and ``DATA/tiny-mobile/``; in the repository
-DATA is python/halfbyte/data. The same students give the same bytes. No seed is chosen by
-how well it did: the first is as good as the others.
+DATA is python/halfbyte/data. The same students give the same bytes.
 """
 
 from __future__ import annotations
@@ -30,12 +29,13 @@ FILES = (
 def main() -> None:
     """Pack both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="what measure.py wrote")
+    parser.add_argument("q4_0", type=Path, help="a student of Q4_0")
+    parser.add_argument("mobile", type=Path, help="one of the mobile form")
     parser.add_argument("data", type=Path, help="where the package has its models")
     args = parser.parse_args()
     args.data.mkdir(parents=True, exist_ok=True)
-    pack_q4_0(args.out / "q4_0-0", args.data / "tiny-q4_0.gguf")
-    copy_mobile(args.out / "mobile-0", args.data / "tiny-mobile")
+    pack_q4_0(args.q4_0, args.data / "tiny-q4_0.gguf")
+    copy_mobile(args.mobile, args.data / "tiny-mobile")
 
 
 def pack_q4_0(student: Path, target: Path) -> None:
