@@ -43,17 +43,18 @@ def pack_q4_0(student: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         named = Path(folder) / "halfbyte-tiny"  # a GGUF file is named as its source is
         shutil.copytree(student, named)
-        report = halfbyte.convert(named, target, format="q4_0")
-    print(report)
-    # Q6_K is what tables off the lattice become.
-    lost = [
-        role.role
-        for role in report.roles
-        if role.type == "Q6_K" or (role.type == "Q4_0" and role.share("off"))
-    ]
-    if lost:
-        target.unlink()
-        raise SystemExit(f"{student}: not on the lattice of Q4_0: {', '.join(lost)}")
+        made = Path(folder) / target.name
+        report = halfbyte.convert(named, made, format="q4_0")
+        print(report)
+        # Q6_K is what tables off the lattice become.
+        lost = [
+            role.role
+            for role in report.roles
+            if role.type == "Q6_K" or (role.type == "Q4_0" and role.share("off"))
+        ]
+        if lost:
+            raise SystemExit(f"{student}: off the lattice of Q4_0: {', '.join(lost)}")
+        shutil.copyfile(made, target)
 
 
 def copy_mobile(student: Path, target: Path) -> None:
