@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 import halfbyte
 import numpy as np
 import pytest
+import tiny
 import torch
-from halfbyte import _core, bundled, errors, names
+from halfbyte import _core, bundled, errors, names, qat
 from halfbyte.lineage import Verdict, lineage
 from halfbyte.transformers import from_gguf
 from numpy.typing import NDArray
@@ -262,6 +263,41 @@ def test_the_template_is_that_of_its_training(name: str) -> None:
     )
     expected = tokenizer.encode(text, add_special_tokens=False)
     assert halfbyte.load(name)._chat_ids(talk) == expected
+
+
+# ---- how they are made
+
+
+def pack(student: Path, out: Path) -> Any:
+    script = Path(__file__).parents[2] / "examples" / "qat" / "pack.py"
+    words = map(str, (script, student, bundled.locate("tiny-mobile"), out))
+    return subprocess.run(
+        [sys.executable, *words],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_packing_takes_trained_weights_and_no_others(tmp_path: Path) -> None:
+    plain = tiny.rounded(tiny.build("e2b", wide=True))
+    source = tiny.save_hf(plain, tmp_path / "plain")
+    qat.ptq(plain, "q4_0", [], embeddings=True, per_layer=True)
+    student = qat.export(plain, tmp_path / "student", tokenizer=source)
+    out = tmp_path / "out"
+    done = pack(student, out)
+    assert done.returncode == 0, done.stderr
+    packed = out / "tiny-q4_0.gguf"
+    assert halfbyte.open_gguf(packed).metadata["general.name"] == "halfbyte-tiny"
+    shipped = bundled.locate("tiny-mobile")
+    for file in shipped.iterdir():
+        assert (out / "tiny-mobile" / file.name).read_bytes() == file.read_bytes()
+    before = packed.read_bytes()
+    done = pack(source, out)
+    assert done.returncode == 1
+    assert "off the lattice of Q4_0: embedding" in done.stderr
+    assert packed.read_bytes() == before
 
 
 # ---- Transformers
