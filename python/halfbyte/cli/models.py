@@ -72,24 +72,24 @@ def _starts_like_gguf(path: Path) -> bool:
 
 def split_positionals(
     first: str | None, second: str | None, *, quiet: bool = False
-) -> tuple[str | None, str]:
+) -> tuple[Path | None, str]:
     """Tell MODEL and text apart, and read the text from stdin where it is not given.
 
     Returns
     -------
-    tuple of (str or None, str)
+    tuple of (Path or None, str)
         The model's path, None for the demo model, and the text.
     """
-    model, text = first, second
+    model, text, path = first, second, None
     if second is None and first is not None and not is_model_path(first):
         model, text = None, first
     if model is not None:
-        model = str(find(model, quiet=quiet))  # before waiting for a text
+        path = find(model, quiet=quiet)  # before waiting for a text
     if text == "-" or (text is None and not _typed()):
-        return model, read_stdin()
+        return path, read_stdin()
     if text is None:
         raise UsageError("no text: give it as an argument, or pipe it in")
-    return model, text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return path, text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _typed() -> bool:
@@ -121,12 +121,14 @@ def read_text(name: str) -> str:
         raise UsageError(f"{path}: not UTF-8 at byte {error.start}") from None
 
 
-def find(model: str | None, *, quiet: bool = False) -> Path:
+def find(model: str | Path | None, *, quiet: bool = False) -> Path:
     """Path of the named model, fetched or made if needed; of the demo model if none."""
-    from halfbyte import demo, names
+    from halfbyte import bundled, demo, names
 
     if model is not None and names.is_path(model):
-        return existing(model)
+        if (hint := bundled.shadowed(model)) is not None and not quiet:
+            terminal.note(hint)
+        return existing(str(model))
     if model is not None:
         with terminal.progress(f"fetching {model}", quiet=quiet) as update:
             return names.resolve(model, progress=update)

@@ -44,9 +44,9 @@ ModelArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="A GGUF file, a Hugging Face directory, or the name of a model: OWNER/REPO "
-        "(:TYPE, @REVISION), ollama:NAME:TAG, lmstudio:PUBLISHER/MODEL; without it the "
-        "demo model.",
+        help="A GGUF file, a Hugging Face directory, or the name of a model: tiny (in "
+        "the package), OWNER/REPO (:TYPE, @REVISION), ollama:NAME:TAG, "
+        "lmstudio:PUBLISHER/MODEL; without it the demo model.",
         show_default=False,
     ),
 ]

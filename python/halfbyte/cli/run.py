@@ -23,7 +23,7 @@ EXAMPLES = """\b
 Examples:
   halfbyte run "The first thing I saw was"
   halfbyte run google/gemma-4-E2B-it-qat-q4_0-gguf "Why is it dark?" -n 256
-  halfbyte run model.gguf --temp 0.8 --top-p 0.95 --seed 7 "A haiku:"
+  halfbyte run tiny --temp 0.8 --top-p 0.95 --seed 7 "Define love."
   git diff | halfbyte run model.gguf -s "Write a commit message." --json
 """
 
@@ -33,10 +33,10 @@ def run(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="A GGUF file, a Hugging Face directory, or the name of a model: "
-            "OWNER/REPO (:TYPE, @REVISION), ollama:NAME:TAG, lmstudio:PUBLISHER/MODEL. "
-            "Left out, the demo model: a lone argument is the prompt unless it names a "
-            "model.",
+            help="A GGUF file, a Hugging Face directory, or the name of a model: tiny "
+            "(in the package), OWNER/REPO (:TYPE, @REVISION), ollama:NAME:TAG, "
+            "lmstudio:PUBLISHER/MODEL. Left out, the demo model: a lone argument is the "
+            "prompt unless it names a model.",
             show_default=False,
         ),
     ] = None,
