@@ -26,9 +26,9 @@ import gguf
 import halfbyte
 import numpy as np
 from gguf.quants import dequantize, quantize
-from halfbyte.agreement import Agreement, compare
 from halfbyte.cli import terminal
 from halfbyte.files import File, TensorInfo
+from halfbyte.verification.agreement import Agreement, compare
 from numpy.typing import NDArray
 
 __all__ = ["measure", "write_naive"]

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from halfbyte.cli import terminal
-from halfbyte.identity import identify
 from halfbyte.lineage import lineage
+from halfbyte.lineage.identity import identify
 
 __all__ = ["seconds"]
 

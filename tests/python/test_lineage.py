@@ -23,10 +23,9 @@ import numpy as np
 import pytest
 import torch
 from gguf.quants import quantize
-from halfbyte import identity
 from halfbyte.conversion import repair
-from halfbyte.identity import KnownFile
-from halfbyte.lineage import Lineage, Verdict, lineage
+from halfbyte.lineage import Lineage, Verdict, identity, lineage
+from halfbyte.lineage.identity import KnownFile
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from test_lattice import bf16, trained

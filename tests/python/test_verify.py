@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from halfbyte import identity
-from halfbyte.agreement import compare
 from halfbyte.files import open_file
+from halfbyte.lineage import identity
+from halfbyte.verification.agreement import compare
 
 TEXT = "the end of the line and the start of the other one\n" * 8
 MIB = 1 << 20

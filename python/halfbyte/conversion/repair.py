@@ -31,7 +31,7 @@ from halfbyte.files import File, PathLike, TensorInfo, open_gguf
 from halfbyte.formats import Weight
 from halfbyte.lattice import Mend
 from halfbyte.lineage import Lineage, Verdict, lineage
-from halfbyte.traces import is_trained_kind
+from halfbyte.lineage.traces import is_trained_kind
 
 __all__ = ["RepairReport", "repair"]
 

@@ -1,4 +1,4 @@
-# python/halfbyte/traces.py
+# python/halfbyte/lineage/traces.py
 # SPDX-License-Identifier: Apache-2.0
 """What the blocks of a file's matrices show of how they were made.
 

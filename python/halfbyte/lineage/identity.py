@@ -1,4 +1,4 @@
-# python/halfbyte/identity.py
+# python/halfbyte/lineage/identity.py
 # SPDX-License-Identifier: Apache-2.0
 """Which published file a file is, told from its bytes.
 
@@ -21,7 +21,7 @@ __all__ = ["Identity", "KnownFile", "identify", "tensor_hashes", "tensors_digest
 
 Progress = Callable[[int, int], None]
 
-_TABLE = Path(__file__).parent / "data" / "known_files.json"
+_TABLE = Path(__file__).parents[1] / "data" / "known_files.json"
 _PIECE = 4 << 20  # bytes hashed at a time
 
 

@@ -1,4 +1,4 @@
-# python/halfbyte/evidence.py
+# python/halfbyte/lineage/evidence.py
 # SPDX-License-Identifier: Apache-2.0
 """The numbers that a verdict on lineage rests on, as lines and as a picture."""
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from halfbyte._svg import Picture
-from halfbyte.traces import TensorTrace
+from halfbyte.lineage.traces import TensorTrace
 
 __all__ = ["Evidence", "collect", "draw"]
 

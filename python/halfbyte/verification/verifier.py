@@ -1,4 +1,4 @@
-# python/halfbyte/verification.py
+# python/halfbyte/verification/verifier.py
 # SPDX-License-Identifier: Apache-2.0
 """Whether a model file is whole, what it should be, and computes what it should."""
 
@@ -12,8 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from halfbyte import contents, names
-from halfbyte.agreement import Agreement, compare, same_tokens
+from halfbyte import names
 from halfbyte.choice import is_encoder_tensor, listed, shown
 from halfbyte.errors import (
     ArgumentError,
@@ -22,15 +21,17 @@ from halfbyte.errors import (
     UnsupportedError,
 )
 from halfbyte.files import PathLike, open_file
-from halfbyte.identity import Identity, identify
+from halfbyte.lineage.identity import Identity, identify
 from halfbyte.model import Model, examine, load
+from halfbyte.verification import contents
+from halfbyte.verification.agreement import Agreement, compare, same_tokens
 
 __all__ = ["Verification", "verify"]
 
 Done = Callable[[int, int], None]
 Progress = Callable[[str, int, int], None]
 
-_PASSAGES = Path(__file__).parent / "data" / "passages.txt"
+_PASSAGES = Path(__file__).parents[1] / "data" / "passages.txt"
 
 
 @dataclass(frozen=True)

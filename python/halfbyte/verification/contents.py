@@ -1,4 +1,4 @@
-# python/halfbyte/contents.py
+# python/halfbyte/verification/contents.py
 # SPDX-License-Identifier: Apache-2.0
 """Every byte of a file's tensors: what is no number, what was never written."""
 

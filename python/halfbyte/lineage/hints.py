@@ -1,4 +1,4 @@
-# python/halfbyte/hints.py
+# python/halfbyte/lineage/hints.py
 # SPDX-License-Identifier: Apache-2.0
 """What the metadata and the types of a file say of who made it.
 

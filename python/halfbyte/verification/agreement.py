@@ -1,4 +1,4 @@
-# python/halfbyte/agreement.py
+# python/halfbyte/verification/agreement.py
 # SPDX-License-Identifier: Apache-2.0
 """How far two models that should be the same one are apart, measured on a text."""
 

@@ -1,4 +1,4 @@
-# python/halfbyte/lineage.py
+# python/halfbyte/lineage/judge.py
 # SPDX-License-Identifier: Apache-2.0
 """Whether a file's weights were trained for 4 bits: by its hash, else by the weights.
 
@@ -22,10 +22,10 @@ from typing import Any
 
 from halfbyte.choice import shown
 from halfbyte.errors import FormatError, UnsupportedError
-from halfbyte.evidence import Evidence, collect, draw
 from halfbyte.files import File, PathLike, open_file
-from halfbyte.hints import Hint, hints
-from halfbyte.identity import (
+from halfbyte.lineage.evidence import Evidence, collect, draw
+from halfbyte.lineage.hints import Hint, hints
+from halfbyte.lineage.identity import (
     Identity,
     KnownFile,
     Progress,
@@ -33,9 +33,9 @@ from halfbyte.identity import (
     tensor_hashes,
     tensors_digest,
 )
-from halfbyte.traces import TensorTrace, fours, traces
+from halfbyte.lineage.traces import TensorTrace, fours, traces
 
-__all__ = ["Evidence", "Hint", "Lineage", "TensorTrace", "Verdict", "lineage"]
+__all__ = ["Lineage", "Verdict", "lineage"]
 
 # An ordinary quantizer leaves a -8 in each block; half a percent is for blocks of one
 # value, and for files that another tool touched.
@@ -97,7 +97,7 @@ class Lineage:
     tensor_sha256: dict[str, str] | None
     """Hashes of all tensors, if they were asked for."""
     tensors_sha256: str | None
-    """All of them in one, see `halfbyte.identity.tensors_digest`."""
+    """All of them in one, see `halfbyte.lineage.identity.tensors_digest`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary that JSON can hold."""
