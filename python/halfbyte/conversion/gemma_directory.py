@@ -11,18 +11,21 @@ from halfbyte import gemma
 from halfbyte.conversion import safetensors
 from halfbyte.conversion.encoders import Copied, Floats, QuantizerOf
 from halfbyte.conversion.forms import FORMS, Matrix
-from halfbyte.conversion.gemma_gguf import is_packed
+from halfbyte.conversion.gemma_source import (
+    FLOATS,
+    is_spare,
+    refuse_packed,
+    require_floats,
+)
 from halfbyte.conversion.plan import Encoder, Job, Output, Plan, Stored, size_of
 from halfbyte.errors import UnsupportedError
-from halfbyte.files import TensorInfo, open_safetensors
-from halfbyte.model import ModelConfig, examine
+from halfbyte.files import open_safetensors
+from halfbyte.model import examine
 
 __all__ = ["FILE", "plan_directory"]
 
 FILE = "model.safetensors"
 
-_FLOATS = ("f32", "f16", "bf16")
-_PACKED = (".weight_packed", ".weight_scale", ".embedding_quantized")
 # Measured with the model, in float32, and kept as they are.
 _STEPS = ("_activation_scale", "_cache_scale")
 # What tokenizers and chats need. The configuration comes last: without it nothing takes
@@ -77,13 +80,13 @@ def plan_directory(path: Path, format: str, quantizer_of: QuantizerOf) -> Plan:
     left_out, dense = list[str](), list[str]()
     for tensor in file.tensors:
         name = gemma.gguf_name(tensor.name, root)
-        if _is_spare(name, config):
+        if is_spare(name, config):
             left_out.append(tensor.name)
             continue
         source, module = Stored(file, tensor), tensor.name.removesuffix(".weight")
         is_matrix = len(tensor.shape) == 2 and module != tensor.name
         if form and name and is_matrix and form.takes(name, tensor.shape[-1]):
-            _require_floats(tensor)
+            require_floats(tensor)
             jobs += form.jobs(
                 Matrix(source, module, name), quantizer_of(name, tensor.shape)
             )
@@ -104,24 +107,12 @@ def plan_directory(path: Path, format: str, quantizer_of: QuantizerOf) -> Plan:
     )
 
 
-def _is_spare(name: str | None, config: ModelConfig) -> bool:
-    """Whether a tensor is a copy of the embedding, or one that no layer reads."""
-    if name == "output.weight":
-        return True
-    block, _, rest = (name or "").removeprefix("blk.").partition(".")
-    if rest not in gemma.KEYS_AND_VALUES or not block.isdecimal():
-        return False
-    layer = int(block)
-    return layer < config.num_layers and config.layers[layer].kv_source != layer
-
-
 def _dense(source: Stored, name: str | None) -> Job:
     """Float tensors in BF16; those that are measured, and integers, as they are."""
     tensor = source.tensor
     encoder: Encoder
-    if tensor.name.endswith(_PACKED):
-        raise is_packed(tensor)
-    if tensor.format in _FLOATS and not tensor.name.endswith(_STEPS):
+    refuse_packed(tensor)
+    if tensor.format in FLOATS and not tensor.name.endswith(_STEPS):
         encoder = Floats("bf16")
         size = size_of("bf16", tensor.shape)
         output = Output(tensor.name, "BF16", tensor.shape, size)
@@ -130,11 +121,6 @@ def _dense(source: Stored, name: str | None) -> Job:
         output = Output(tensor.name, tensor.type, tensor.shape, tensor.bytes)
     role = gemma.role(name, tensor.shape) if name else "encoders and others"
     return Job(role, source, encoder, (output,))
-
-
-def _require_floats(tensor: TensorInfo) -> None:
-    if tensor.format not in _FLOATS:
-        raise is_packed(tensor)
 
 
 def _beside(path: Path) -> list[tuple[str, bytes]]:

@@ -15,6 +15,12 @@ from halfbyte import gemma, lattice
 from halfbyte.conversion import gguf
 from halfbyte.conversion.encoders import Blocks, Floats, Lattice, QuantizerOf
 from halfbyte.conversion.gemma_metadata import hyperparameters, same
+from halfbyte.conversion.gemma_source import (
+    FLOATS,
+    is_spare,
+    refuse_packed,
+    require_floats,
+)
 from halfbyte.conversion.gguf import F32, U32
 from halfbyte.conversion.plan import (
     Encoder,
@@ -27,20 +33,18 @@ from halfbyte.conversion.plan import (
     size_of,
 )
 from halfbyte.conversion.vocabulary import vocabulary
-from halfbyte.errors import ModelError, UnsupportedError
+from halfbyte.errors import ModelError
 from halfbyte.files import File, TensorInfo, open_gguf, open_safetensors
 from halfbyte.formats import format_info
 from halfbyte.model import Model, ModelConfig, examine
 
-__all__ = ["FORMATS", "is_packed", "plan_gguf"]
+__all__ = ["FORMATS", "plan_gguf"]
 
 # Formats of matrices, and what `general.file_type` calls a file of them.
 FORMATS = {"q4_0": 2, "q8_0": 7, "bf16": 32}
 
-_FLOATS = ("f32", "f16", "bf16")
 _TABLES = ("token_embd.weight", "per_layer_token_embd.weight", "output.weight")
 _ROUTER = "ffn_gate_inp.weight"
-_PACKED = (".weight_packed", ".weight_scale", ".embedding_quantized")
 # Rows of a table that are looked at to see whether it is on the lattice.
 _ROWS, _ON = 32, 0.999
 
@@ -113,18 +117,10 @@ def _renamed(
     root = gemma.root(tensor.name for tensor in file.tensors)
     found: dict[str, TensorInfo] = {}
     left_out = []
-    shared = {
-        f"blk.{i}.{rest}"
-        for i, layer in enumerate(config.layers)
-        if layer.kv_source != i
-        for rest in gemma.KEYS_AND_VALUES
-    }
     for tensor in file.tensors:
-        if tensor.name.endswith(_PACKED):
-            raise is_packed(tensor)
+        refuse_packed(tensor)
         name = gemma.gguf_name(tensor.name, root)
-        # A head beside the embedding is a copy of it.
-        if name is None or name in shared or name == "output.weight":
+        if name is None or is_spare(name, config):
             left_out.append(tensor.name)
         else:
             found[name] = tensor
@@ -137,16 +133,6 @@ def _names(tensors: dict[str, TensorInfo], config: ModelConfig) -> list[str]:
     if config.architecture == "gemma4":
         names.add("rope_freqs.weight")
     return sorted(names, key=lambda name: (gemma.order(name), name))
-
-
-def is_packed(tensor: TensorInfo) -> UnsupportedError:
-    """Say that a source is what it is not."""
-    return UnsupportedError(
-        f"tensor {tensor.name!r}: expected F32, F16 or BF16, found {tensor.type}: this "
-        "model is packed already, convert the one it was packed from",
-        tensor=tensor.name,
-        found=tensor.type,
-    )
 
 
 def _frequencies(config: ModelConfig) -> Job:
@@ -170,13 +156,12 @@ def _job(
     quantizer_of: QuantizerOf,
 ) -> Job:
     tensor = source.tensor
-    if tensor.format not in _FLOATS:
-        raise is_packed(tensor)
+    require_floats(tensor)
     target = _format(name, source, format)
     encoder: Encoder
     if target in ("q4_0", "q8_0"):  # the second holds the levels of the first
         encoder = Lattice(target, quantizer_of(name, tensor.shape))
-    elif target not in _FLOATS:
+    elif target not in FLOATS:
         encoder = Blocks(target, quantizer_of(name, tensor.shape))
     else:
         # Gemma 3's modules add the 1 themselves, and readers of GGUF do not.
