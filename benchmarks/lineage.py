@@ -32,12 +32,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     path = options.file
-    todo: dict[str, Callable[[], object]] = {
+    looks: dict[str, Callable[[], object]] = {
         "the weights": lambda: lineage(path),
         "the hash": lambda: identify([str(path)], hash=True),
     }
     rows = []
-    for what, do in todo.items():
+    for what, do in looks.items():
         times = sorted(seconds(path, do) for _ in range(options.rounds))
         rows.append((what, f"{times[0]:.2f}", f"{times[-1]:.2f}"))
     terminal.line(f"{terminal.gib(path.stat().st_size)}: {lineage(path).verdict.value}")
