@@ -48,7 +48,10 @@ class _FakeQuant(torch.autograd.Function):
         step = step_of(log_step, half)
         # float32 for bfloat16, whose own quotient would be off by half a step at 128.
         wide = x.to(torch.promote_types(x.dtype, log_step.dtype))
-        return (torch.round(wide / step).clamp(low, high) * step).to(x.dtype)
+        y = torch.round(wide / step).clamp(low, high) * step
+        # `to` gives the same tensor where there is nothing to do, and compiled by torch
+        # 2.11 the gradient of a result with two names is 0 (pytorch issue 180642).
+        return y if y.dtype == x.dtype else y.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
