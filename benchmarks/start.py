@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import mmap
 import statistics
 import subprocess
 import sys
@@ -50,12 +51,14 @@ def main() -> None:
     """Read the arguments, run, print."""
     options = arguments().parse_args()
     read(options.model)
+    size = options.model.stat().st_size
     result = {
         "benchmark": "start",
         "environment": environment(options.threads),
         "model": options.model.name,
         "prompt": PROMPT,
         "rounds": options.rounds,
+        "new_memory_bytes_per_s": [new_memory(size) for _ in range(2)],
         "ways": {way: [] for way in WAYS},
     }
     for _ in range(options.rounds):
@@ -84,6 +87,20 @@ def read(path: Path) -> None:
     with path.open("rb", buffering=0) as file:
         while file.readinto(buffer):
             pass
+
+
+def new_memory(size: int) -> float:
+    """Write to new memory and give it back: bytes a second.
+
+    A virtual machine that writes to a page for the first time ever waits for its host.
+    After this there are `size` bytes that it has written to before.
+    """
+    with mmap.mmap(-1, size) as memory:
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        start = time.monotonic()
+        memory[:: mmap.PAGESIZE] = b"1" * -(-size // mmap.PAGESIZE)
+        return size / (time.monotonic() - start)
 
 
 def answer(path: Path, way: str, threads: int) -> dict[str, Any]:
@@ -133,6 +150,8 @@ def show(result: dict[str, Any]) -> None:
     where = result["environment"]
     threads = f"{where['threads']} thread" + "s" * (where["threads"] > 1)
     terminal.line(f"{where['cpu']['model']}, {threads}, {where['commit']}")
+    first, again = (rate / 1e9 for rate in result["new_memory_bytes_per_s"])
+    terminal.line(f"new memory: {first:.1f} GB/s at first, {again:.1f} GB/s again")
     names = ("imported", "loaded", "first_token", "full_speed")
     rows = []
     for way, found in result["ways"].items():
