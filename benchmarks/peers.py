@@ -320,11 +320,54 @@ def show(result: dict[str, Any]) -> None:
     header += ["of roof", "ours/theirs", "error", "other codes", "how"]
     rows = [row for case in result["cases"] for row in table_rows(case)]
     terminal.table(header, rows, "llrrlrrrrrrrl")
+    for found in whole_layers(result["cases"]):
+        terminal.line(describe(found))
     for name, text in result["not_installed"].items():
         terminal.line(f"{name}: {text}")
     notes = {f"{k}: {v}" for case in result["cases"] for k, v in case["notes"].items()}
     for text in sorted(notes):
         terminal.line(text)
+
+
+def whole_layers(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What all products of E2B's mobile layers take, where each of them was timed.
+
+    Returns
+    -------
+    list of dict
+        ``tokens``, ``threads``, and ``seconds`` of each side that took part in all.
+    """
+    found = []
+    for key in dict.fromkeys((case["tokens"], case["threads"]) for case in cases):
+        timed = {
+            (case["format"], case["shape"]): case["sides"]
+            for case in cases
+            if (case["tokens"], case["threads"]) == key
+        }
+        if not timed.keys() >= MOBILE.keys():
+            continue
+        names = [
+            n for n in timed[next(iter(MOBILE))] if all(n in timed[m] for m in MOBILE)
+        ]
+        seconds = {
+            name: sum(
+                count * timed[matrix][name]["seconds"]["median"]
+                for matrix, count in MOBILE.items()
+            )
+            for name in names
+        }
+        found.append({"tokens": key[0], "threads": key[1], "seconds": seconds})
+    return found
+
+
+def describe(layers: dict[str, Any]) -> str:
+    """Say what all layers take, and how many times as long elsewhere."""
+    seconds = dict(layers["seconds"])
+    own = seconds.pop(OURS)
+    words = [f"{name} {took / own:.2f} times as long" for name, took in seconds.items()]
+    what = f"all products of E2B's layers, {layers['tokens']} tokens"
+    what += f", {layers['threads']} threads"
+    return f"{what}: {OURS} {1e3 * own:.1f} ms" + "".join(f", {text}" for text in words)
 
 
 def table_rows(case: dict[str, Any]) -> list[list[str]]:

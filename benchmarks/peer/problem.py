@@ -52,16 +52,22 @@ SHAPES = {
     "31b-up": (5376, 21504),
     "270m-up": (640, 2048),
 }
-# How E2B's mobile release packs them.
-MOBILE = (
-    ("w2", "e2b-up"),
-    ("w2", "e2b-down"),
-    *(("w4", f"e2b-{name}") for name in ("up-narrow", "down-narrow")),
-    *(("w4", f"e2b-{name}") for name in ("q", "q-full", "o", "o-full")),
-    *(("w4", f"e2b-{name}") for name in ("kv", "kv-full")),
-    ("w8", "e2b-kv"),
-    ("w8", "e2b-ple"),
-)
+# How E2B's mobile release packs them, and how many of each a token goes through. Layers
+# 0 to 14 of 35 have keys and values of their own, and every fifth is a full one.
+MOBILE = {
+    ("w2", "e2b-up"): 40,
+    ("w2", "e2b-down"): 20,
+    ("w4", "e2b-up-narrow"): 30,
+    ("w4", "e2b-down-narrow"): 15,
+    ("w4", "e2b-q"): 28,
+    ("w4", "e2b-q-full"): 7,
+    ("w4", "e2b-o"): 28,
+    ("w4", "e2b-o-full"): 7,
+    ("w4", "e2b-kv"): 24,
+    ("w4", "e2b-kv-full"): 6,
+    ("w8", "e2b-kv"): 35,
+    ("w8", "e2b-ple"): 35,
+}
 BITS = {"q4_0": 4, "w8": 8, "w4": 4, "w2": 2, "bf16": 16, "f32": 32}
 STATIC = ("w8", "w4", "w2")  # a step per output channel, static steps in and out
 BLOCK = 32  # weights that share a step in q4_0

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from peer.answer import Rounding, WrongAnswerError, check
 from peer.problem import Case, Weights
 from peer.roofs import Roof, seconds_at_roof
 from peer.worker import SideFailedError, Worker
+from synth import directory, shapes
 
 ROOT = Path(__file__).parents[2]
 SMALL = "270m-up"
@@ -255,6 +258,44 @@ def test_the_mobile_release_has_each_matrix_once() -> None:
     assert all(case.format in problem.STATIC for case in found)
     shapes = {s for s in problem.SHAPES if s.startswith("e2b-")}
     assert {case.shape for case in found} == shapes - {"e2b-head"}
+
+
+def test_a_token_goes_through_what_the_release_has() -> None:
+    shape = shapes.SIZES["e2b"]
+    found: Counter[tuple[str, tuple[int, int]]] = Counter()
+    for tensor in directory.tensors(shape, "mobile"):
+        layer = re.search(r"layers\.(\d+)\..*(.)_proj\.weight$", tensor.name)
+        gate = re.search(r"layers\.\d+\.per_layer_.*\.weight$", tensor.name)
+        if gate is None and layer is None:
+            continue
+        if layer and layer[2] in "kv" and int(layer[1]) >= shape.first_shared:
+            continue  # nothing reads them
+        bits = 8 if tensor.dtype == "I8" else 4
+        rows, columns = tensor.shape
+        if ".mlp." in tensor.name and int(layer[1]) >= shape.first_shared:
+            bits = 2
+        found[f"w{bits}", (columns * 8 // bits, rows)] += 1
+    counts = {(f, problem.SHAPES[s]): n for (f, s), n in problem.MOBILE.items()}
+    assert found == counts
+
+
+def test_all_layers_are_added_up_where_all_were_timed() -> None:
+    case = {"tokens": 1, "threads": 2}
+    taken = {"halfbyte": 1e-3, "litert": 2e-3}
+    cases = [
+        case
+        | {"format": fmt, "shape": shape}
+        | {"sides": {n: {"seconds": {"median": s}} for n, s in taken.items()}}
+        for fmt, shape in problem.MOBILE
+    ]
+    (found,) = peers.whole_layers(cases)
+    assert found["seconds"] == pytest.approx({"halfbyte": 0.275, "litert": 0.55})
+    assert "1 tokens, 2 threads: halfbyte 275.0 ms, litert 2.00 times" in (
+        peers.describe(found)
+    )
+    assert peers.whole_layers(cases[1:]) == []
+    del cases[3]["sides"]["litert"]
+    assert peers.whole_layers(cases)[0]["seconds"].keys() == {"halfbyte"}
 
 
 def test_we_always_take_part() -> None:
