@@ -30,6 +30,7 @@ import halfbyte
 import torch
 from halfbyte import demo, qat
 from halfbyte.transformers import from_gguf
+from sampling import sample
 from torch import Tensor
 
 WINDOW, WINDOWS = 512, 16  # tokens of a text, texts of a step
@@ -110,7 +111,8 @@ def gather(
     train = windows(tokenizer, options.corpus / "train.jsonl")
     held_out = windows(tokenizer, options.corpus / "held_out.jsonl")[:EVALUATED]
     torch.manual_seed(0)
-    written = sample(teacher, tokenizer.bos_token_id, SAMPLED + options.sample)
+    count, bos = SAMPLED + options.sample, tokenizer.bos_token_id
+    written = sample(teacher, count, WINDOW, bos=bos, batch=1024)
     return {
         "train": train,
         "held_out": held_out,
@@ -133,25 +135,6 @@ def windows(tokenizer: Any, path: Path) -> Texts:
     bos = torch.full((len(texts), 1), tokenizer.bos_token_id)
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))
     return torch.cat([bos, texts], 1)[order]
-
-
-@torch.no_grad()
-def sample(teacher: Any, bos: int, count: int, batch: int = 1024) -> Texts:
-    """Let the unquantized model write, at temperature 1 and over its whole vocabulary."""
-    parts = []
-    for begin in range(0, count, batch):
-        size = min(batch, count - begin)
-        texts = torch.full((size, 1), bos, device=teacher.device)
-        past = None
-        for _ in range(WINDOW - 1):
-            out = teacher(texts[:, -1:], past_key_values=past, use_cache=True)
-            past = out.past_key_values
-            # Gumbel's trick draws from the softmax without summing it.
-            noise = torch.empty_like(out.logits[:, -1], dtype=torch.float32)
-            drawn = out.logits[:, -1].float() - noise.exponential_().log()
-            texts = torch.cat([texts, drawn.argmax(-1, keepdim=True)], 1)
-        parts.append(texts.cpu())
-    return torch.cat(parts)
 
 
 def batches(texts: dict[str, Texts], seed: int) -> Iterator[Tensor]:

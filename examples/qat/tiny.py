@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from sampling import sample
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Gemma4ForCausalLM, Gemma4TextConfig
 
@@ -116,9 +117,10 @@ def main() -> None:
         note(bf16_held_out=perplexity(model, held_out, args.batch))
         write_samples(model, args.out, args.data / "tokenizer")
         start = time.perf_counter()
-        made = generate(model, args.generate, 512, seed=args.seed)
-        np.save(args.out / "generated.npy", made)
-        note(generated=made.size, seconds=time.perf_counter() - start)
+        torch.manual_seed(args.seed)
+        made = sample(model, args.generate, 512, bos=BOS, batch=4096)
+        np.save(args.out / "generated.npy", made.numpy().astype(np.uint16))
+        note(generated=made.numel(), seconds=time.perf_counter() - start)
 
 
 # ---- Training
@@ -281,25 +283,6 @@ def load(folder: Path, device: str) -> Any:
     """Load a BF16 checkpoint; a CPU computes with its numbers in float32."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     return Gemma4ForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
-
-
-@torch.no_grad()
-def generate(
-    model: nn.Module, count: int, length: int, *, seed: int, batch: int = 4096
-) -> np.ndarray:
-    """Sample texts that begin with <bos>, at temperature 1: (count, length), uint16."""
-    torch.manual_seed(seed)
-    out = []
-    for begin in range(0, count, batch):
-        made = [torch.full((min(batch, count - begin), 1), BOS, device=model.device)]
-        past = None
-        while len(made) < length:  # <eos> is a token like any other: texts go on
-            step = model(input_ids=made[-1], past_key_values=past, use_cache=True)
-            past = step.past_key_values
-            likely = step.logits[:, -1].float().softmax(-1)
-            made.append(torch.multinomial(likely, 1))
-        out.append(torch.cat(made, 1).cpu().numpy().astype(np.uint16))
-    return np.concatenate(out)
 
 
 def write_samples(model: nn.Module, out: Path, tokenizer: Path) -> None:
