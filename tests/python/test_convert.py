@@ -733,6 +733,43 @@ def test_an_interrupted_conversion_goes_on(saved: Save, tmp_path: Path) -> None:
     assert names(out.parent) == ["out.gguf"]
 
 
+class Logged:
+    """A source and its encoder, which take their time and say when."""
+
+    name, shape, row_bytes = "a", (30, SMALL // 2), SMALL
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def read(self, begin: int, count: int, out: plan.U8Array) -> plan.Rows:
+        self.log.append("read")
+        return plan.Rows("a", out[:SMALL], "bf16", (count, SMALL // 2), begin)
+
+    def __call__(self, rows: plan.Rows) -> tuple[tuple[plan.U8Array, ...], plan.Tally]:
+        self.log.append("begin")
+        time.sleep(0.01)  # long enough for others to read
+        self.log.append("end")
+        return (rows.data.copy(),), plan.Tally()
+
+    def most(self, since: str) -> int:
+        """How many pieces are between an event and their end, at most."""
+        steps = [(event == since) - (event == "end") for event in self.log]
+        return int(np.cumsum(steps).max())
+
+
+@pytest.mark.usefixtures("small")
+def test_the_disk_is_read_while_others_compute(tmp_path: Path) -> None:
+    """As many compute as there are threads, and as many again wait with what they read."""
+    it = Logged()
+    output = plan.Output("a", "BF16", it.shape, 30 * SMALL)
+    layout = plan.Layout(b"", (0,), output.bytes)
+    made = plan.Plan((plan.Job("", it, it, (output,)),), layout, Path.stat)
+    with draft.Draft(tmp_path / "out", layout.size) as target:
+        stream.stream(made, target, 2, None)
+    assert it.most("begin") == 2
+    assert it.most("read") == 4
+
+
 @pytest.mark.usefixtures("small")
 def test_threads_end_before_the_file_is_closed(
     saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -265,6 +265,24 @@ def test_short_and_empty_writes(old: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert names(old.parent) == ["out.gguf"]
 
 
+def test_the_disk_is_kept_busy(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written goes to the disk as it comes, and says if it does not."""
+    monkeypatch.setattr(draft, "_UNSYNCED", 1000)
+    synced, real = [], os.fsync
+    with Draft(old, len(NEW)) as it:
+        monkeypatch.setattr(draft.os, "fsync", lambda fd: synced.append(real(fd)))
+        for at in range(0, 6000, 300):
+            it.write(NEW[at : at + 300], at)
+        assert len(synced) == 6000 // 1200  # every fourth
+        failing(monkeypatch, "fsync", errno.EIO)
+        it.write(NEW[:999], 0)
+        with pytest.raises(OSError, match=f"error: 7,000 of {len(NEW):,} bytes"):
+            it.write(NEW[:1], 0)
+        monkeypatch.undo()
+    assert old.read_bytes() == OLD
+    assert names(old.parent) == ["out.gguf"]
+
+
 def test_signals_do_not_disturb(old: Path) -> None:
     """[W-4: EINTR] A timer that fires all the time."""
     before = signal.signal(signal.SIGALRM, lambda *_: None)
