@@ -31,9 +31,9 @@ import pytest
 import tiny
 import torch
 from gguf import GGMLQuantizationType as Type
-from halfbyte import conversion
-from halfbyte.conversion import draft, plan, stream
+from halfbyte import conversion, draft
 from halfbyte.conversion import gguf as container
+from halfbyte.conversion import plan, stream
 from halfbyte.conversion.vocabulary import vocabulary
 from halfbyte.errors import (
     ArgumentError,

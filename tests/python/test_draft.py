@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from halfbyte.conversion import draft
-from halfbyte.conversion.draft import Draft, leftovers
+from halfbyte import draft
+from halfbyte.draft import Draft, leftovers
 from halfbyte.errors import ArgumentError
 
 OLD, NEW = b"the old file" * 100, bytes(range(256)) * 1024
@@ -33,7 +33,7 @@ KEY = "of this source"
 HALF = """
 import sys, time
 from pathlib import Path
-from halfbyte.conversion.draft import Draft
+from halfbyte.draft import Draft
 new = bytes(range(256)) * 1024
 with Draft(Path(sys.argv[1]), len(new), key=sys.argv[2]) as it:
     it.write(new[: len(new) // 2], 0)
@@ -320,7 +320,7 @@ def test_a_limit_on_files(old: Path) -> None:
     script = """
 import resource, sys
 from pathlib import Path
-from halfbyte.conversion.draft import Draft
+from halfbyte.draft import Draft
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     Draft(Path(sys.argv[1]), 262_144)
@@ -337,7 +337,7 @@ def test_where_nothing_may_be_written(tmp_path: Path) -> None:
     script = """
 import os, sys
 from pathlib import Path
-from halfbyte.conversion.draft import Draft
+from halfbyte.draft import Draft
 if os.getuid() == 0:
     os.setuid(65534)
 try:
@@ -520,7 +520,7 @@ def test_ten_kills(old: Path) -> None:
     script = """
 import sys, time
 from pathlib import Path
-from halfbyte.conversion.draft import Draft
+from halfbyte.draft import Draft
 print("begun", flush=True)
 while True:
     for seed in range(1, 200):

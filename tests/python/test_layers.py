@@ -62,7 +62,8 @@ MODULES: dict[str, set[str]] = {
     "torch": {"formats"},
     "transformers": {"", "gemma"},
     "qat": {"errors"},
-    "demo": set(),
+    "draft": {"errors"},
+    "demo": {"draft"},
     "doctor": {"formats", "_onednn"},
     "roof": {"targets"},
     "bench": {"", "doctor", "roof"},
@@ -72,7 +73,7 @@ MODULES: dict[str, set[str]] = {
     "verification": {"model", "lineage", "choice"},
     "imatrix": {"files"},
     "gemma": set(),
-    "conversion": {"model", "lattice", "lineage", "imatrix", "gemma"},
+    "conversion": {"model", "lattice", "lineage", "imatrix", "gemma", "draft"},
     "cli": {"", "conversion", "demo", "doctor", "bench", "lineage"},
     "__main__": {"cli"},
 }

@@ -11,7 +11,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 from halfbyte import names, targets
-from halfbyte.conversion.draft import Draft, is_draft
 from halfbyte.conversion.encoders import quantizers
 from halfbyte.conversion.forms import FORMS
 from halfbyte.conversion.gemma_directory import FILE, plan_directory
@@ -19,6 +18,7 @@ from halfbyte.conversion.gemma_gguf import FORMATS, plan_gguf
 from halfbyte.conversion.plan import Plan, Stored, Tally
 from halfbyte.conversion.report import Report, tensor_reports
 from halfbyte.conversion.stream import PIECE_BYTES, Progress, stream
+from halfbyte.draft import Draft, is_draft
 from halfbyte.errors import ArgumentError
 from halfbyte.files import PathLike
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from halfbyte import targets
-from halfbyte.conversion.draft import Draft
 from halfbyte.conversion.plan import Job, Layout, Plan, Tally, U8Array
+from halfbyte.draft import Draft
 
 __all__ = ["PIECE_BYTES", "Progress", "stream"]
 

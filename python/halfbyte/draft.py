@@ -1,4 +1,4 @@
-# python/halfbyte/conversion/draft.py
+# python/halfbyte/draft.py
 # What stands under a file's name is the old one or the new one, whole, whatever happens.
 # SPDX-License-Identifier: Apache-2.0
 """Files that appear under their name when they are complete, and not before."""
