@@ -855,8 +855,11 @@ def test_ten_kills(saved: Save, tmp_path: Path) -> None:
 # ---- the command
 
 
+CONVERT = (sys.executable, "-m", "halfbyte", "convert")
+
+
 def command(*args: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "halfbyte", "convert", *map(str, args)]
+    line = [*CONVERT, *map(str, args)]
     return subprocess.run(
         line, check=False, capture_output=True, text=True, timeout=300, **options
     )
@@ -899,6 +902,74 @@ def test_the_command_on_a_full_disk(saved: Save, tmp_path: Path) -> None:
     )
     assert out.read_bytes() == b"old"
     assert names(tmp_path) == ["out.gguf"]
+
+
+# Mounts a disk of $1 bytes at $2, for itself alone; has an old file $3 there, runs what
+# follows, and says which files there are then.
+ON_A_DISK = """
+mount -t tmpfs -o "size=$1" disk "$2" || exit
+mkdir -p "$(dirname "$3")"
+printf old > "$3"
+"${@:4}"
+status=$?
+find "$2" -type f -printf "%P %s\\n" | sort
+exit $status
+"""
+
+
+def on_a_disk(
+    disk: Path, size: object, old: Path, *command: object
+) -> subprocess.CompletedProcess[str]:
+    line = ["unshare", "-rm", "bash", "-c", ON_A_DISK, "", size, disk, old, *command]
+    return subprocess.run(
+        [*map(str, line)], check=False, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """Make a folder, if this user may mount something on it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        done = on_a_disk(folder, "1m", folder / "a", "true")
+    except FileNotFoundError as error:
+        pytest.skip(f"no command for mounts of one's own: {error}")
+    if done.returncode:
+        pytest.skip(f"this system refuses mounts of one's own: {done.stderr}")
+    assert done.stdout == "a 3\n"
+    return folder
+
+
+@pytest.mark.parametrize("to", ["gguf", "safetensors"])
+def test_a_disk_that_is_full(to: str, saved: Save, disk: Path) -> None:
+    """A real one of half the size: one line, nothing left, the old file whole."""
+    out, options = disk / "out", {"format": "bf16", "to": to}
+    size = halfbyte.convert(saved("e2b"), out, dry_run=True, **options).bytes
+    old = conversion.tensor_file(out, to)
+    words = ("--to", to, "--format", "bf16")
+    done = on_a_disk(disk, size // 2, old, *CONVERT, saved("e2b"), out, *words)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    head, free = line.split(" bytes were written, ")
+    assert head == f"halfbyte: {old}: No space left on device: 0 of {size:,}"
+    assert 0 < int(free.removesuffix(" are free").replace(",", "")) < size
+    assert done.stdout == f"{old.relative_to(disk)} 3\n"
+
+
+def test_a_disk_that_is_full_after_the_tensors(saved: Save, disk: Path) -> None:
+    """What is there then is taken for no model, and no file is half there."""
+    out = disk / "out"
+    options = {"format": "bf16", "to": "safetensors", "dry_run": True}
+    size = halfbyte.convert(saved("e2b"), out, **options).bytes
+    words = ("--to", "safetensors", "--format", "bf16")
+    old = conversion.tensor_file(out, "safetensors")
+    room = size + 2 * resource.getpagesize()
+    done = on_a_disk(disk, room, old, *CONVERT, saved("e2b"), out, *words)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"halfbyte: {out / 'tokenizer.json'}: No space left")
+    assert done.stdout == f"out/model.safetensors {size}\n"
 
 
 def test_ctrl_c_and_what_a_kill_leaves(saved: Save, tmp_path: Path) -> None:
