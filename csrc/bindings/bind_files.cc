@@ -110,7 +110,8 @@ py::array TensorBytes(const std::shared_ptr<File>& file, size_t index) {
 // Fills `out` with the bytes of tensor `index` from `begin` on, by reading the file: no
 // page of the mapping is touched, and a file that has become shorter is an error here
 // where it would be a signal there.
-void ReadTensor(const File& file, size_t index, uint64_t begin, py::array& out) {
+void ReadTensor(const File& file, size_t index, uint64_t begin, py::array& out,
+                bool once) {
   const TensorView& t = file.tensors.at(index);
   const std::span<const uint8_t> to = AsBytes(out, "out");
   if (!out.writeable()) throw Error(ErrorClass::kValue, "out: it is read-only");
@@ -124,7 +125,7 @@ void ReadTensor(const File& file, size_t index, uint64_t begin, py::array& out) 
   const py::gil_scoped_release nogil;
   const MappedFile& in = *file.files.at(t.shard);
   in.CheckUnchanged();
-  in.Read({t.data + begin, to.size()}, data);
+  in.Read({t.data + begin, to.size()}, data, once ? Caching::kNone : Caching::kAsUsual);
 }
 
 void BindFile(py::module_& m) {
@@ -157,7 +158,8 @@ void BindFile(py::module_& m) {
                                return bytes;
                              })
       .def("tensor_bytes", &TensorBytes, py::arg("index"))
-      .def("read", &ReadTensor, py::arg("index"), py::arg("begin"), py::arg("out"));
+      .def("read", &ReadTensor, py::arg("index"), py::arg("begin"), py::arg("out"),
+           py::arg("once"));
   m.def(
       "open_gguf",
       [](const std::string& path) {

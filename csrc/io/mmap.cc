@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 #ifdef __linux__
 #include <linux/magic.h>
@@ -103,6 +104,17 @@ bool IsRemote([[maybe_unused]] int fd) {
   throw Error(ErrorClass::kFileChanged, std::move(info));
 }
 
+// Reads as pread does. The system keeps what it had in memory before, and no more.
+ssize_t ReadUncached(int fd, std::span<uint8_t> to, off_t offset) {
+#ifdef RWF_HIPRI                    // a C library with preadv2
+  constexpr int kDontCache = 0x80;  // Linux 6.14: newer than most headers
+  const iovec part = {to.data(), to.size()};
+  const ssize_t got = preadv2(fd, &part, 1, offset, kDontCache);
+  if (got >= 0) return got;  // whatever is wrong, the other call knows it as well
+#endif
+  return pread(fd, to.data(), to.size(), offset);
+}
+
 uint64_t PhysicalMemory() {
   const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
   if (pages <= 0 || page <= 0) return UINT64_MAX;
@@ -143,16 +155,19 @@ void MappedFile::Copy() {
   if (p == MAP_FAILED) ThrowTooLargeToCopy(path_, size_);
   data_ = static_cast<const uint8_t*>(p);
   is_copy_ = true;
-  ReadAt(0, {static_cast<uint8_t*>(p), size_});
+  ReadAt(0, {static_cast<uint8_t*>(p), size_}, Caching::kAsUsual);
   if (mprotect(p, size_, PROT_READ) != 0) ThrowOsError(errno, path_);
   close(fd_);
   fd_ = -1;
 }
 
-void MappedFile::ReadAt(uint64_t offset, std::span<uint8_t> to) const {
+void MappedFile::ReadAt(uint64_t offset, std::span<uint8_t> to, Caching caching) const {
   while (!to.empty()) {
-    const size_t want = std::min<uint64_t>(to.size(), 64 * kMiB);
-    const ssize_t got = pread(fd_, to.data(), want, static_cast<off_t>(offset));
+    const auto piece = to.first(std::min<uint64_t>(to.size(), 64 * kMiB));
+    const auto at = static_cast<off_t>(offset);
+    const ssize_t got = caching == Caching::kNone
+                            ? ReadUncached(fd_, piece, at)
+                            : pread(fd_, piece.data(), piece.size(), at);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) ThrowOsError(errno, path_);
     if (got == 0) {
@@ -164,11 +179,12 @@ void MappedFile::ReadAt(uint64_t offset, std::span<uint8_t> to) const {
   }
 }
 
-void MappedFile::Read(std::span<const uint8_t> part, uint8_t* to) const {
+void MappedFile::Read(std::span<const uint8_t> part, uint8_t* to,
+                      Caching caching) const {
   if (is_copy_) {
     std::copy(part.begin(), part.end(), to);
   } else {
-    ReadAt(static_cast<uint64_t>(part.data() - data_), {to, part.size()});
+    ReadAt(static_cast<uint64_t>(part.data() - data_), {to, part.size()}, caching);
   }
 }
 

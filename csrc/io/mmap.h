@@ -21,6 +21,12 @@ enum class LoadMode {
   kAuto,  // kCopy on network and FUSE file systems, else kMap
 };
 
+// What the system keeps in memory of the bytes that are read.
+enum class Caching {
+  kAsUsual,
+  kNone,  // nothing more than before, where it can: for what is not read again
+};
+
 class MappedFile {
  public:
   // Directories, pipes and devices are refused without waiting for them. An empty file
@@ -40,7 +46,8 @@ class MappedFile {
   // alone: a page that is touched there can bring 2 MiB of its neighbours into this
   // process's memory. Throws Error of class kOs, or kFileChanged where the file ends
   // before it.
-  void Read(std::span<const uint8_t> part, uint8_t* to) const;
+  void Read(std::span<const uint8_t> part, uint8_t* to,
+            Caching caching = Caching::kAsUsual) const;
 
   // Lets go of the memory that `part` of the file takes here; it is read again when it
   // is next needed. A copy stays.
@@ -56,7 +63,7 @@ class MappedFile {
 
   void Map();
   void Copy();
-  void ReadAt(uint64_t offset, std::span<uint8_t> to) const;
+  void ReadAt(uint64_t offset, std::span<uint8_t> to, Caching caching) const;
 
   std::string path_;
   int fd_ = -1;

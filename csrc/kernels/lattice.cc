@@ -9,6 +9,8 @@
 #include <float.h>
 #include <string.h>
 
+#include <bit>
+
 #include "base/targets.h"  // before any Highway header
 #include "formats/step.h"
 
@@ -38,12 +40,10 @@ constexpr int kMaxLevel = 8;  // of either sign, but not of both
 constexpr size_t kFewest = 4;
 using DF = hn::CappedTag<float, 16>;
 
-// 32 weights, and the borders of what rounds to each, signs left out.
 struct Group {
-  alignas(64) float w[kLen], low[kLen], high[kLen];
-  float max = 0.0f;
-  size_t nonzero = 0;
-  bool finite = true;
+  alignas(64) float w[kLen];
+  float max;  // of the magnitudes
+  size_t nonzero;
 };
 
 struct Fit {
@@ -52,70 +52,117 @@ struct Fit {
   bool negative;    // a level is +8, which only a negative step can store
 };
 
-void LoadGroup(const uint8_t* w, Group& g) {
+// False if a weight is infinite or no number.
+bool LoadGroup(const uint8_t* w, Group& g) {
   const DF df;
-  const hn::RebindToUnsigned<DF> du32;
+  const hn::RebindToSigned<DF> di32;
   const HalfBits<DF> du16;
-  const auto half_ulp = hn::Set(du32, 0x8000);
-  auto max = hn::Zero(df);
+  auto max = hn::Zero(di32);  // bits of magnitudes are ordered as these are
+  g.nonzero = kLen;
   for (size_t i = 0; i < kLen; i += hn::Lanes(df)) {
     const auto x = PromoteBF16(df, WholeIo().LoadBytes(du16, w + 2 * i));
-    const auto magnitude = hn::Abs(x);
-    const auto is_zero = hn::Eq(x, hn::Zero(df));
-    const auto bits = hn::BitCast(du32, magnitude);
-    const auto low = hn::BitCast(df, hn::Sub(bits, half_ulp));
-    const auto high = hn::BitCast(df, hn::Add(bits, half_ulp));
     hn::Store(x, df, g.w + i);
-    hn::Store(hn::IfThenZeroElse(is_zero, low), df, g.low + i);
-    hn::Store(hn::IfThenElse(is_zero, hn::Set(df, FLT_MAX), high), df, g.high + i);
-    max = hn::Max(max, magnitude);
-    g.finite = g.finite && hn::AllTrue(df, hn::IsFinite(x));
-    g.nonzero += hn::Lanes(df) - hn::CountTrue(df, is_zero);
+    max = hn::Max(max, hn::BitCast(di32, hn::Abs(x)));
+    g.nonzero -= hn::CountTrue(df, hn::Eq(x, hn::Zero(df)));
   }
-  g.max = hn::ReduceMax(df, max);
+  const int32_t bits = hn::ReduceMax(di32, max);
+  memcpy(&g.max, &bits, sizeof(g.max));
+  return bits < 0x7F800000;
 }
 
-// False if no step can make the largest magnitude level m: most m of most groups, told
-// without a division. The weight and the largest one are both within 2^-8 of the step
-// times their levels, so their ratio times m is within 2^-7 / (1 - 2^-8) of a level; a
-// hundredth more is for the rounding here.
-bool MayFit(const Group& g, int m) {
-  const DF df;
-  const auto inv_step = hn::Set(df, static_cast<float>(m) / g.max);
-  const auto tolerance = hn::Set(df, 0x1p-7f * 1.01f);
-  for (size_t i = 0; i < kLen; i += hn::Lanes(df)) {
-    const auto ratio = hn::Mul(hn::Load(df, g.w + i), inv_step);
-    const auto level = hn::Round(ratio);
-    const auto error = hn::Abs(hn::Sub(ratio, level));
-    if (!hn::AllTrue(df, hn::Le(error, hn::Mul(hn::Abs(level), tolerance)))) {
-      return false;
-    }
+// Magnitudes fall into 32 bins, the largest one just into the last.
+constexpr float kBins = 31.99f;
+
+// Bins, bit b for bin b, of the magnitudes beside a largest one of level m. A weight
+// and the largest one are both within 2^-8 of the step times their levels, so their
+// ratio is within 2^-7 / (1 - 2^-8) of that of the levels; what is left of the
+// hundredth is for the rounding in `LikelyLevels`.
+constexpr uint32_t BinsOf(int m) {
+  constexpr float kTolerance = 0x1p-7f * 1.01f;
+  uint32_t bins = 1;  // of level 0
+  for (int level = 1; level <= m; ++level) {
+    const float place = kBins * static_cast<float>(level) / static_cast<float>(m);
+    const int first = static_cast<int>(place * (1.0f - kTolerance));
+    const int last = static_cast<int>(place * (1.0f + kTolerance));
+    for (int b = first; b <= last && b < 32; ++b) bins |= uint32_t{1} << b;
   }
-  return true;
+  return bins;
+}
+
+// The levels that the largest magnitude may have, bit m - 1 for level m: mostly one or
+// two, told by which bins have a weight in them.
+uint32_t LikelyLevels(const Group& g) {
+  constexpr uint32_t kBinsOf[kMaxLevel] = {BinsOf(1), BinsOf(2), BinsOf(3), BinsOf(4),
+                                           BinsOf(5), BinsOf(6), BinsOf(7), BinsOf(8)};
+  const DF df;
+  const hn::RebindToSigned<DF> di32;
+  const hn::RebindToUnsigned<DF> du32;
+  if (g.max < 0x1p-120f) return (1u << kMaxLevel) - 1;  // the factor could be infinite
+  const auto factor = hn::Set(df, kBins / g.max);
+  auto bins = hn::Zero(du32);
+  for (size_t i = 0; i < kLen; i += hn::Lanes(df)) {
+    const auto place = hn::Mul(hn::Abs(hn::Load(df, g.w + i)), factor);
+    const auto bin = hn::BitCast(du32, hn::ConvertTo(di32, place));
+    bins = hn::Or(bins, hn::Shl(hn::Set(du32, 1), bin));
+  }
+  alignas(64) uint32_t lanes[hn::MaxLanes(du32)];
+  hn::Store(bins, du32, lanes);
+  uint32_t all = 0, levels = 0;
+  for (const uint32_t lane : lanes) all |= lane;
+  for (int m = 1; m <= kMaxLevel; ++m) {
+    levels |= static_cast<uint32_t>((all & ~kBinsOf[m - 1]) == 0) << (m - 1);
+  }
+  return levels;
+}
+
+// kFactor / |level|, to multiply with where dividing by the level is meant. 840 can be
+// divided by 1 to 8, and borders of bf16 numbers have 9 bits, so that the products are
+// exact; one division by kFactor at the end gives the quotient. Of level 0, anything.
+constexpr float kFactor = 840.0f / 1024;
+hn::Vec<DF> FactorOf(DF df, hn::Vec<DF> level) {
+  alignas(64) static constexpr float kOf[16] = {
+      kFactor / 8, kFactor,     kFactor / 2, kFactor / 3,  // 8 and 0 share a place
+      kFactor / 4, kFactor / 5, kFactor / 6, kFactor / 7,
+      kFactor / 8, kFactor,     kFactor / 2, kFactor / 3,  // again, for wide vectors
+      kFactor / 4, kFactor / 5, kFactor / 6, kFactor / 7};
+  const hn::RebindToSigned<DF> di32;
+  const auto magnitude = hn::ConvertTo(di32, hn::Abs(level));
+  const auto at = hn::IndicesFromVec(df, hn::And(magnitude, hn::Set(di32, 7)));
+  if constexpr (hn::MaxLanes(df) >= 8) {
+    return hn::TableLookupLanes(hn::Load(df, kOf), at);
+  } else {
+    return hn::TwoTablesLookupLanes(df, hn::Load(df, kOf), hn::Load(df, kOf + 4), at);
+  }
 }
 
 // Levels with which the largest magnitude is level m, if there is a step for them.
 bool FitLevels(const Group& g, int m, Fit& fit) {
-  if (!MayFit(g, m)) return false;
   const DF df;
-  const auto zero = hn::Zero(df), one = hn::Set(df, 1.0f);
+  const hn::RebindToUnsigned<DF> du32;
+  const auto half_ulp = hn::Set(du32, 0x8000);
+  const auto zero = hn::Zero(df), infinity = hn::Inf(df);
   const auto top = hn::Set(df, static_cast<float>(kMaxLevel));
   const auto inv_step = hn::Set(df, static_cast<float>(m) / g.max);
-  auto low = zero, high = hn::Set(df, FLT_MAX);
+  auto low = zero, high = infinity;
   auto wrong = hn::MaskFalse(df), plus = wrong, minus = wrong;
   for (size_t i = 0; i < kLen; i += hn::Lanes(df)) {
     const auto w = hn::Load(df, g.w + i);
     const auto level = hn::Round(hn::Mul(w, inv_step));
     hn::Store(level, df, fit.level + i);
-    wrong = hn::Or(wrong, hn::Xor(hn::Eq(level, zero), hn::Eq(w, zero)));
+    const auto is_zero = hn::Eq(w, zero);
+    wrong = hn::Or(wrong, hn::Xor(hn::Eq(level, zero), is_zero));
     plus = hn::Or(plus, hn::Eq(level, top));
     minus = hn::Or(minus, hn::Eq(level, hn::Neg(top)));
-    const auto by = hn::Max(hn::Abs(level), one);
-    low = hn::Max(low, hn::Div(hn::Load(df, g.low + i), by));
-    high = hn::Min(high, hn::Div(hn::Load(df, g.high + i), by));
+    // What rounds to the weight is between these, signs left out.
+    const auto bits = hn::BitCast(du32, hn::Abs(w));
+    const auto below = hn::BitCast(df, hn::Sub(bits, half_ulp));
+    const auto above = hn::BitCast(df, hn::Add(bits, half_ulp));
+    const auto factor = FactorOf(df, level);
+    low = hn::Max(low, hn::Mul(hn::IfThenZeroElse(is_zero, below), factor));
+    high = hn::Min(high, hn::Mul(hn::IfThenElse(is_zero, infinity, above), factor));
   }
-  fit.low = hn::ReduceMax(df, low);
-  fit.high = hn::ReduceMin(df, high);
+  fit.low = hn::ReduceMax(df, low) / kFactor;
+  fit.high = hn::ReduceMin(df, high) / kFactor;
   fit.negative = !hn::AllFalse(df, plus);
   const bool both = fit.negative && !hn::AllFalse(df, minus);
   // Each quotient is rounded: what touches may have come apart by an ulp.
@@ -156,10 +203,15 @@ size_t ChooseStep(const Group& g, const Fit& fit, uint16_t& step) {
 
 template <class Fmt>
 void StoreBlock(const Fit& fit, uint16_t step, typename Fmt::Block& block) {
-  const float sign = fit.negative ? -1.0f : 1.0f;
-  uint8_t codes[kLen];
-  for (size_t i = 0; i < kLen; ++i) {
-    codes[i] = static_cast<uint8_t>(sign * fit.level[i] - kLowestLevel<Fmt>);
+  const DF df;
+  const hn::RebindToSigned<DF> di32;
+  const hn::Rebind<uint8_t, DF> du8;
+  const auto sign = hn::Set(df, fit.negative ? -1.0f : 1.0f);
+  const auto lowest = hn::Set(df, static_cast<float>(kLowestLevel<Fmt>));
+  alignas(64) uint8_t codes[kLen];
+  for (size_t i = 0; i < kLen; i += hn::Lanes(df)) {
+    const auto code = hn::Sub(hn::Mul(sign, hn::Load(df, fit.level + i)), lowest);
+    hn::StoreU(hn::DemoteTo(du8, hn::ConvertTo(di32, code)), du8, codes + i);
   }
   StoreStep<Fmt>(static_cast<uint16_t>(step | (fit.negative ? 0x8000 : 0)), block);
   Fmt::Pack(codes, block);
@@ -168,19 +220,18 @@ void StoreBlock(const Fit& fit, uint16_t step, typename Fmt::Block& block) {
 template <class Fmt>
 OnLattice RecoverGroup(const uint8_t* w, typename Fmt::Block& block) {
   Group g;
-  Fit fit = {};
-  LoadGroup(w, g);
-  if (!g.finite) {
+  if (!LoadGroup(w, g)) {
     Fmt::EncodeRowRef(g.w, 1, &block);
     return OnLattice::kNotFinite;
   }
   if (g.nonzero == 0) {
-    StoreBlock<Fmt>(fit, 0, block);
+    StoreBlock<Fmt>(Fit{}, 0, block);
     return OnLattice::kExact;
   }
+  Fit fit;
   // A common factor of all levels is a larger step: the smallest m has it.
-  for (int m = 1; m <= kMaxLevel; ++m) {
-    if (!FitLevels(g, m, fit)) continue;
+  for (uint32_t left = LikelyLevels(g); left != 0; left &= left - 1) {
+    if (!FitLevels(g, 1 + std::countr_zero(left), fit)) continue;
     uint16_t step = 0;
     const size_t exact = ChooseStep<Fmt>(g, fit, step);
     if (exact == 0) break;  // too small or too large to store

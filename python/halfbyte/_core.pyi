@@ -215,7 +215,7 @@ class File:
     def tensor_bytes(self, index: int) -> _U8:
         """Bytes of a tensor, read-only, where the file maps them."""
 
-    def read(self, index: int, begin: int, out: _U8) -> None:
+    def read(self, index: int, begin: int, out: _U8, once: bool) -> None:
         """Fill `out` with bytes of a tensor by reading the file."""
 
 def open_gguf(path: str | bytes) -> File:

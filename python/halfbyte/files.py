@@ -120,7 +120,9 @@ class File:
         """
         return self._core.tensor_bytes(self._index[name])
 
-    def read(self, name: str, begin: int, out: NDArray[np.uint8]) -> None:
+    def read(
+        self, name: str, begin: int, out: NDArray[np.uint8], *, once: bool = False
+    ) -> None:
         """Copy bytes of a tensor by reading the file, not through the mapping.
 
         Parameters
@@ -130,6 +132,9 @@ class File:
             The first byte, counted from the start of the tensor.
         out : uint8 array, contiguous
             Filled.
+        once : bool
+            Whether nobody is going to read them again: of such bytes the system keeps no
+            copy in memory that it had not before. Linux 6.14 and later can.
 
         Raises
         ------
@@ -140,7 +145,7 @@ class File:
         FileChangedError
             If the file was changed or cut off since it was opened.
         """
-        self._core.read(self._index[name], begin, out)
+        self._core.read(self._index[name], begin, out, once)
 
     def weight(self, name: str) -> Weight:
         """Open a matrix as a weight, without copying it.

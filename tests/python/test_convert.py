@@ -31,9 +31,9 @@ import pytest
 import tiny
 import torch
 from gguf import GGMLQuantizationType as Type
-from halfbyte import conversion
-from halfbyte.conversion import draft, plan, stream
+from halfbyte import conversion, draft
 from halfbyte.conversion import gguf as container
+from halfbyte.conversion import plan, stream
 from halfbyte.conversion.vocabulary import vocabulary
 from halfbyte.errors import (
     ArgumentError,
@@ -733,6 +733,43 @@ def test_an_interrupted_conversion_goes_on(saved: Save, tmp_path: Path) -> None:
     assert names(out.parent) == ["out.gguf"]
 
 
+class Logged:
+    """A source and its encoder, which take their time and say when."""
+
+    name, shape, row_bytes = "a", (30, SMALL // 2), SMALL
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def read(self, begin: int, count: int, out: plan.U8Array) -> plan.Rows:
+        self.log.append("read")
+        return plan.Rows("a", out[:SMALL], "bf16", (count, SMALL // 2), begin)
+
+    def __call__(self, rows: plan.Rows) -> tuple[tuple[plan.U8Array, ...], plan.Tally]:
+        self.log.append("begin")
+        time.sleep(0.01)  # long enough for others to read
+        self.log.append("end")
+        return (rows.data.copy(),), plan.Tally()
+
+    def most(self, since: str) -> int:
+        """How many pieces are between an event and their end, at most."""
+        steps = [(event == since) - (event == "end") for event in self.log]
+        return int(np.cumsum(steps).max())
+
+
+@pytest.mark.usefixtures("small")
+def test_the_disk_is_read_while_others_compute(tmp_path: Path) -> None:
+    """As many compute as there are threads, and as many again wait with what they read."""
+    it = Logged()
+    output = plan.Output("a", "BF16", it.shape, 30 * SMALL)
+    layout = plan.Layout(b"", (0,), output.bytes)
+    made = plan.Plan((plan.Job("", it, it, (output,)),), layout, Path.stat)
+    with draft.Draft(tmp_path / "out", layout.size) as target:
+        stream.stream(made, target, 2, None)
+    assert it.most("begin") == 2
+    assert it.most("read") == 4
+
+
 @pytest.mark.usefixtures("small")
 def test_threads_end_before_the_file_is_closed(
     saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -818,8 +855,11 @@ def test_ten_kills(saved: Save, tmp_path: Path) -> None:
 # ---- the command
 
 
+CONVERT = (sys.executable, "-m", "halfbyte", "convert")
+
+
 def command(*args: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "halfbyte", "convert", *map(str, args)]
+    line = [*CONVERT, *map(str, args)]
     return subprocess.run(
         line, check=False, capture_output=True, text=True, timeout=300, **options
     )
@@ -862,6 +902,74 @@ def test_the_command_on_a_full_disk(saved: Save, tmp_path: Path) -> None:
     )
     assert out.read_bytes() == b"old"
     assert names(tmp_path) == ["out.gguf"]
+
+
+# Mounts a disk of $1 bytes at $2, for itself alone; has an old file $3 there, runs what
+# follows, and says which files there are then.
+ON_A_DISK = """
+mount -t tmpfs -o "size=$1" disk "$2" || exit
+mkdir -p "$(dirname "$3")"
+printf old > "$3"
+"${@:4}"
+status=$?
+find "$2" -type f -printf "%P %s\\n" | sort
+exit $status
+"""
+
+
+def on_a_disk(
+    disk: Path, size: object, old: Path, *command: object
+) -> subprocess.CompletedProcess[str]:
+    line = ["unshare", "-rm", "bash", "-c", ON_A_DISK, "", size, disk, old, *command]
+    return subprocess.run(
+        [*map(str, line)], check=False, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """Make a folder, if this user may mount something on it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        done = on_a_disk(folder, "1m", folder / "a", "true")
+    except FileNotFoundError as error:
+        pytest.skip(f"no command for mounts of one's own: {error}")
+    if done.returncode:
+        pytest.skip(f"this system refuses mounts of one's own: {done.stderr}")
+    assert done.stdout == "a 3\n"
+    return folder
+
+
+@pytest.mark.parametrize("to", ["gguf", "safetensors"])
+def test_a_disk_that_is_full(to: str, saved: Save, disk: Path) -> None:
+    """A real one of half the size: one line, nothing left, the old file whole."""
+    out, options = disk / "out", {"format": "bf16", "to": to}
+    size = halfbyte.convert(saved("e2b"), out, dry_run=True, **options).bytes
+    old = conversion.tensor_file(out, to)
+    words = ("--to", to, "--format", "bf16")
+    done = on_a_disk(disk, size // 2, old, *CONVERT, saved("e2b"), out, *words)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    head, free = line.split(" bytes were written, ")
+    assert head == f"halfbyte: {old}: No space left on device: 0 of {size:,}"
+    assert 0 < int(free.removesuffix(" are free").replace(",", "")) < size
+    assert done.stdout == f"{old.relative_to(disk)} 3\n"
+
+
+def test_a_disk_that_is_full_after_the_tensors(saved: Save, disk: Path) -> None:
+    """What is there then is taken for no model, and no file is half there."""
+    out = disk / "out"
+    options = {"format": "bf16", "to": "safetensors", "dry_run": True}
+    size = halfbyte.convert(saved("e2b"), out, **options).bytes
+    words = ("--to", "safetensors", "--format", "bf16")
+    old = conversion.tensor_file(out, "safetensors")
+    room = size + 2 * resource.getpagesize()
+    done = on_a_disk(disk, room, old, *CONVERT, saved("e2b"), out, *words)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"halfbyte: {out / 'tokenizer.json'}: No space left")
+    assert done.stdout == f"out/model.safetensors {size}\n"
 
 
 def test_ctrl_c_and_what_a_kill_leaves(saved: Save, tmp_path: Path) -> None:

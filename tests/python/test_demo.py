@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -146,11 +145,12 @@ def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("parts")
 def test_a_full_disk_says_how_much_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_fd: int, _data: object) -> NoReturn:
+    def full(_fd: int, _offset: int, _size: int) -> NoReturn:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "write", full)
-    with pytest.raises(OSError, match=r"needs 8 MiB, \d+ MiB free") as caught:
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    want = r"0 of 8,000,018 bytes were written, [\d,]+ are free \(HALFBYTE_CACHE"
+    with pytest.raises(OSError, match=want) as caught:
         demo.model_path()
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename == str(demo.cache_dir() / demo.NAME)
@@ -182,7 +182,7 @@ def test_two_processes_at_once_both_get_the_file(parts: Path) -> None:
         path = demo.cache_dir() / demo.NAME
         assert outputs == {f"{path}\n".encode()}
         assert path.read_bytes() == WHOLE
-        assert [name for name in cached() if name.endswith((".tmp", ".stamp"))] == []
+        assert cached() == [demo.NAME, demo.NAME + ".checked"]
         for file in demo.cache_dir().iterdir():
             file.unlink()
 
@@ -201,25 +201,16 @@ def test_an_interruption_leaves_nothing() -> None:
 
 @pytest.mark.usefixtures("parts")
 def test_what_a_killed_process_left_is_removed_and_no_more() -> None:
-    killed = _temporary("killed")
-    young = _temporary("young")
-    held = _temporary("held")
-    old = time.time() - 3600
-    os.utime(killed, (old, old))
-    os.utime(held, (old, old))
-    with held.open("r+b") as file:
+    demo.cache_dir().mkdir()
+    killed, held = (
+        demo.cache_dir() / f".{demo.NAME}.4711-{i:08x}.halfbyte-part" for i in (1, 2)
+    )
+    killed.write_bytes(b"half")
+    with held.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert demo.model_path().read_bytes() == WHOLE
     assert not killed.exists()
-    assert young.exists()
     assert held.exists()
-
-
-def _temporary(word: str) -> Path:
-    demo.cache_dir().mkdir(exist_ok=True)
-    path = demo.cache_dir() / f".{demo.NAME}.{word}.tmp"
-    path.write_bytes(b"half")
-    return path
 
 
 def test_the_cache_directory_follows_the_environment(

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from halfbyte.conversion import draft
-from halfbyte.conversion.draft import Draft, leftovers
+from halfbyte import draft
+from halfbyte.draft import Draft, leftovers
 from halfbyte.errors import ArgumentError
 
 OLD, NEW = b"the old file" * 100, bytes(range(256)) * 1024
@@ -33,7 +33,7 @@ KEY = "of this source"
 HALF = """
 import sys, time
 from pathlib import Path
-from halfbyte.conversion.draft import Draft
+from halfbyte.draft import Draft
 new = bytes(range(256)) * 1024
 with Draft(Path(sys.argv[1]), len(new), key=sys.argv[2]) as it:
     it.write(new[: len(new) // 2], 0)
@@ -265,6 +265,24 @@ def test_short_and_empty_writes(old: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert names(old.parent) == ["out.gguf"]
 
 
+def test_the_disk_is_kept_busy(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written goes to the disk as it comes, and says if it does not."""
+    monkeypatch.setattr(draft, "_UNSYNCED", 1000)
+    synced, real = [], os.fsync
+    with Draft(old, len(NEW)) as it:
+        monkeypatch.setattr(draft.os, "fsync", lambda fd: synced.append(real(fd)))
+        for at in range(0, 6000, 300):
+            it.write(NEW[at : at + 300], at)
+        assert len(synced) == 6000 // 1200  # every fourth
+        failing(monkeypatch, "fsync", errno.EIO)
+        it.write(NEW[:999], 0)
+        with pytest.raises(OSError, match=f"error: 7,000 of {len(NEW):,} bytes"):
+            it.write(NEW[:1], 0)
+        monkeypatch.undo()
+    assert old.read_bytes() == OLD
+    assert names(old.parent) == ["out.gguf"]
+
+
 def test_signals_do_not_disturb(old: Path) -> None:
     """[W-4: EINTR] A timer that fires all the time."""
     before = signal.signal(signal.SIGALRM, lambda *_: None)
@@ -302,7 +320,7 @@ def test_a_limit_on_files(old: Path) -> None:
     script = """
 import resource, sys
 from pathlib import Path
-from halfbyte.conversion.draft import Draft
+from halfbyte.draft import Draft
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     Draft(Path(sys.argv[1]), 262_144)
@@ -319,7 +337,7 @@ def test_where_nothing_may_be_written(tmp_path: Path) -> None:
     script = """
 import os, sys
 from pathlib import Path
-from halfbyte.conversion.draft import Draft
+from halfbyte.draft import Draft
 if os.getuid() == 0:
     os.setuid(65534)
 try:
@@ -502,7 +520,7 @@ def test_ten_kills(old: Path) -> None:
     script = """
 import sys, time
 from pathlib import Path
-from halfbyte.conversion.draft import Draft
+from halfbyte.draft import Draft
 print("begun", flush=True)
 while True:
     for seed in range(1, 200):

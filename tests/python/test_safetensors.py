@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +141,37 @@ def test_many_tensors_keep_their_bytes_apart(tmp_path: Path, count: int) -> None
     for t in opened.tensors:
         got = np.frombuffer(content, np.int32, t.bytes // 4, t.offset)
         np.testing.assert_array_equal(got, arrays[t.name])
+
+
+def resident(path: Path, begin: int, size: int) -> float:
+    """Share of some pages of a file that the system has in memory."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as m:
+        pages = (ctypes.c_ubyte * (size // mmap.PAGESIZE))()
+        view = np.frombuffer(m, np.uint8)
+        at = ctypes.c_void_p(view.ctypes.data + begin)
+        assert ctypes.CDLL(None).mincore(at, ctypes.c_size_t(size), pages) == 0
+        del view
+        return float(np.mean([page & 1 for page in pages]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mincore and preadv2 of Linux")
+def test_what_is_read_once_is_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    values = np.random.default_rng(0).integers(0, 256, 40 << 20, np.uint8)
+    safetensors.numpy.save_file({"a": values}, path)
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())  # what is not on the disk yet stays in memory
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            os.preadv(file.fileno(), [bytearray(1)], 0, 0x80)  # RWF_DONTCACHE
+        except OSError as error:
+            pytest.skip(f"this system or file system keeps all it reads: {error}")
+    opened, out = halfbyte.open_safetensors(path), np.empty(4 << 20, np.uint8)
+    begin = 32 << 20  # far behind what the system reads along with the header
+    for once, low, high in ((True, 0, 0.1), (False, 0.9, 1), (True, 0.9, 1)):
+        opened.read("a", begin, out, once=once)
+        np.testing.assert_array_equal(out, values[begin:][: out.size])
+        assert low <= resident(path, begin, out.size) <= high, once
 
 
 def test_bytes_are_read_without_the_mapping(tmp_path: Path) -> None:

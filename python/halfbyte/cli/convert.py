@@ -112,9 +112,10 @@ def convert(
     same command goes on where it was; DST is the old file or the new one, whole.
     """
     import halfbyte
+    from halfbyte.conversion import tensor_file
 
     source = models.find(src, quiet=quiet)
-    whole = dst if to is Container.GGUF else dst / "model.safetensors"
+    whole = tensor_file(dst, to.value)
     if clean and not dry_run:
         _clean(whole, quiet=quiet)
     try:

@@ -7,10 +7,10 @@
 such as `gguf` knows where tensors lie in a file.
 """
 
-from halfbyte.conversion.converter import convert
-from halfbyte.conversion.draft import Leftover, leftovers, remove
+from halfbyte.conversion.converter import convert, tensor_file
 from halfbyte.conversion.repair import RepairReport, repair
 from halfbyte.conversion.report import COLUMNS, Report, RoleReport, TensorReport
+from halfbyte.draft import Leftover, leftovers, remove
 
 __all__ = [
     "COLUMNS",
@@ -23,4 +23,5 @@ __all__ = [
     "leftovers",
     "remove",
     "repair",
+    "tensor_file",
 ]

@@ -11,7 +11,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 from halfbyte import names, targets
-from halfbyte.conversion.draft import Draft, is_draft
 from halfbyte.conversion.encoders import quantizers
 from halfbyte.conversion.forms import FORMS
 from halfbyte.conversion.gemma_directory import FILE, plan_directory
@@ -19,10 +18,11 @@ from halfbyte.conversion.gemma_gguf import FORMATS, plan_gguf
 from halfbyte.conversion.plan import Plan, Stored, Tally
 from halfbyte.conversion.report import Report, tensor_reports
 from halfbyte.conversion.stream import PIECE_BYTES, Progress, stream
+from halfbyte.draft import Draft, is_draft
 from halfbyte.errors import ArgumentError
 from halfbyte.files import PathLike
 
-__all__ = ["CONTAINERS", "convert"]
+__all__ = ["CONTAINERS", "convert", "tensor_file"]
 
 # Containers, and the formats of each.
 CONTAINERS = {"gguf": tuple(FORMATS), "safetensors": (*FORMS, "bf16")}
@@ -107,15 +107,15 @@ def convert(
     started = time.monotonic()
     source, target = names.resolve(src), Path(os.fsdecode(dst))
     if to == "gguf":
-        plan, whole = plan_gguf(source, format, rounds), target
+        plan = plan_gguf(source, format, rounds)
     else:
-        plan, whole = plan_directory(source, format, rounds), target / FILE
+        plan = plan_directory(source, format, rounds)
     tallies, resumed = None, 0
     if not dry_run:
         if to != "gguf":
             _make_folder(target, plan)
         workers = threads or targets.num_threads()
-        tallies, resumed = _write(plan, whole, workers, progress)
+        tallies, resumed = _write(plan, tensor_file(target, to), workers, progress)
     return Report(
         source=str(source),
         target=str(target),
@@ -130,6 +130,23 @@ def convert(
         left_out=plan.left_out,
         notes=plan.notes,
     )
+
+
+def tensor_file(dst: Path, to: str) -> Path:
+    """Where `convert` writes the tensors, and beside which it leaves a part of them.
+
+    Parameters
+    ----------
+    dst : Path
+    to : str
+        The container.
+
+    Returns
+    -------
+    Path
+        `dst`, or a file in it.
+    """
+    return dst if to == "gguf" else dst / FILE
 
 
 def _write(

@@ -21,6 +21,7 @@ from halfbyte.conversion.plan import Encoder, Job, Output, Plan, Stored, size_of
 from halfbyte.errors import UnsupportedError
 from halfbyte.files import open_safetensors
 from halfbyte.model import examine
+from halfbyte.sidecars import TOKENIZER
 
 __all__ = ["FILE", "plan_directory"]
 
@@ -28,20 +29,9 @@ FILE = "model.safetensors"
 
 # Measured with the model, in float32, and kept as they are.
 _STEPS = ("_activation_scale", "_cache_scale")
-# What tokenizers and chats need. The configuration comes last: without it nothing takes
-# the folder for a model.
+# The configuration comes last: without it nothing takes the folder for a model.
 _CONFIG = "config.json"
-_BESIDE = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
+_BESIDE = (*TOKENIZER, "preprocessor_config.json", "processor_config.json")
 
 
 def plan_directory(path: Path, format: str, quantizer_of: QuantizerOf) -> Plan:

@@ -123,7 +123,7 @@ class Stored(NamedTuple):
     def read(self, begin: int, count: int, out: U8Array) -> Rows:
         """Read from the file, which says so if it was changed."""
         data = out[: count * self.row_bytes]
-        self.file.read(self.name, begin * self.row_bytes, data)
+        self.file.read(self.name, begin * self.row_bytes, data, once=True)
         shape = (count, self.shape[1])
         return Rows(self.name, data, str(self.tensor.format), shape, begin)
 

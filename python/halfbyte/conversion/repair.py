@@ -13,7 +13,6 @@ import numpy as np
 
 from halfbyte import lattice, targets
 from halfbyte.conversion import gguf
-from halfbyte.conversion.draft import Draft
 from halfbyte.conversion.encoders import Copied
 from halfbyte.conversion.plan import (
     Encoder,
@@ -26,6 +25,7 @@ from halfbyte.conversion.plan import (
     U8Array,
 )
 from halfbyte.conversion.stream import PIECE_BYTES, Progress, stream
+from halfbyte.draft import Draft
 from halfbyte.errors import UnsupportedError
 from halfbyte.files import File, PathLike, TensorInfo, open_gguf
 from halfbyte.formats import Weight

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from halfbyte import targets
-from halfbyte.conversion.draft import Draft
 from halfbyte.conversion.plan import Job, Layout, Plan, Tally, U8Array
+from halfbyte.draft import Draft
 
 __all__ = ["PIECE_BYTES", "Progress", "stream"]
 
@@ -76,7 +76,7 @@ def stream(
         What an encoder raises.
     """
     draft.write(plan.layout.header, 0)
-    worker = _Worker(plan.jobs, plan.layout, draft)
+    worker = _Worker(plan.jobs, plan.layout, draft, threads)
     pieces = list(_pieces(plan.jobs))
     total = sum(job.source.shape[0] * job.source.row_bytes for job in plan.jobs)
     tallies = [Tally()] * len(plan.jobs)
@@ -108,12 +108,13 @@ def _in_threads(
     worker: _Worker, pieces: Sequence[_Piece], threads: int
 ) -> Generator[_Done]:
     """Results as they come. The first error ends it, and so does Ctrl-C."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="halfbyte-convert")
+    # Half of them wait for the disk, so that the others always have something to do.
+    pool = ThreadPoolExecutor(2 * threads, thread_name_prefix="halfbyte-convert")
     tasks = iter(enumerate(pieces))
     running: set[Future[_Done]] = set()
     try:
         while True:
-            # As many again as there are threads wait: no more than that is in memory.
+            # Nothing waits but in a thread: no more than they have is in memory.
             for task in islice(tasks, 2 * threads - len(running)):
                 running.add(pool.submit(worker, *task))
             if not running:
@@ -129,8 +130,11 @@ def _in_threads(
 class _Worker:
     """Does one piece; called in many threads."""
 
-    def __init__(self, jobs: Sequence[Job], layout: Layout, draft: Draft) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], layout: Layout, draft: Draft, threads: int
+    ) -> None:
         self._jobs, self._draft = jobs, draft
+        self._processors = threading.Semaphore(threads)
         self._recorded = dict(_parsed(draft.records))
         self._buffers = threading.local()
         offsets = iter(layout.offsets)
@@ -148,8 +152,7 @@ class _Worker:
         found = self._recorded.get(number)
         if found is not None and self._stands(piece, found[0]):
             return _Done(number, piece, found[1], found[0], again=True)
-        with targets.threads(1):
-            data, tally = self._encode(piece)
+        data, tally = self._encode(piece)
         digest = 0
         for part, (offset, row_bytes) in zip(
             data, self._places[piece.job], strict=True
@@ -165,7 +168,9 @@ class _Worker:
     def _encode(self, piece: _Piece) -> tuple[tuple[U8Array, ...], Tally]:
         job = self._jobs[piece.job]
         buffer = self._buffer(piece.rows * job.source.row_bytes)
-        return job.encoder(job.source.read(piece.begin, piece.rows, buffer))
+        rows = job.source.read(piece.begin, piece.rows, buffer)
+        with self._processors, targets.threads(1):
+            return job.encoder(rows)
 
     def _buffer(self, size: int) -> U8Array:
         """Memory of this thread; fresh pages for every piece would cost a tenth."""

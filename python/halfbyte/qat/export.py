@@ -18,18 +18,9 @@ from halfbyte.qat.gemma import text_model
 from halfbyte.qat.modules import FakeQuantEmbedding, FakeQuantLinear, FakeQuantModule
 from halfbyte.qat.prepare import fake_modules, prepared
 from halfbyte.qat.schemes import Scheme
+from halfbyte.sidecars import TOKENIZER
 
 __all__ = ["export"]
-
-_BESIDE = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 
 @torch.no_grad()
@@ -80,7 +71,7 @@ def export(model: Any, directory: str | Path, *, tokenizer: Any = None) -> Path:
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(target)
     elif beside is not None and beside.resolve() != target.resolve():
-        for name in _BESIDE:
+        for name in TOKENIZER:
             if (beside / name).exists():
                 shutil.copyfile(beside / name, target / name)
     return target

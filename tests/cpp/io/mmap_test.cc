@@ -15,6 +15,7 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <utility>
 
 #include "base/error.h"
 #include "io/limits.h"
@@ -105,10 +106,12 @@ TEST_F(MappedFileTest, ReadsParts) {
   const std::string path = Write("f", "some bytes");
   for (const LoadMode mode : {LoadMode::kMap, LoadMode::kCopy}) {
     const auto file = MappedFile::Open(path, mode);
-    uint8_t part[6] = {};
-    file->Read(file->bytes().subspan(5, 5), part);
-    EXPECT_STREQ(reinterpret_cast<const char*>(part), "bytes");
-    EXPECT_NO_THROW(file->Read(file->bytes().subspan(10), part));
+    for (const Caching caching : {Caching::kAsUsual, Caching::kNone}) {
+      uint8_t part[6] = {};
+      file->Read(file->bytes().subspan(5, 5), part, caching);
+      EXPECT_STREQ(reinterpret_cast<const char*>(part), "bytes");
+      EXPECT_NO_THROW(file->Read(file->bytes().subspan(10), part, caching));
+    }
   }
 }
 
@@ -120,9 +123,10 @@ TEST_F(MappedFileTest, ReadingWhatHasBeenCutOffThrows) {
   std::string part(20, ' ');
   auto* to = reinterpret_cast<uint8_t*>(part.data());
   EXPECT_NO_THROW(file->Read(file->bytes().subspan(49980, 20), to));
-  for (const size_t begin : {size_t{49990}, size_t{90000}}) {
+  for (const auto [begin, caching] :
+       {std::pair{size_t{49990}, Caching::kAsUsual}, {90000, Caching::kNone}}) {
     try {
-      file->Read(file->bytes().subspan(begin, 20), to);
+      file->Read(file->bytes().subspan(begin, 20), to, caching);
       ADD_FAILURE() << begin << " was read";
     } catch (const Error& e) {
       EXPECT_EQ(e.cls(), ErrorClass::kFileChanged);

@@ -1,4 +1,4 @@
-# python/halfbyte/conversion/draft.py
+# python/halfbyte/draft.py
 # What stands under a file's name is the old one or the new one, whole, whatever happens.
 # SPDX-License-Identifier: Apache-2.0
 """Files that appear under their name when they are complete, and not before."""
@@ -28,6 +28,7 @@ __all__ = ["Draft", "Leftover", "is_draft", "leftovers", "remove"]
 _NAME = re.compile(r"\.(.+)\.(\d{1,10})-[0-9a-f]{8}\.halfbyte-part", re.DOTALL)
 _LONGEST = 200  # bytes of a target's name that still leave room for the rest
 _PIECE = 8 << 20  # bytes of one call of the system
+_UNSYNCED = 256 << 20  # bytes that wait for the disk while more are made
 _MAX_RECORDS = 64 << 20  # bytes of records that are read
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # What a file system says that has no such call.
@@ -80,7 +81,7 @@ class Draft:
         self.target = Path(os.path.realpath(path))
         self.size, self.records = size, list[str]()
         self._shown, self._lock = path, threading.Lock()
-        self._written = 0
+        self._written = self._synced = 0
         self._header = f"halfbyte draft 1: {size} {key}\n" if key else ""
         self._end = size  # of the file, with its records
         self._fd = -1
@@ -103,10 +104,15 @@ class Draft:
         """Write bytes at a place. Any number of threads may do so at a time."""
         try:
             self._write(data, offset)
+            with self._lock:
+                self._written += len(data)
+                is_due = self._written - self._synced >= _UNSYNCED
+                if is_due:
+                    self._synced = self._written
+            if is_due:  # by one thread, while the others go on
+                os.fsync(self._fd)
         except OSError as error:
             raise self._explained(error) from None
-        with self._lock:
-            self._written += len(data)
 
     def read(self, out: memoryview, offset: int) -> bool:
         """Fill `out` with what stands at a place; False if the file ends before."""
@@ -125,7 +131,7 @@ class Draft:
             Opens the finished file and raises if it is not sound.
         """
         try:
-            os.fsync(self._fd)  # takes long; up to here, Ctrl-C loses nothing
+            os.fsync(self._fd)  # may take long; up to here, Ctrl-C loses nothing
             os.ftruncate(self._fd, self.size)
             os.fsync(self._fd)
             # Network file systems report what could not be stored here. The lock stays
