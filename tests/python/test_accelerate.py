@@ -10,7 +10,7 @@ Three comparisons, each with the layers that were swapped:
 * linear layers with activations rounded to 8 bits, from the layer's own input. A step is
   at most the row's largest magnitude over 127, so an output moves by half a step times
   the sum of its weights' magnitudes at most, and by float32 noise.
-* layers of a mobile model as `test_mobile.py` derives: 99.99 % of the codes are equal,
+* layers with trained steps as `test_mobile.py` derives: 99.99 % of the codes are equal,
   and the others are off by 1.
 """
 
@@ -37,6 +37,7 @@ import tiny
 import torch
 from compressed_tensors.quantization import QuantizationArgs
 from gguf import GGMLQuantizationType as Type
+from halfbyte import _core
 from halfbyte.errors import ArgumentError
 from halfbyte.torch import QuantEmbedding, QuantLinear
 from safetensors.torch import load_file, save_file
@@ -479,6 +480,78 @@ def test_compressed_bytes_that_are_not_packed(
     assert_close(logits(model), want)
 
 
+# Layers that were not calibrated, so that the file has no steps of theirs.
+FREE = "k_proj"
+
+
+def calibrated(model: Any, tensors: compressed.Tensors) -> compressed.Tensors:
+    """Steps that reach the largest value going in and out, of all layers but some."""
+    steps = {}
+    for name, (x, y) in inputs_of(model).items():
+        if f"{name}.weight_packed" in tensors and not name.endswith(FREE):
+            steps[f"{name}.input_scale"] = x.abs().amax().reshape(1) / 127
+            steps[f"{name}.output_scale"] = y.abs().amax().reshape(1) / 127
+    return steps
+
+
+@cache
+def _stepped_tensors(name: str) -> tuple[compressed.Tensors, dict[str, Any]]:
+    source = tiny.build(name)
+    tensors, config = compressed.compress(source, [compressed.group(["Linear"], 4)])
+    static = QuantizationArgs(num_bits=8, symmetric=True, strategy="tensor")
+    for side in ("input_activations", "output_activations"):
+        config["config_groups"]["group_0"][side] = static.model_dump(mode="json")
+    dense = compressed.expand(source, tensors, config)
+    return tensors | calibrated(dense, tensors), config
+
+
+def stepped_folder(name: str, folder: Path) -> Path:
+    """A mobile checkpoint in the form of compressed-tensors."""
+    return compressed.save(tiny.build(name), folder, *_stepped_tensors(name))
+
+
+@pytest.mark.parametrize("repack", ["always", "never"])
+def test_trained_steps_give_the_codes_of_the_library(
+    repack: str, tmp_path: Path
+) -> None:
+    folder = stepped_folder("gemma3", tmp_path)
+    reference, model = load(folder), load(folder)
+    for name, layer in reference.named_modules():
+        if name.endswith(FREE):  # its steps are whatever memory held
+            layer.quantization_enabled = False
+    seen = inputs_of(reference)
+    halfbyte.accelerate(model, repack=repack)
+    count = different = 0
+    for name in swapped(model):
+        (x, want), layer = seen[name], model.get_submodule(name)
+        if name.endswith(FREE):
+            assert layer.input_activation_scale is None
+            continue
+        step = reference.get_submodule(name).output_scale
+        codes, expected = (torch.round(y / step) for y in (layer(x), want))
+        assert len(expected.unique()) > 50, name
+        assert (codes - expected).abs().max() <= 1, name
+        count += codes.numel()
+        different += int((codes != expected).sum())
+    assert count > 1e5
+    assert different <= 1e-4 * count
+
+
+@pytest.mark.parametrize("name", ["gemma3", "31b"])
+def test_trained_steps_give_the_bits_of_the_engine(name: str, tmp_path: Path) -> None:
+    folder = stepped_folder(name, tmp_path)
+    engine = halfbyte.load(folder, threads=1)
+    model = load(folder)
+    halfbyte.accelerate(model)
+    for leaf in ("q", "k", "o"):
+        layer = model.model.layers[1].self_attn.get_submodule(f"{leaf}_proj")
+        x = torch.randn(
+            9, layer.in_features, generator=torch.Generator().manual_seed(1)
+        )
+        want = _core.Stages(engine._core).product(1, leaf, x.numpy())
+        assert np.array_equal(layer(x).numpy(), want), leaf
+
+
 def test_a_compressed_model_is_restored(packed_folder: Callable[..., Path]) -> None:
     model = load(packed_folder("gemma3", "w4 g32"), torch.bfloat16)
     modules, bits = dict(model.named_modules()), states(model)
@@ -508,6 +581,18 @@ def rounding(layer: Any) -> None:
     layer.quantization_scheme = scheme
 
 
+def grouped_steps(layer: Any, bits: int = 8) -> None:
+    rounding(layer)
+    args = QuantizationArgs(num_bits=bits, strategy="tensor")
+    layer.quantization_scheme.input_activations = args
+    layer.input_scale = nn.Parameter(torch.full((1,), 0.1), requires_grad=False)
+    layer.input_scale._is_hf_initialized = True  # as of a loaded one
+
+
+def narrow_steps(layer: Any) -> None:
+    grouped_steps(layer, bits=4)
+
+
 def fine_scales(layer: Any) -> None:
     layer.weight_scale.data += 1e-6 * layer.weight_scale.data.abs().max()
 
@@ -520,7 +605,9 @@ def another_shape(layer: Any) -> None:
     ("change", "reason"),
     [
         (zero_points, "compressed with weight_zero_point"),
-        (rounding, "compressed with rounding of activations"),
+        (rounding, "input_activations with one step of 8 bits, known beforehand"),
+        (narrow_steps, "input_activations with one step of 8 bits, known beforehand"),
+        (grouped_steps, "steps of activations beside scales of groups"),
         (fine_scales, "scales of groups that bfloat16 does not hold"),
         (another_shape, "expected int32 for (128, 64)"),
     ],

@@ -77,7 +77,7 @@ def _scales(scale: Tensor, n: int, groups: int = 1) -> Tensor:
     return scale.detach().float().contiguous()
 
 
-# ---- transformers' mobile modules
+# ---- steps that activations were trained to be rounded with
 
 
 def _step(step: Tensor) -> Tensor:
@@ -86,12 +86,19 @@ def _step(step: Tensor) -> Tensor:
     return step.detach().float().reshape(())
 
 
+def _check_bias(layer: Any, steps: tuple[Tensor, Tensor]) -> None:
+    if layer.bias is not None and float(steps[1]) != 0:
+        raise Unsuitable("a bias that is added before the output is rounded")
+
+
+# ---- transformers' mobile modules
+
+
 def _mobile_linear(layer: Any, activations: str) -> QuantLinear:
     format, n = _of_width(layer.num_bits), layer.out_features
     _check_bytes(layer.weight, format, n, layer.in_features)
     steps = _step(layer.input_activation_scale), _step(layer.output_activation_scale)
-    if layer.bias is not None and float(steps[1]) != 0:
-        raise Unsuitable("a bias that is added before the output is rounded")
+    _check_bias(layer, steps)
     return QuantLinear.from_packed(
         layer.weight,
         format,
@@ -186,16 +193,44 @@ def _joined(codes: Tensor, scale: Tensor, k: int) -> Tensor:
     return blocks.view(n, -1)
 
 
-def _check_scheme(layer: Any) -> None:
-    """Refuse what is more than codes times scales."""
+def _check_tensors(layer: Any) -> None:
+    """Refuse what is more than codes times scales, and steps."""
     known = {"weight", "weight_packed", "weight_scale", "weight_shape", "bias"}
+    known |= {"input_scale", "output_scale"}
     held = layer._parameters | layer._buffers
     others = sorted(n for n, tensor in held.items() if tensor is not None)
     if others := [name for name in others if name not in known]:
         raise Unsuitable(f"compressed with {', '.join(others)}")
-    scheme = layer.quantization_scheme
-    if scheme.input_activations is not None or scheme.output_activations is not None:
-        raise Unsuitable("compressed with rounding of activations")
+
+
+def _trained_step(layer: Any, side: str) -> Tensor:
+    """The step of codes going in or coming out; 0 where none was trained."""
+    args = getattr(layer.quantization_scheme, f"{side}_activations")
+    step = getattr(layer, f"{side}_scale", None)
+    if args is None:
+        return torch.zeros(())
+    kind = args.type, args.num_bits, args.symmetric, args.strategy, args.dynamic
+    if kind != ("int", 8, True, "tensor", False) or step is None:
+        raise Unsuitable(
+            f"compressed with rounding of activations: expected {side}_activations with "
+            "one step of 8 bits, known beforehand"
+        )
+    # Only calibrated layers have steps in the file. For the others transformers leaves
+    # memory as it was, and they lack the mark that it puts on what it has loaded.
+    marked = hasattr(layer.weight_scale, "_is_hf_initialized")
+    if marked and not hasattr(step, "_is_hf_initialized"):
+        return torch.zeros(())
+    return _step(step)
+
+
+def _trained_steps(layer: Any, grouped: bool) -> tuple[Tensor, Tensor] | None:
+    steps = _trained_step(layer, "input"), _trained_step(layer, "output")
+    if not any(map(float, steps)):
+        return None
+    if grouped:
+        raise Unsuitable("steps of activations beside scales of groups")
+    _check_bias(layer, steps)
+    return steps
 
 
 def _codes(layer: Any) -> tuple[Tensor, int]:
@@ -216,7 +251,7 @@ def _codes(layer: Any) -> tuple[Tensor, int]:
 
 
 def _compressed(layer: Any, activations: str) -> QuantLinear:
-    _check_scheme(layer)
+    _check_tensors(layer)
     codes, bits = _codes(layer)
     n, k, scale = layer.out_features, layer.in_features, layer.weight_scale
     groups = scale.shape[-1] if scale.dim() == 2 else 0
@@ -235,6 +270,7 @@ def _compressed(layer: Any, activations: str) -> QuantLinear:
         format,
         scale=_scales(scale, n) if groups <= 1 else None,
         bias=layer.bias,
+        steps=_trained_steps(layer, groups > 1),
         activations=activations,
     )
 
