@@ -227,6 +227,61 @@ HeadRows<const uint8_t> AsMask(const py::array& a, const char* name) {
   return AsHeadRowsOf<uint8_t, bool>(a, name, "bool");
 }
 
+namespace {
+
+// Null if it is no ordinary array with `cols` in its last dimension.
+template <class T>
+const py::array* AsOrdinary(const py::object& object, size_t cols) {
+  constexpr int kFlags = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ |
+                         py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  // Not a subclass: those of masked arrays mean something else.
+  if (Py_TYPE(object.ptr()) != py::detail::npy_api::get().PyArray_Type_) return nullptr;
+  const auto* a = static_cast<const py::array*>(&object);
+  const py::ssize_t dims = a->ndim();
+  const bool fits = dims != 0 && static_cast<size_t>(a->shape(dims - 1)) == cols &&
+                    a->size() != 0 && (a->flags() & kFlags) == kFlags &&
+                    a->dtype().is(py::dtype::of<T>());
+  return fits ? a : nullptr;
+}
+
+template <class T>
+Mat<const T> RowsOf(const py::array& a, size_t cols) {
+  return {static_cast<const T*>(a.data()), static_cast<size_t>(a.size()) / cols, cols};
+}
+
+}  // namespace
+
+template <class T>
+std::optional<OrdinaryRows<T>> AsOrdinaryRows(const py::object& x, size_t K,
+                                              const py::object& out, size_t N) {
+  const py::array* in = AsOrdinary<T>(x, K);
+  if (in == nullptr) return std::nullopt;
+  const py::ssize_t dims = in->ndim();
+  py::object result = out;
+  if (out.is_none()) {
+    std::vector<py::ssize_t> shape(in->shape(), in->shape() + dims);
+    shape.back() = static_cast<py::ssize_t>(N);
+    result = py::array_t<T>(std::move(shape));
+  }
+  const py::array* to = AsOrdinary<T>(result, N);
+  if (to == nullptr || !to->writeable() || to->ndim() != dims ||
+      !std::equal(in->shape(), in->shape() + dims - 1, to->shape())) {
+    return std::nullopt;
+  }
+  const Mat<const T> xm = RowsOf<T>(*in, K), ym = RowsOf<T>(*to, N);
+  const std::less_equal<const T*> before;
+  const bool apart =
+      before(xm.Row(xm.rows), ym.data) || before(ym.Row(ym.rows), xm.data);
+  if (!apart) return std::nullopt;
+  Mat<T> y(const_cast<T*>(ym.data), ym.rows, N);
+  return OrdinaryRows<T>{xm, y, py::reinterpret_borrow<py::array>(result)};
+}
+
+template std::optional<OrdinaryRows<float>> AsOrdinaryRows(const py::object&, size_t,
+                                                           const py::object&, size_t);
+template std::optional<OrdinaryRows<int8_t>> AsOrdinaryRows(const py::object&, size_t,
+                                                            const py::object&, size_t);
+
 void CheckApart(Mat<const float> out, Mat<const float> in, const char* name) {
   CheckApart({out.data, EndOf(out)}, {in.data, EndOf(in)}, name);
 }

@@ -9,6 +9,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -38,6 +39,20 @@ HeadRows<const uint8_t> AsMask(const pybind11::array& a, const char* name);
 std::span<const uint8_t> AsBytes(const pybind11::array& a, const char* name);
 // A contiguous int64 vector, copied: callers may change theirs meanwhile.
 std::vector<int32_t> AsIds(const pybind11::array& a, const char* name, size_t below);
+
+// Input and output of a product, where both are ordinary: numpy.ndarray itself, of T,
+// in one piece, apart in memory, no dimension 0, the output like the input but for its
+// last dimension. `out` is made if it is None. Nothing if anything is otherwise: the
+// other functions of this file are slower and say what it is. T is float or int8_t.
+template <class T>
+struct OrdinaryRows {
+  Mat<const T> x;
+  Mat<T> y;
+  pybind11::array out;
+};
+template <class T>
+std::optional<OrdinaryRows<T>> AsOrdinaryRows(const pybind11::object& x, size_t K,
+                                              const pybind11::object& out, size_t N);
 
 // Refuses an output that shares memory with the input `name`; the last allows both to
 // be the same rows: in place is fine, half in place is not.

@@ -134,6 +134,21 @@ void LinearOf(const Weight& self, const py::array& x, const py::object& bias,
   Multiply(context, xm, w, b, mode, y);
 }
 
+// The product without a bias of what most callers have, at once: `out` or a new array.
+// None if x or out is anything else than an ordinary array.
+py::object LinearAtOnce(const Weight& self, const py::object& x, const py::object& out,
+                        size_t threads) {
+  const WeightView& w = self.view;
+  auto rows = AsOrdinaryRows<float>(x, w.K, out, w.N);
+  if (!rows) return py::none();
+  const Context context = MakeContext(threads);
+  {
+    const py::gil_scoped_release nogil;
+    Multiply(context, rows->x, w, {}, ActivationMode::kAuto, rows->y);
+  }
+  return std::move(rows->out);
+}
+
 // Addresses in place of arrays: `rows` rows of `type` (f32, f16, bf16), x_ld elements
 // apart, into rows without gaps. `bias` is f32 or 0. Whoever calls has checked.
 void LinearAt(const Weight& self, uintptr_t x, const std::string& type, size_t rows,
@@ -156,6 +171,18 @@ void LinearAt(const Weight& self, uintptr_t x, const std::string& type, size_t r
   Widen(context, {reinterpret_cast<const uint16_t*>(x), rows, w.K, x_ld}, format, xm);
   Multiply(context, xm, w, b, mode, y);
   Narrow(context, y, format, {reinterpret_cast<uint16_t*>(out), rows, w.N});
+}
+
+py::object LinearCodesAtOnce(const Weight& self, const py::object& x, float x_step,
+                             float y_step, const py::object& out, size_t threads) {
+  auto rows = AsOrdinaryRows<int8_t>(x, self.view.K, out, self.view.N);
+  if (!rows) return py::none();
+  const Context context = MakeContext(threads);
+  {
+    const py::gil_scoped_release nogil;
+    LinearCodes(context, rows->x, x_step, self.view, y_step, rows->y);
+  }
+  return std::move(rows->out);
 }
 
 void LinearCodesOf(const Weight& self, const py::array& x, float x_step, float y_step,
@@ -286,9 +313,13 @@ void RegisterWeight(py::module_& m) {
       .def("panels", &MakePanels, py::arg("threads"))
       .def("linear", &LinearOf, py::arg("x"), py::arg("bias"), py::arg("out"),
            py::arg("activations"), py::arg("threads"))
+      .def("linear_at_once", &LinearAtOnce, py::arg("x"), py::arg("out"),
+           py::arg("threads"))
       .def("linear_at", &LinearAt, py::arg("x"), py::arg("type"), py::arg("rows"),
            py::arg("x_ld"), py::arg("bias"), py::arg("out"), py::arg("activations"),
            py::arg("threads"))
+      .def("linear_codes_at_once", &LinearCodesAtOnce, py::arg("x"), py::arg("x_step"),
+           py::arg("y_step"), py::arg("out"), py::arg("threads"))
       .def("linear_codes", &LinearCodesOf, py::arg("x"), py::arg("x_step"),
            py::arg("y_step"), py::arg("out"), py::arg("threads"))
       .def("rows", &RowsOf, py::arg("ids"), py::arg("out"), py::arg("threads"));

@@ -4,7 +4,6 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
-#include <memory>
 #include <string>
 
 #include "bindings/bindings.h"
@@ -17,13 +16,12 @@ namespace halfbyte {
 
 Context MakeContext(size_t num_threads) {
   using Clock = std::chrono::steady_clock;
-  const auto last = std::make_shared<Clock::time_point>(Clock::now());
   Context context;
   context.num_threads = num_threads == 0 ? 1 : num_threads;
-  context.poll = [last] {
+  context.poll = [last = Clock::now()]() mutable {
     const Clock::time_point now = Clock::now();
-    if (now - *last < std::chrono::milliseconds(50)) return;
-    *last = now;
+    if (now - last < std::chrono::milliseconds(50)) return;
+    last = now;
     const py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   };

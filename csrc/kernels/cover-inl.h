@@ -49,7 +49,7 @@ inline constexpr size_t kStreams = kTileRows == kPanelRows ? V : 1;
 // reads on in its own stream of weights.
 template <size_t T>
 struct FetchStream {
-  bool early = PrefetchOneToken();
+  bool early = IntelCore();
 
   template <size_t kUnitBytes, size_t V>
   HWY_INLINE void Unit(const uint8_t* const (&stream)[V]) const {
@@ -112,21 +112,29 @@ void CoverUpTo(const typename Tiles::Args& a, size_t begin, size_t end, size_t m
   if constexpr (T > 1) CoverUpTo<Tiles, T - 1>(a, begin, end, m, count);
 }
 
-// One token. Where its codes fill much of the first cache, two streams of weights far
-// apart keep more of memory's pages open than one, and share the activations.
+// One token, V streams of weights far apart: more of memory's pages are open than with
+// one, and the streams share the activations.
+template <class Tiles, size_t V>
+void CoverFar(const typename Tiles::Args& a) {
+  const size_t far = (a.row_end - a.row_begin) / kPanelRows / V * kPanelRows;
+  for (size_t row = a.row_begin; row < a.row_begin + far; row += kPanelRows) {
+    size_t rows[V];
+    for (size_t v = 0; v < V; ++v) rows[v] = row + v * far;
+    Tiles::template Run<V, 1>(a, rows, 0, FetchStream<1>());
+  }
+  CoverTokens<Tiles, 1>(a, a.row_begin + V * far, a.row_end, 0);
+}
+
+// Several streams pay on Intel's cores always, where three are a little better than two
+// and than four; on Zen 4 two do, where the codes fill much of the first cache.
 template <class Tiles>
 void CoverOneToken(const typename Tiles::Args& a) {
   constexpr size_t kStreamBytes = 10 * 1024;
-  const size_t panels = (a.row_end - a.row_begin) / kPanelRows;
-  if (kTileRows < kPanelRows || panels < 2 ||
-      Tiles::ActivationBytes(a.K) < kStreamBytes) {
-    return CoverTokens<Tiles, 1>(a, a.row_begin, a.row_end, 0);
+  if constexpr (kTileRows == kPanelRows) {
+    if (IntelCore()) return CoverFar<Tiles, 3>(a);
+    if (Tiles::ActivationBytes(a.K) >= kStreamBytes) return CoverFar<Tiles, 2>(a);
   }
-  const size_t far = panels / 2 * kPanelRows;
-  for (size_t row = a.row_begin; row < a.row_begin + far; row += kPanelRows) {
-    Tiles::template Run<2, 1>(a, {row, row + far}, 0, FetchStream<1>());
-  }
-  CoverTokens<Tiles, 1>(a, a.row_begin + 2 * far, a.row_end, 0);
+  CoverTokens<Tiles, 1>(a, a.row_begin, a.row_end, 0);
 }
 
 // Rows of whole panels, which stay in the first caches while all tokens pass over them.

@@ -8,7 +8,7 @@
 
 namespace halfbyte {
 
-bool PrefetchOneToken() {
+bool IntelCore() {
 #if defined(__x86_64__) || defined(__i386__)
   static const bool is_intel = [] {
     unsigned max = 0, ebx = 0, ecx = 0, edx = 0;

@@ -16,10 +16,10 @@ inline constexpr size_t kLineBytes = 64;
 // prefetching pays on every CPU.
 inline constexpr size_t kPrefetchTokens = 3;
 
-// True if it pays from one token on. Intel's cores hold too few waiting instructions to
+// Here it pays from one token on. Intel's cores hold too few waiting instructions to
 // look further ahead than some lines: computing and reading would take turns. On Zen 4
 // it costs: its core and its prefetcher do well alone.
-bool PrefetchOneToken();
+bool IntelCore();
 
 // Into the second cache. Always inlined: a function that only prefetches has no effect,
 // thinks GCC 12, and drops calls of it that it has not inlined by then.

@@ -31,7 +31,7 @@ HWY_NOINLINE void FloatTile(const LinearArgs& a, size_t n, size_t m) {
   const auto* x = static_cast<const float*>(a.x) + m * a.x_ld;
   const uint8_t* w = a.w + n * a.w_row_bytes;
   // What the next tile reads while one token is multiplied.
-  const bool early = T == 1 && PrefetchOneToken();
+  const bool early = T == 1 && IntelCore();
   const uint8_t* next = w + R * a.w_row_bytes;
   VF sum[R][T];
   HALFBYTE_UNROLL

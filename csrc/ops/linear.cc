@@ -11,22 +11,14 @@
 #include "kernels/vector_ops.h"
 #include "ops/onednn.h"
 #include "ops/rows.h"
+#include "ops/slices.h"
 #include "runtime/pages.h"
 
 namespace halfbyte {
 namespace {
 
-// Rows that a tile of a longer prompt takes: slices are whole tiles.
-constexpr size_t kTileRows = 2 * kPanelRows;
-
-// Rows of W a task takes: enough bytes to be worth handing out, few enough that every
-// thread gets several.
-size_t RowsPerTask(const WeightView& w, size_t num_threads) {
-  constexpr size_t kTaskBytes = 64 * 1024;
-  const size_t by_bytes = kTaskBytes / std::max<size_t>(w.row_bytes(), 1);
-  const size_t by_threads = w.N / (num_threads * 8);
-  const size_t rows = std::max({by_bytes, by_threads, kTileRows});
-  return (rows + kTileRows - 1) / kTileRows * kTileRows;
+Slices SlicesOf(const WeightView& w, size_t num_tokens, size_t num_threads) {
+  return {w.N, w.row_bytes(), w.K * num_tokens, num_threads};
 }
 
 // Memory that BlockRows needs for `count` rows: one of floats, then the blocks.
@@ -90,10 +82,10 @@ void BeginAt(size_t n, ChannelArgs& a) {
 template <class Args>
 void LinearUnpacked(const WeightView& w, const Args& slice,
                     void (*linear)(const Args&) noexcept) {
-  const size_t tile_bytes = kTileRows / kPanelRows * w.panel_bytes();
+  const size_t tile_bytes = Slices::kTileRows / kPanelRows * w.panel_bytes();
   uint8_t* panels = ThreadScratch(tile_bytes + ScratchBytes(w, kPanelRows));
-  for (size_t n = slice.row_begin; n < slice.row_end; n += kTileRows) {
-    const size_t end = std::min(n + kTileRows, slice.row_end);
+  for (size_t n = slice.row_begin; n < slice.row_end; n += Slices::kTileRows) {
+    const size_t end = std::min(n + Slices::kTileRows, slice.row_end);
     PackRows(w, n, end, panels, panels + tile_bytes);
     Args tile = slice;
     BeginAt(n, tile);
@@ -108,13 +100,13 @@ void LinearUnpacked(const WeightView& w, const Args& slice,
 template <class Args>
 void LinearSlices(const Context& context, const WeightView& w, const Args& args,
                   void (*linear)(const Args&) noexcept) {
-  const size_t step = RowsPerTask(w, context.num_threads);
-  context.ParallelFor((w.N + step - 1) / step, [&](size_t task) {
+  const Slices slices = SlicesOf(w, args.M, context.num_threads);
+  context.ParallelFor(slices.size(), [&](size_t i) {
     Args slice = args;
     slice.w = w.panels;
     slice.w_row_bytes = w.panel_bytes();
-    slice.row_begin = task * step;
-    slice.row_end = std::min(slice.row_begin + step, w.N);
+    slice.row_begin = slices.begin(i);
+    slice.row_end = slices.end(i);
     if (w.panels == nullptr) return LinearUnpacked(w, slice, linear);
     linear(slice);
   });
@@ -184,11 +176,10 @@ WeightView WeightView::Rows(size_t begin, size_t count) const {
 }
 
 void PackPanels(const Context& context, const WeightView& w, uint8_t* panels) {
-  const size_t step = RowsPerTask(w, context.num_threads);
-  context.ParallelFor((w.N + step - 1) / step, [&](size_t task) {
-    const size_t begin = task * step;
-    PackRows(w, begin, std::min(begin + step, w.N),
-             panels + begin / kPanelRows * w.panel_bytes(),
+  const Slices slices = SlicesOf(w, 1, context.num_threads);
+  context.ParallelFor(slices.size(), [&](size_t i) {
+    const size_t begin = slices.begin(i);
+    PackRows(w, begin, slices.end(i), panels + begin / kPanelRows * w.panel_bytes(),
              ThreadScratch(ScratchBytes(w, kPanelRows)));
   });
 }
@@ -250,9 +241,9 @@ void LinearRowScaled(LinearInput& x, const WeightView& w, Mat<float> y) {
 void LinearFloats(LinearInput& x, const WeightView& w, Mat<float> y) {
   const Mat<const float> in = x.x();
   const FormatKernels& kernels = KernelsFor(w.format);
-  const size_t step = RowsPerTask(w, x.context().num_threads);
-  x.context().ParallelFor((w.N + step - 1) / step, [&](size_t task) {
-    const size_t begin = task * step, end = std::min(begin + step, w.N);
+  const Slices slices = SlicesOf(w, in.rows, x.context().num_threads);
+  x.context().ParallelFor(slices.size(), [&](size_t i) {
+    const size_t begin = slices.begin(i), end = slices.end(i);
     if (kernels.activations != Activations::kF32) {
       return LinearDecoded(w, in, y, begin, end);
     }

@@ -121,6 +121,9 @@ class Weight:
     ) -> None:
         """Write ``x @ w.T + bias`` to `out`."""
 
+    def linear_at_once(self, x: object, out: object, threads: int) -> _F32 | None:
+        """Return ``x @ w.T`` in `out` or a new array; None if they are not ordinary."""
+
     def linear_at(
         self,
         x: int,
@@ -133,6 +136,11 @@ class Weight:
         threads: int,
     ) -> None:
         """Do so with addresses of rows of `type`: f32, f16 or bf16. Nothing is checked."""
+
+    def linear_codes_at_once(
+        self, x: object, x_step: float, y_step: float, out: object, threads: int
+    ) -> NDArray[np.int8] | None:
+        """Return what `linear_codes` writes; None if `x` or `out` is not ordinary."""
 
     def linear_codes(
         self,

@@ -98,6 +98,13 @@ def linear(
     >>> linear(np.arange(4, dtype=np.float32), w)
     array([0., 1.], dtype=float32)
     """
+    if w.format in ("f32", "bf16"):
+        _onednn.open_if_asked()
+    # A product of one token with a small matrix takes as long as the checks below.
+    if bias is None and activations == "auto":
+        done = w._core.linear_at_once(x, out, num_threads())
+        if done is not None:
+            return done
     values, (n, k) = _input(x, "x"), w.shape
     if activations not in ("auto", "f32"):
         raise ArgumentError(f"activations: expected auto or f32, got {activations!r}")
@@ -107,8 +114,6 @@ def linear(
     if added is not None and added.shape != (n,):
         raise ShapeError(f"bias: expected shape ({n},), got {added.shape}")
     result, target = output(out, (*values.shape[:-1], n))
-    if w.format in ("f32", "bf16"):
-        _onednn.open_if_asked()
     w._core.linear(rows_of(values), added, target, activations, num_threads())
     return result
 
@@ -158,14 +163,17 @@ def linear_codes(
     n, k = w.shape
     if w.scales is None:
         raise ArgumentError(f"w: expected one scale a row (w8, w4, w2), got {w.format}")
+    for name, step in (("x_step", x_step), ("y_step", y_step)):
+        if not 0 < step < math.inf:
+            raise ArgumentError(f"{name}: expected a finite number above 0, got {step}")
+    done = w._core.linear_codes_at_once(x, x_step, y_step, out, num_threads())
+    if done is not None:
+        return done
     if not isinstance(x, np.ndarray) or x.dtype != np.int8:
         got = getattr(x, "dtype", type(x).__name__)
         raise DTypeError(f"x: expected an int8 array, got {got}")
     if x.ndim == 0 or x.shape[-1] != k:
         raise ShapeError(f"x: expected shape (..., {k}), got {x.shape}")
-    for name, step in (("x_step", x_step), ("y_step", y_step)):
-        if not 0 < step < math.inf:
-            raise ArgumentError(f"{name}: expected a finite number above 0, got {step}")
     shape = (*x.shape[:-1], n)
     result = np.empty(shape, np.int8) if out is None else out
     if not isinstance(result, np.ndarray) or result.dtype != np.int8:

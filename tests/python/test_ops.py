@@ -8,6 +8,7 @@ once, so each bound is that of the kernel plus u times the result.
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -506,6 +507,56 @@ def test_out_may_not_lie_half_over_the_input(op: str) -> None:
     flat = normal(200)
     with pytest.raises(ShapeError, match="out"):
         ROWWISE[op](flat[:136].reshape(4, 34), out=flat[1:137].reshape(4, 34))
+
+
+def one_more_row(x: NDArray[Any]) -> NDArray[Any]:
+    return np.repeat(x, 2, axis=0)[::2]
+
+
+# Each is the same numbers as an array that the core does not take at once.
+DETOURS: dict[str, Callable[[NDArray[Any]], Any]] = {
+    "rows apart": one_more_row,
+    "subclass": lambda x: x.view(np.recarray),
+    "other byte order": lambda x: x.astype(">f4").view(">f4"),
+    "unaligned": lambda x: np.frombuffer(
+        b"?" + x.tobytes(), np.float32, offset=1
+    ).reshape(x.shape),
+    "list": lambda x: x.tolist(),
+}
+
+
+@every_target
+@pytest.mark.parametrize("shape", [(64,), (1, 64), (2, 3, 64)])
+def test_what_the_core_takes_at_once_is_what_it_says(shape: tuple[int, ...]) -> None:
+    w = weight(sane_rows("q4_0", 33, 64), "q4_0", 33, 64)
+    x = normal(6, 64).reshape(-1)[: math.prod(shape)].reshape(shape)
+    y = w._core.linear_at_once(x, None, 2)
+    assert y is not None
+    assert y.shape == (*shape[:-1], 33)
+    want = halfbyte.linear(x, w, bias=np.zeros(33, np.float32))
+    np.testing.assert_array_equal(y, want)
+    out = np.empty_like(y)
+    assert w._core.linear_at_once(x, out, 1) is out
+    assert_same_bits(out, y)
+
+
+@pytest.mark.parametrize("detour", DETOURS)
+def test_what_is_not_ordinary_is_left_to_the_long_way(detour: str) -> None:
+    w, x = q4(3, 32), normal(2, 32)
+    assert w._core.linear_at_once(DETOURS[detour](x), None, 1) is None
+    frozen = np.empty((2, 3), np.float32)
+    frozen.flags.writeable = False
+    memory = normal(2, 32)
+    for out in (
+        frozen,
+        np.empty((2, 4), np.float32),
+        np.empty((3, 3), np.float32),
+        np.empty((1, 2, 3), np.float32),
+        np.empty((2, 3), np.int32),
+        np.empty((3, 2), np.float32).T,
+        memory.reshape(-1)[58:].reshape(2, 3),  # the end of x
+    ):
+        assert w._core.linear_at_once(memory, out, 1) is None
 
 
 @every_target

@@ -145,3 +145,13 @@ def test_an_output_may_not_lie_in_its_input() -> None:
         halfbyte.linear_codes(
             memory, packed("w4", 256), x_step=1.0, y_step=1.0, out=memory
         )
+
+
+def test_codes_that_are_not_ordinary_give_the_same() -> None:
+    w, x = packed("w4", 37, 64), codes(4, 64)
+    steps = {"x_step": 0.5, "y_step": 2.0}
+    y = halfbyte.linear_codes(x, w, **steps)
+    assert w._core.linear_codes_at_once(x, 0.5, 2.0, None, 1) is not None
+    for same in (np.repeat(x, 2, axis=0)[::2], np.asfortranarray(x)):
+        assert w._core.linear_codes_at_once(same, 0.5, 2.0, None, 1) is None
+        np.testing.assert_array_equal(halfbyte.linear_codes(same, w, **steps), y)

@@ -135,7 +135,8 @@ def same_type(compiled: str, stub: str) -> bool:
     loose = compiled in ("list", "dict", "tuple") and compiled == outer[0]
     optional = stub == f"{compiled} | None" and compiled == "Tokenizer"
     text = (compiled, stub) == ("object", "str | bytes")
-    return compiled == stub or loose or optional or text
+    array = compiled == "object" and stub in ("_F32 | None", "NDArray[np.int8] | None")
+    return compiled == stub or loose or optional or text or array
 
 
 def differences(stub: str) -> list[str]:

@@ -1,0 +1,51 @@
+// Which rows of a matrix each task of a product takes.
+// SPDX-License-Identifier: Apache-2.0
+
+#ifndef HALFBYTE_OPS_SLICES_H_
+#define HALFBYTE_OPS_SLICES_H_
+
+#include <stddef.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/format_kernels.h"
+
+namespace halfbyte {
+
+// Rows [0, N), whole tiles at a time. A slice is part of what is left: the first ones
+// are large, since memory makes each wait at its beginning, and the last ones small, so
+// that a thread that woke late or was held up does not hold up the others. Of a small
+// matrix each thread takes its share at once.
+class Slices {
+ public:
+  // Rows that a tile of a longer prompt takes.
+  static constexpr size_t kTileRows = 2 * kPanelRows;
+
+  Slices(size_t N, size_t row_bytes, size_t row_macs, size_t num_threads) {
+    constexpr size_t kLeastBytes = 16 * 1024, kSmallShare = 128 * 1024;
+    constexpr size_t kMostMacs = size_t{1}
+                                 << 30;  // Ctrl-C waits for the end of a slice
+    const size_t bytes = std::max<size_t>(row_bytes, 1);
+    const size_t most = kMostMacs / std::max<size_t>(row_macs, 1);
+    const size_t share = (N + num_threads - 1) / num_threads;
+    const bool at_once = num_threads == 1 || share <= kSmallShare / bytes;
+    ends_.reserve(32);
+    for (size_t begin = 0; begin < N; begin = ends_.back()) {
+      const size_t part = at_once ? share : (N - begin) / (2 * num_threads);
+      const size_t rows = std::max(std::min(part, most), kLeastBytes / bytes);
+      const size_t tiles = std::max<size_t>((rows + kTileRows - 1) / kTileRows, 1);
+      ends_.push_back(std::min(begin + tiles * kTileRows, N));
+    }
+  }
+
+  size_t size() const { return ends_.size(); }
+  size_t begin(size_t i) const { return i == 0 ? 0 : ends_[i - 1]; }
+  size_t end(size_t i) const { return ends_[i]; }
+
+ private:
+  std::vector<size_t> ends_;
+};
+
+}  // namespace halfbyte
+#endif  // HALFBYTE_OPS_SLICES_H_
