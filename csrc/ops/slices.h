@@ -24,8 +24,8 @@ class Slices {
 
   Slices(size_t N, size_t row_bytes, size_t row_macs, size_t num_threads) {
     constexpr size_t kLeastBytes = 16 * 1024, kSmallShare = 128 * 1024;
-    constexpr size_t kMostMacs = size_t{1}
-                                 << 30;  // Ctrl-C waits for the end of a slice
+    // Ctrl-C waits for the end of a slice.
+    constexpr size_t kMostMacs = 1024 * 1024 * 1024;
     const size_t bytes = std::max<size_t>(row_bytes, 1);
     const size_t most = kMostMacs / std::max<size_t>(row_macs, 1);
     const size_t share = (N + num_threads - 1) / num_threads;
