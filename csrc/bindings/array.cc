@@ -110,13 +110,17 @@ const float* EndOf(const HeadRows<const float>& a) {
 }
 
 struct Bytes {
-  const float *begin, *end;
+  const void *begin, *end;
 };
 
+bool AreApart(Bytes a, Bytes b) {
+  const std::less<const void*> less;
+  return a.begin == a.end || b.begin == b.end || !less(a.begin, b.end) ||
+         !less(b.begin, a.end);
+}
+
 void CheckApart(Bytes out, Bytes in, const char* name) {
-  const std::less<const float*> less;
-  if (out.begin != out.end && in.begin != in.end && less(out.begin, in.end) &&
-      less(in.begin, out.end)) {
+  if (!AreApart(out, in)) {
     throw Error(ErrorClass::kShape,
                 std::string("out: overlaps ") + name + " in memory");
   }
@@ -269,10 +273,9 @@ std::optional<OrdinaryRows<T>> AsOrdinaryRows(const py::object& x, size_t K,
     return std::nullopt;
   }
   const Mat<const T> xm = RowsOf<T>(*in, K), ym = RowsOf<T>(*to, N);
-  const std::less_equal<const T*> before;
-  const bool apart =
-      before(xm.Row(xm.rows), ym.data) || before(ym.Row(ym.rows), xm.data);
-  if (!apart) return std::nullopt;
+  if (!AreApart({xm.data, xm.Row(xm.rows)}, {ym.data, ym.Row(ym.rows)})) {
+    return std::nullopt;
+  }
   Mat<T> y(const_cast<T*>(ym.data), ym.rows, N);
   return OrdinaryRows<T>{xm, y, py::reinterpret_borrow<py::array>(result)};
 }
