@@ -6,7 +6,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/lattice.h"
 
-#include <float.h>
 #include <string.h>
 
 #include <bit>
