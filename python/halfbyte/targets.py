@@ -161,10 +161,7 @@ def num_threads() -> int:
         Environment and CPUs are looked at once; ``set_num_threads(None)`` has them
         looked at again.
     """
-    # Before each call of an operation, so no detour where somebody has said a number.
-    if (scoped := _scoped.get()) is not None:
-        return scoped
-    return _threads_and_reason()[0] if _chosen is None else _chosen
+    return _threads_and_reason()[0]
 
 
 def thread_reason() -> str:
