@@ -47,7 +47,7 @@ class Recipe(NamedTuple):
 # Small rates for many texts: where the gradient is mostly noise, Adam goes as far as the
 # rate says, and at 1e-4 a student of Q4_0 is worse after 1000 steps than after 150.
 RECIPES = {
-    "q4_0": Recipe(1200, 128, 1e-5, 3e-4),
+    "q4_0": Recipe(2000, 128, 1e-5, 5e-4),
     "mobile": Recipe(700, 32, 3e-4, 3e-4),
 }
 
