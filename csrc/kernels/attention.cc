@@ -16,6 +16,7 @@
 // After highway.h
 #include "formats/half-inl.h"
 #include "kernels/math-inl.h"
+#include "kernels/simd-inl.h"
 #include "kernels/softmax-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -41,24 +42,48 @@ struct F16Row {
   }
 };
 
-// Two sums: the chain of FMAs is short and the next row is independent, so the core
-// overlaps rows by itself.
-template <class Row>
-HWY_INLINE float DotRow(const float* q, const typename Row::T* k, size_t head_dim) {
+// Queries that share a load of a key or value, and keys that share one of a query, as
+// registers allow.
+inline constexpr size_t kScoreQueries = HALFBYTE_REGISTERS == 32 ? 4 : 2;
+inline constexpr size_t kScoreKeys = 2;
+inline constexpr size_t kMixQueries = HALFBYTE_REGISTERS == 32 ? 4 : 2;
+
+// dot[n][r] = q[n] . k[r]. Each is made of two sums, whatever N and R are.
+template <class Row, size_t N, size_t R>
+HWY_INLINE void DotRows(const float* q, size_t q_ld, const typename Row::T* k,
+                        size_t k_ld, size_t head_dim, float (&dot)[N][R]) {
   const hn::ScalableTag<float> df;
   const size_t lanes = hn::Lanes(df);
-  auto sum0 = hn::Zero(df), sum1 = hn::Zero(df);
+  hn::Vec<decltype(df)> sums[2][N][R];
+  HALFBYTE_UNROLL
+  for (size_t i = 0; i < 2 * N * R; ++i) {
+    sums[i / (N * R)][i / R % N][i % R] = hn::Zero(df);
+  }
+  const auto add = [&](size_t i, auto io, auto& sum) HWY_ATTR {
+    hn::Vec<decltype(df)> key[R];
+    HALFBYTE_UNROLL
+    for (size_t r = 0; r < R; ++r) key[r] = Row::Load(df, k + r * k_ld + i, io);
+    HALFBYTE_UNROLL
+    for (size_t n = 0; n < N; ++n) {
+      const auto query = io.Load(df, q + n * q_ld + i);
+      HALFBYTE_UNROLL
+      for (size_t r = 0; r < R; ++r) sum[n][r] = hn::MulAdd(query, key[r], sum[n][r]);
+    }
+  };
   size_t i = 0;
   for (; i + 2 * lanes <= head_dim; i += 2 * lanes) {
-    const WholeIo io;
-    sum0 = hn::MulAdd(hn::LoadU(df, q + i), Row::Load(df, k + i, io), sum0);
-    sum1 = hn::MulAdd(hn::LoadU(df, q + i + lanes), Row::Load(df, k + i + lanes, io),
-                      sum1);
+    add(i, WholeIo(), sums[0]);
+    add(i + lanes, WholeIo(), sums[1]);
   }
-  ForVectors(df, i, head_dim, [&](size_t at, auto io) HWY_ATTR {
-    sum0 = hn::MulAdd(io.Load(df, q + at), Row::Load(df, k + at, io), sum0);
-  });
-  return hn::ReduceSum(df, hn::Add(sum0, sum1));
+  ForVectors(df, i, head_dim,
+             [&](size_t at, auto io) HWY_ATTR { add(at, io, sums[0]); });
+  HALFBYTE_UNROLL
+  for (size_t n = 0; n < N; ++n) {
+    HALFBYTE_UNROLL
+    for (size_t r = 0; r < R; ++r) {
+      dot[n][r] = hn::ReduceSum(df, hn::Add(sums[0][n][r], sums[1][n][r]));
+    }
+  }
 }
 
 // out += p[0] v[0] + p[1] v[1] + …, one after the other for each element: whoever calls
@@ -73,34 +98,65 @@ HWY_INLINE void AddRow(float p, const typename Row::T* v, size_t head_dim, float
   });
 }
 
-// Four rows for one load and store of `out`, which would otherwise bound the loop.
-template <class Row>
-HWY_INLINE void Add4Rows(const float* p, const typename Row::T* v, size_t ld,
-                         size_t head_dim, float* out) {
+// Four rows for one load and store of `out`, which would otherwise bound the loop; and
+// N queries, p_ld weights and out_ld floats apart, for one load of a row.
+template <class Row, size_t N>
+HWY_INLINE void Add4Rows(const float* p, size_t p_ld, const typename Row::T* v,
+                         size_t ld, size_t head_dim, float* out, size_t out_ld) {
   const hn::ScalableTag<float> df;
-  const auto p0 = hn::Set(df, p[0]), p1 = hn::Set(df, p[1]);
-  const auto p2 = hn::Set(df, p[2]), p3 = hn::Set(df, p[3]);
+  hn::Vec<decltype(df)> weight[N][4];
+  HALFBYTE_UNROLL
+  for (size_t i = 0; i < 4 * N; ++i) {
+    weight[i / 4][i % 4] = hn::Set(df, p[i / 4 * p_ld + i % 4]);
+  }
   ForVectors(df, 0, head_dim, [&](size_t i, auto io) HWY_ATTR {
-    const auto* at = v + i;
-    auto sum = io.Load(df, out + i);
-    sum = hn::MulAdd(p0, Row::Load(df, at, io), sum);
-    sum = hn::MulAdd(p1, Row::Load(df, at + ld, io), sum);
-    sum = hn::MulAdd(p2, Row::Load(df, at + 2 * ld, io), sum);
-    sum = hn::MulAdd(p3, Row::Load(df, at + 3 * ld, io), sum);
-    io.Store(sum, df, out + i);
+    hn::Vec<decltype(df)> sum[N];
+    HALFBYTE_UNROLL
+    for (size_t n = 0; n < N; ++n) sum[n] = io.Load(df, out + n * out_ld + i);
+    HALFBYTE_UNROLL
+    for (size_t r = 0; r < 4; ++r) {
+      const auto row = Row::Load(df, v + r * ld + i, io);
+      HALFBYTE_UNROLL
+      for (size_t n = 0; n < N; ++n) sum[n] = hn::MulAdd(weight[n][r], row, sum[n]);
+    }
+    HALFBYTE_UNROLL
+    for (size_t n = 0; n < N; ++n) io.Store(sum[n], df, out + n * out_ld + i);
   });
 }
 
-// scores[n, j] = scale * q[n] . k[j]
+// scores[n, j] = scale * q[n] . k[j] for R keys j, N queries n at a time.
+template <class Row, size_t N, size_t R>
+HWY_INLINE void ScoreKeys(const AttendArgs& a, const typename Row::T* k, size_t ld,
+                          float* score) {
+  size_t n = 0;
+  for (; n + N <= a.num_queries; n += N) {
+    float dot[N][R];
+    DotRows<Row>(a.q + n * a.q_ld, a.q_ld, k, a.k_ld, a.head_dim, dot);
+    for (size_t i = 0; i < N * R; ++i) {
+      score[(n + i / R) * ld + i % R] = a.scale * dot[i / R][i % R];
+    }
+  }
+  for (; n < a.num_queries; ++n) {
+    float dot[1][R];
+    DotRows<Row>(a.q + n * a.q_ld, a.q_ld, k, a.k_ld, a.head_dim, dot);
+    for (size_t r = 0; r < R; ++r) score[n * ld + r] = a.scale * dot[0][r];
+  }
+}
+
+// All scores.
 template <class Row>
 HWY_INLINE void Score(const AttendArgs& a, size_t ld) {
   float* score = a.scores;
   for (size_t s = 0; s < a.num_spans; ++s) {
     const auto* k = static_cast<const typename Row::T*>(a.spans[s].k);
-    for (size_t j = 0; j < a.spans[s].len; ++j, ++score, k += a.k_ld) {
-      for (size_t n = 0; n < a.num_queries; ++n) {
-        score[n * ld] = a.scale * DotRow<Row>(a.q + n * a.q_ld, k, a.head_dim);
-      }
+    size_t left = a.spans[s].len;
+    for (; left >= kScoreKeys; left -= kScoreKeys) {
+      ScoreKeys<Row, kScoreQueries, kScoreKeys>(a, k, ld, score);
+      k += kScoreKeys * a.k_ld;
+      score += kScoreKeys;
+    }
+    for (; left != 0; --left, ++score, k += a.k_ld) {
+      ScoreKeys<Row, kScoreQueries, 1>(a, k, ld, score);
     }
   }
 }
@@ -130,8 +186,14 @@ HWY_INLINE void Mix(const AttendArgs& a, size_t ld) {
     const auto* v = static_cast<const typename Row::T*>(a.spans[s].v);
     size_t left = a.spans[s].len;
     for (; left >= 4; left -= 4, p += 4, v += 4 * a.v_ld) {
-      for (size_t n = 0; n < a.num_queries; ++n) {
-        Add4Rows<Row>(p + n * ld, v, a.v_ld, a.head_dim, a.out + n * a.out_ld);
+      size_t n = 0;
+      for (; n + kMixQueries <= a.num_queries; n += kMixQueries) {
+        Add4Rows<Row, kMixQueries>(p + n * ld, ld, v, a.v_ld, a.head_dim,
+                                   a.out + n * a.out_ld, a.out_ld);
+      }
+      for (; n < a.num_queries; ++n) {
+        Add4Rows<Row, 1>(p + n * ld, ld, v, a.v_ld, a.head_dim, a.out + n * a.out_ld,
+                         a.out_ld);
       }
     }
     for (; left != 0; --left, ++p, v += a.v_ld) {
