@@ -82,6 +82,7 @@ struct FetchNext {
 // `Tiles` has
 //   Args               the slice: w, w_row_bytes, row_begin, row_end, M, K
 //   kT                 tokens in a tile of longer prompts
+//   kFarSums           sums that streams of weights far apart share the registers for
 //   ActivationBytes(K) of one token
 //   Run<V, T>(args, row, m, fetch)
 //                      rows [row[v], row[v] + kTileRows) for each v, against tokens
@@ -112,29 +113,49 @@ void CoverUpTo(const typename Tiles::Args& a, size_t begin, size_t end, size_t m
   if constexpr (T > 1) CoverUpTo<Tiles, T - 1>(a, begin, end, m, count);
 }
 
-// One token, V streams of weights far apart: more of memory's pages are open than with
+// T tokens, V streams of weights far apart: more of memory's pages are open than with
 // one, and the streams share the activations.
-template <class Tiles, size_t V>
+template <class Tiles, size_t V, size_t T>
 void CoverFar(const typename Tiles::Args& a) {
   const size_t far = (a.row_end - a.row_begin) / kPanelRows / V * kPanelRows;
   for (size_t row = a.row_begin; row < a.row_begin + far; row += kPanelRows) {
     size_t rows[V];
     for (size_t v = 0; v < V; ++v) rows[v] = row + v * far;
-    Tiles::template Run<V, 1>(a, rows, 0, FetchStream<1>());
+    Tiles::template Run<V, T>(a, rows, 0, FetchStream<T>());
   }
-  CoverTokens<Tiles, 1>(a, a.row_begin + V * far, a.row_end, 0);
+  CoverTokens<Tiles, T>(a, a.row_begin + V * far, a.row_end, 0);
 }
 
-// Several streams pay on Intel's cores always, where three are a little better than two
-// and than four; on Zen 4 two do, where the codes fill much of the first cache.
+// Streams of weights for T tokens on Intel's cores, where several pay always and three
+// are a little better than two and than four; as many as registers have sums for.
+template <class Tiles, size_t T>
+inline constexpr size_t kFarStreams = HWY_MIN(Tiles::kFarSums / T, size_t{3});
+
+// The same for as many tokens as there are, at most T; false if a tile of another
+// kind is the better one for so many.
+template <class Tiles, size_t T>
+bool CoverFarUpTo(const typename Tiles::Args& a) {
+  if (a.M == T) {
+    constexpr size_t V = kFarStreams<Tiles, T>;
+    if constexpr (V > 1) CoverFar<Tiles, V, T>(a);
+    return V > 1;
+  }
+  if constexpr (T > 1) return CoverFarUpTo<Tiles, T - 1>(a);
+  return false;
+}
+
+// On Zen 4 two streams pay for one token whose codes fill much of the first cache.
 template <class Tiles>
-void CoverOneToken(const typename Tiles::Args& a) {
+bool CoverStreams(const typename Tiles::Args& a) {
   constexpr size_t kStreamBytes = 10 * 1024;
   if constexpr (kTileRows == kPanelRows) {
-    if (IntelCore()) return CoverFar<Tiles, 3>(a);
-    if (Tiles::ActivationBytes(a.K) >= kStreamBytes) return CoverFar<Tiles, 2>(a);
+    if (IntelCore()) return a.M <= kMaxTokens && CoverFarUpTo<Tiles, kMaxTokens>(a);
+    if (a.M == 1 && Tiles::ActivationBytes(a.K) >= kStreamBytes) {
+      CoverFar<Tiles, 2, 1>(a);
+      return true;
+    }
   }
-  CoverTokens<Tiles, 1>(a, a.row_begin, a.row_end, 0);
+  return false;
 }
 
 // Rows of whole panels, which stay in the first caches while all tokens pass over them.
@@ -179,7 +200,7 @@ void CoverBlock(const typename Tiles::Args& a, size_t row) {
 template <class Tiles>
 void CoverRows(const typename Tiles::Args& a) {
   if (a.row_begin >= a.row_end || a.M == 0) return;
-  if (a.M == 1) return CoverOneToken<Tiles>(a);
+  if (CoverStreams<Tiles>(a)) return;
   if (a.M <= kMaxTokens && a.M != Tiles::kT) {
     return CoverUpTo<Tiles, kMaxTokens>(a, a.row_begin, a.row_end, 0, a.M);
   }
