@@ -126,6 +126,10 @@ template <class Fmt, class Dot>
 void LinearChannels(const ChannelArgs& a) noexcept {
   CoverRows<ChannelTiles<Fmt, Dot>>(a);
 }
+template <class Fmt, class Dot>
+void LinearSpreadChannels(const ChannelArgs& a) noexcept {
+  CoverWhole<ChannelTiles<Spread<Fmt>, Dot>>(a);
+}
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE

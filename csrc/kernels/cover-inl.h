@@ -197,6 +197,18 @@ void CoverBlock(const typename Tiles::Args& a, size_t row) {
   }
 }
 
+// One block of rows against as many tokens as fill tiles of kT.
+template <class Tiles>
+void CoverWhole(const typename Tiles::Args& a) {
+  for (size_t m = 0; m + Tiles::kT <= a.M; m += Tiles::kT) {
+    for (size_t begin = a.row_begin; begin < a.row_end; begin += kGemmRows) {
+      size_t rows[kGemmV];
+      for (size_t v = 0; v < kGemmV; ++v) rows[v] = begin + v * kTileRows;
+      Tiles::template Run<kGemmV, Tiles::kT>(a, rows, m, FetchNext());
+    }
+  }
+}
+
 template <class Tiles>
 void CoverRows(const typename Tiles::Args& a) {
   if (a.row_begin >= a.row_end || a.M == 0) return;

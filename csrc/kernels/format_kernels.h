@@ -70,6 +70,14 @@ struct FormatKernels {
   size_t (*panel_bytes)(size_t K) noexcept;
   void (*pack_panel)(const uint8_t* rows, size_t row_bytes, size_t num_rows, size_t K,
                      uint8_t* panel) noexcept;
+  // Quantised formats with codes of fewer than 8 bits, else null: a panel whose codes
+  // have a byte each, which is faster than the other where many tokens share it. The
+  // products take whole blocks of rows and a multiple of spread_tokens tokens.
+  size_t spread_tokens;
+  size_t (*spread_bytes)(size_t K) noexcept;
+  void (*spread_panel)(const uint8_t* panel, size_t K, uint8_t* spread) noexcept;
+  void (*linear_spread)(const LinearArgs& args) noexcept;
+  void (*linear_channels_spread)(const ChannelArgs& args) noexcept;
   // Formats whose levels and 2-byte scales some files keep apart, else null: makes a
   // row of blocks. A scale serves group_len weights, a multiple of the block; formats
   // with a scale a row get none.

@@ -72,6 +72,22 @@ constexpr auto EncodeRowScaledRef() {
   };
 }
 
+// What multiplies panels whose codes have been spread to bytes.
+template <class Fmt, class Dot>
+constexpr void AddSpread(FormatKernels& table) {
+  if constexpr (Panel<Fmt>::kBits < 8) {
+    table.spread_bytes = &Panel<Spread<Fmt>>::Bytes;
+    table.spread_panel = &SpreadPanel<Fmt>;
+    if constexpr (kHasRowScale<Fmt>) {
+      table.spread_tokens = ChannelTiles<Fmt, Dot>::kT;
+      table.linear_channels_spread = &LinearSpreadChannels<Fmt, Dot>;
+    } else {
+      table.spread_tokens = BlockTiles<Fmt, Dot>::kT;
+      table.linear_spread = &LinearSpreadPanels<Fmt, Dot>;
+    }
+  }
+}
+
 template <class Fmt, class Dot>
 constexpr FormatKernels MakeTable() {
   FormatKernels table = {};
@@ -95,6 +111,7 @@ constexpr FormatKernels MakeTable() {
     }
     table.panel_bytes = &Panel<Fmt>::Bytes;
     table.pack_panel = &PackPanel<Fmt>;
+    AddSpread<Fmt, Dot>(table);
   }
   return table;
 }

@@ -41,15 +41,26 @@ namespace halfbyte {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// A format with the same values, each code in a byte of its own: what the tiles of a
+// long prompt multiply without unpacking.
+template <class Fmt>
+struct Spread : Fmt {
+  static constexpr bool kSpread = true;
+};
+template <class Fmt>
+inline constexpr bool kIsSpread = requires {
+  Fmt::kSpread;
+};
+
 template <class Fmt>
 struct Panel {
   static constexpr size_t kChunk = 4 * kPanelRows;  // bytes
-  static constexpr size_t kBits = Fmt::kMaxCode > 63   ? 8
-                                  : Fmt::kMaxCode > 31 ? 6
-                                  : Fmt::kMaxCode > 15 ? 5
-                                  : Fmt::kMaxCode > 7  ? 4
-                                  : Fmt::kMaxCode > 3  ? 3
-                                                       : 2;
+  static constexpr size_t kBits = kIsSpread<Fmt> || Fmt::kMaxCode > 63 ? 8
+                                  : Fmt::kMaxCode > 31                 ? 6
+                                  : Fmt::kMaxCode > 15                 ? 5
+                                  : Fmt::kMaxCode > 7                  ? 4
+                                  : Fmt::kMaxCode > 3                  ? 3
+                                                                       : 2;
   static constexpr size_t kUnitBytes = kBits * kChunk;
   // Two units at least, so that 16 f16 scales a unit fill whole chunks.
   static constexpr size_t kUnits =
@@ -246,6 +257,35 @@ HWY_INLINE hn::Vec<DU8> UnitCodes(DU8 du8, const uint8_t* HWY_RESTRICT unit) {
     codes = AddBits<kAt - kGroup, (1 << kAt)>(du8, codes, hn::Load(du8, unit));
   }
   return codes;
+}
+
+// The codes of groups [g, 8) of a unit, a byte each.
+template <class Fmt, size_t g = 0>
+HWY_INLINE void SpreadUnit(const uint8_t* HWY_RESTRICT unit, uint8_t* HWY_RESTRICT to) {
+  const hn::CappedTag<uint8_t, Panel<Fmt>::kChunk> du8;
+  HALFBYTE_UNROLL
+  for (size_t at = 0; at < Panel<Fmt>::kChunk; at += HWY_MAX_LANES_D(decltype(du8))) {
+    hn::Store(UnitCodes<Fmt, g>(du8, unit + at), du8, to + at);
+  }
+  if constexpr (g + 1 < kUnitLen / 4) {
+    SpreadUnit<Fmt, g + 1>(unit, to + Panel<Fmt>::kChunk);
+  }
+}
+
+// A panel of K weights as one of Spread<Fmt>.
+template <class Fmt>
+void SpreadPanel(const uint8_t* panel, size_t K, uint8_t* spread) noexcept {
+  using P = Panel<Fmt>;
+  using S = Panel<Spread<Fmt>>;
+  static_assert(P::kHeadBytes == S::kHeadBytes && P::kUnits == S::kUnits);
+  for (size_t left = P::Bytes(K) / P::kBytes; left != 0; --left) {
+    memcpy(spread, panel, P::kHeadBytes);
+    for (size_t unit = 0; unit < P::kUnits; ++unit) {
+      SpreadUnit<Fmt>(panel + P::UnitAt(unit), spread + S::UnitAt(unit));
+    }
+    panel += P::kBytes;
+    spread += S::kBytes;
+  }
 }
 
 // Codes that stay where they are in their bytes: 2^(kBits * plane) times as large, and

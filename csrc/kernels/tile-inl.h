@@ -305,6 +305,10 @@ template <class Fmt, class Dot>
 void LinearPanels(const LinearArgs& a) noexcept {
   CoverRows<BlockTiles<Fmt, Dot>>(a);
 }
+template <class Fmt, class Dot>
+void LinearSpreadPanels(const LinearArgs& a) noexcept {
+  CoverWhole<BlockTiles<Spread<Fmt>, Dot>>(a);
+}
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE

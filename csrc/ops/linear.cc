@@ -77,6 +77,28 @@ void BeginAt(size_t n, ChannelArgs& a) {
   if (a.y_codes != nullptr) a.y_codes += n;
 }
 
+// Moves a slice to the tokens from m on.
+void SkipTokens(size_t m, LinearArgs& a) {
+  a.x = static_cast<const Q8Block*>(a.x) + m * a.x_ld;
+  a.y += m * a.y_ld;
+  a.M -= m;
+}
+void SkipTokens(size_t m, ChannelArgs& a) {
+  a.x += m * a.x_ld;
+  a.x_neg_sum += m;
+  a.x_scale += m;
+  if (a.y != nullptr) a.y += m * a.y_ld;
+  if (a.y_codes != nullptr) a.y_codes += m * a.y_ld;
+  a.M -= m;
+}
+
+// Which functions multiply the weights of a format.
+template <class Args>
+struct Products {
+  void (*linear)(const Args&) noexcept;
+  void (*spread)(const Args&) noexcept;  // null: panels hold bytes already
+};
+
 // One slice of weights that nobody has packed: a tile at a time, in this thread's
 // memory. What a weight costs in packing is soon shared by a prompt's tokens.
 template <class Args>
@@ -96,10 +118,47 @@ void LinearUnpacked(const WeightView& w, const Args& slice,
   }
 }
 
+// One slice of packed weights and a long prompt: the codes of a tile's rows are spread
+// to bytes once for all tokens, in this thread's memory. Tokens and rows that fill no
+// tile are multiplied as ever.
+template <class Args>
+void LinearSpread(const WeightView& w, const Args& slice,
+                  const Products<Args>& products) {
+  const FormatKernels& kernels = KernelsFor(w.format);
+  const size_t bytes = kernels.spread_bytes(w.K);
+  const size_t tokens = slice.M / kernels.spread_tokens * kernels.spread_tokens;
+  uint8_t* panels = ThreadScratch(Slices::kTileRows / kPanelRows * bytes);
+  size_t n = slice.row_begin;
+  for (; n + Slices::kTileRows <= slice.row_end; n += Slices::kTileRows) {
+    const uint8_t* packed = slice.w + n / kPanelRows * slice.w_row_bytes;
+    for (size_t i = 0; i < Slices::kTileRows / kPanelRows; ++i) {
+      kernels.spread_panel(packed + i * slice.w_row_bytes, w.K, panels + i * bytes);
+    }
+    Args tile = slice;
+    BeginAt(n, tile);
+    tile.row_begin = 0;
+    tile.row_end = Slices::kTileRows;
+    Args rest = tile;
+    tile.w = panels;
+    tile.w_row_bytes = bytes;
+    tile.M = tokens;
+    products.spread(tile);
+    rest.w = packed;
+    SkipTokens(tokens, rest);
+    products.linear(rest);
+  }
+  Args rest = slice;
+  rest.row_begin = n;
+  products.linear(rest);
+}
+
 // All rows of quantised weights, shared out.
 template <class Args>
 void LinearSlices(const Context& context, const WeightView& w, const Args& args,
-                  void (*linear)(const Args&) noexcept) {
+                  const Products<Args>& products) {
+  // Spreading reads memory while nothing multiplies: so many tokens make up for it.
+  constexpr size_t kSpreadTokens = 96;
+  const bool spread = products.spread != nullptr && args.M >= kSpreadTokens;
   const Slices slices = SlicesOf(w, args.M, context.num_threads);
   context.ParallelFor(slices.size(), [&](size_t i) {
     Args slice = args;
@@ -107,8 +166,9 @@ void LinearSlices(const Context& context, const WeightView& w, const Args& args,
     slice.w_row_bytes = w.panel_bytes();
     slice.row_begin = slices.begin(i);
     slice.row_end = slices.end(i);
-    if (w.panels == nullptr) return LinearUnpacked(w, slice, linear);
-    linear(slice);
+    if (w.panels == nullptr) return LinearUnpacked(w, slice, products.linear);
+    if (spread) return LinearSpread(w, slice, products);
+    products.linear(slice);
   });
 }
 
@@ -234,7 +294,9 @@ void LinearRowScaled(LinearInput& x, const WeightView& w, Mat<float> y) {
                             .y_ld = y.ld,
                             .M = y.rows,
                             .K = w.K};
-  LinearSlices(x.context(), w, args, KernelsFor(w.format).linear_channels);
+  const FormatKernels& kernels = KernelsFor(w.format);
+  LinearSlices<ChannelArgs>(x.context(), w, args,
+                            {kernels.linear_channels, kernels.linear_channels_spread});
 }
 
 // f32 activations: float weights, or others decoded as they are met.
@@ -279,15 +341,16 @@ void Linear(LinearInput& x, const WeightView& w, Mat<float> y) {
                            .y_ld = y.ld,
                            .M = in.rows,
                            .K = w.K};
-  LinearSlices(x.context(), w, args, kernels.linear);
+  LinearSlices<LinearArgs>(x.context(), w, args,
+                           {kernels.linear, kernels.linear_spread});
 }
 
 void LinearCodes(const Context& context, Mat<const int8_t> x, float x_step,
                  const WeightView& w, float y_step, Mat<int8_t> y) {
   Require(x.cols == w.K, "linear_codes: x and w differ in K");
   Require(y.rows == x.rows && y.cols == w.N, "linear_codes: y is not M x N");
-  Require(KernelsFor(w.format).linear_channels != nullptr,
-          "linear_codes: w has no scale a row");
+  const FormatKernels& kernels = KernelsFor(w.format);
+  Require(kernels.linear_channels != nullptr, "linear_codes: w has no scale a row");
   Require(x_step > 0.0f && y_step > 0.0f, "linear_codes: a step is not above 0");
   CheckChannels(w);
   if (x.rows == 0 || w.N == 0) return;
@@ -307,7 +370,8 @@ void LinearCodes(const Context& context, Mat<const int8_t> x, float x_step,
                             .y_ld = y.ld,
                             .M = x.rows,
                             .K = w.K};
-  LinearSlices(context, w, args, KernelsFor(w.format).linear_channels);
+  LinearSlices<ChannelArgs>(context, w, args,
+                            {kernels.linear_channels, kernels.linear_channels_spread});
 }
 
 void EmbeddingRows(const Context& context, const WeightView& w,

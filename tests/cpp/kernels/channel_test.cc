@@ -132,6 +132,34 @@ TEST_P(ChannelTest, EveryTileGivesTheExactSum) {
   }
 }
 
+// Whole blocks of rows, and only as many tokens as fill tiles.
+TEST_P(ChannelTest, CodesSpreadToBytesGiveTheExactSum) {
+  for (const FormatInfo& info : RowScaledFormats()) {
+    const FormatKernels& kernels = KernelsFor(info.format);
+    if (kernels.linear_channels_spread == nullptr) continue;
+    for (size_t K : {32, 96, 1024}) {
+      const size_t num = 2 * kernels.spread_tokens;
+      Problem p(info, num + 1, 2 * kPanelRows, K, Problem::kRandom);
+      const size_t bytes = kernels.spread_bytes(K);
+      Guarded<uint8_t> spread(2 * bytes);
+      for (size_t i : {0, 1}) {
+        kernels.spread_panel(p.aligned + i * p.panel_bytes, K,
+                             spread.data() + i * bytes);
+      }
+      Guarded<float> y(num * p.N);
+      ChannelArgs args = p.Args(0.0f, y.data(), nullptr);
+      args.w = spread.data();
+      args.w_row_bytes = bytes;
+      kernels.linear_channels_spread(args);
+      for (size_t i = 0; i < num * p.N; ++i) {
+        ASSERT_EQ(BitsOf(p.Want(i / p.N, i % p.N)), BitsOf(y.At(i)))
+            << info.name << " K " << K;
+      }
+      EXPECT_TRUE(spread.Intact() && y.Intact());
+    }
+  }
+}
+
 // Codes and activations at the ends of their ranges, over the longest row there is.
 TEST_P(ChannelTest, NoSumOverflowsAtTheExtremes) {
   for (const FormatInfo& info : RowScaledFormats()) {

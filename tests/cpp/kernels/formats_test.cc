@@ -235,6 +235,37 @@ TEST_P(FormatsTest, ARowOfABatchEqualsThatRowAloneBitForBit) {
   }
 }
 
+// Whole blocks of rows, and only as many tokens as fill tiles.
+TEST_P(FormatsTest, CodesSpreadToBytesGiveTheSameBits) {
+  constexpr size_t N = 4 * kPanelRows;
+  for (const FormatInfo& info : kFormats) {
+    const FormatKernels& kernels = KernelsFor(info.format);
+    if (kernels.linear_spread == nullptr) continue;
+    for (size_t K : LengthsOf(info)) {
+      const auto rows = SaneRows(info, N, K);
+      const Packed w(info, rows.data(), N, K);
+      const size_t bytes = kernels.spread_bytes(K);
+      Guarded<uint8_t> spread(N / kPanelRows * bytes);
+      for (size_t i = 0; i < N / kPanelRows; ++i) {
+        kernels.spread_panel(w.data + i * w.row_bytes, K, spread.data() + i * bytes);
+      }
+      const size_t num = 2 * kernels.spread_tokens, M = num + 1;
+      const Input x(kernels, M, K);
+      std::vector<float> want(M * N);
+      kernels.linear(ArgsFor(w, x, want.data(), M, N, K));
+      Guarded<float> y(num * N);
+      LinearArgs args = ArgsFor(w, x, y.data(), M, N, K);
+      args.w = spread.data();
+      args.w_row_bytes = bytes;
+      kernels.linear_spread(args);
+      for (size_t i = 0; i < num * N; ++i) {
+        ASSERT_EQ(BitsOf(want[i]), BitsOf(y.At(i))) << info.name << " K " << K;
+      }
+      EXPECT_TRUE(spread.Intact() && y.Intact()) << info.name;
+    }
+  }
+}
+
 // One token with so many activations that the slice is read in two streams.
 TEST_P(FormatsTest, TwoStreamsGiveTheBitsOfOne) {
   constexpr size_t N = 5 * kPanelRows + 3, K = 16384;

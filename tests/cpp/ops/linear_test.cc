@@ -45,9 +45,10 @@ struct Weights {
 std::vector<float> Product(const WeightView& w, const std::vector<float>& x,
                            size_t threads, ActivationMode mode) {
   const Context context = {.num_threads = threads, .poll = {}};
-  std::vector<float> y(kM * w.N);
-  LinearInput input(context, Mat<const float>(x.data(), kM, w.K), mode);
-  Linear(input, w, Mat<float>(y.data(), kM, w.N));
+  const size_t M = x.size() / w.K;
+  std::vector<float> y(M * w.N);
+  LinearInput input(context, Mat<const float>(x.data(), M, w.K), mode);
+  Linear(input, w, Mat<float>(y.data(), M, w.N));
   return y;
 }
 
@@ -72,6 +73,44 @@ TEST(LinearTest, RepackedWeightsGiveTheSameBits) {
       EXPECT_EQ(Product(w.view, x, threads, ActivationMode::kAuto),
                 Product(w.Repacked(), x, threads, ActivationMode::kAuto));
     }
+  }
+}
+
+// So long that the codes of packed rows are spread to bytes, with rows and tokens that
+// fill no tile, against weights that nobody has packed.
+TEST(LinearTest, LongPromptsGiveTheSameBits) {
+  constexpr size_t M = 101;
+  const std::vector<float> x = Normal(M * kK, 27);
+  for (Format format : {Format::kQ4_0, Format::kQ8_0, Format::kQ6_K}) {
+    const Weights w(format);
+    const auto want = Product(w.view, x, 1, ActivationMode::kAuto);
+    for (size_t threads : {1, 3}) {
+      EXPECT_EQ(want, Product(w.Repacked(), x, threads, ActivationMode::kAuto));
+    }
+  }
+}
+
+// Codes in and out: the tokens left over have sums and scales of their own.
+TEST(LinearTest, LongPromptsOfCodesGiveTheSameCodes) {
+  constexpr size_t M = 101;
+  std::vector<int8_t> x(M * kK);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<int8_t>(i * 29 + i / 127);
+  const std::vector<float> scale(kN, 0.25f);
+  for (Format format : {Format::kW4, Format::kW2}) {
+    std::vector<uint8_t> bytes(kN * RowBytes(format, kK));
+    for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<uint8_t>(i * 37);
+    WeightView w = {.format = format, .N = kN, .K = kK, .data = bytes.data()};
+    w.row_scale = scale.data();
+    PageBuffer panels(w.packed_bytes());
+    PackPanels({.num_threads = 1, .poll = {}}, w, panels.data());
+    std::vector<int8_t> want(M * kN), got(M * kN);
+    const Mat<const int8_t> in(x.data(), M, kK);
+    LinearCodes({.num_threads = 1, .poll = {}}, in, 0.5f, w, 64.0f,
+                Mat<int8_t>(want.data(), M, kN));
+    w.panels = panels.data();
+    LinearCodes({.num_threads = 3, .poll = {}}, in, 0.5f, w, 64.0f,
+                Mat<int8_t>(got.data(), M, kN));
+    EXPECT_EQ(want, got);
   }
 }
 
