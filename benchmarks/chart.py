@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from halfbyte._svg import Picture
 from peer import OURS
 from peer.problem import BITS, SHAPES
+from roof import counted
 
 WIDTH, LABELS, RIGHT = 720, 190, 60  # of the picture, left of the bars, right of them
 BAR, GAP, TITLE, FOOT = 15, 14, 66, 34  # heights: a bar, between groups, above, below
@@ -65,11 +66,11 @@ def draw(result: dict[str, Any], shape: str | None, threads: int | None) -> str:
     first = result["cases"][0]
     shape, threads = shape or first["shape"], threads or first["threads"]
     groups = list(chosen(result["cases"], shape, threads))
+    count = counted(threads, "thread")
     if not groups:
-        raise SystemExit(f"nothing to draw: no shares for {shape}, {threads} threads")
+        raise SystemExit(f"nothing to draw: no shares for {shape}, {count}")
     cpu = result["environment"]["cpu"]["model"]
     k, n = SHAPES[shape]
-    count = f"{threads} thread" + "s" * (threads > 1)
     told = f"{cpu}, {count}, matrices of {k} x {n}"
     top = max([1.0, *(share for group in groups for _, share in group.bars)])
     return document(told, groups, top)
@@ -86,7 +87,7 @@ def chosen(
         bars = [(name, share) for name, share in shares.items() if share is not None]
         bars.sort(key=lambda bar: (bar[0] != OURS, -bar[1]))
         if bars:
-            tokens = f"{case['tokens']} token" + "s" * (case["tokens"] > 1)
+            tokens = counted(case["tokens"], "token")
             yield Group(f"{case['format']}, {tokens}", bars)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import halfbyte
 from halfbyte import conversion
 from halfbyte.cli import terminal
-from roof import environment, save, summary
+from roof import counted, environment, save, summary
 
 # What the system counts of a child begins with its parent's peak: each tells its own.
 _PEAK = """
@@ -128,7 +128,7 @@ def told(runs: Sequence[dict[str, float]]) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     """Print the machine, a line for each, and what came out."""
     where = result["environment"]
-    threads = f"{where['threads']} thread" + "s" * (where["threads"] > 1)
+    threads = counted(where["threads"], "thread")
     terminal.line(f"{where['cpu']['model']}, {threads}, {where['commit']}")
     terminal.line(
         f"{result['model']} to {result['format']}: {result['source_bytes'] / 1e9:.2f} GB "

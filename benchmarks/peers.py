@@ -29,7 +29,7 @@ from peer.problem import BITS, MOBILE, SHAPES, Case, copies, nbytes, weights
 from peer.roofs import Roof, measure_roofs, seconds_at_roof
 from peer.side import F32Array, How
 from peer.worker import SideFailedError, Worker
-from roof import environment, save, summary
+from roof import counted, environment, save, summary
 
 TOKENS = (1, 4, 32, 512)
 TURN = 0.02  # seconds a side's turn takes at least: waking threads costs microseconds
@@ -365,8 +365,8 @@ def describe(layers: dict[str, Any]) -> str:
     seconds = dict(layers["seconds"])
     own = seconds.pop(OURS)
     words = [f"{name} {took / own:.2f} times as long" for name, took in seconds.items()]
-    what = f"all products of E2B's layers, {layers['tokens']} tokens"
-    what += f", {layers['threads']} threads"
+    what = f"all products of E2B's layers, {counted(layers['tokens'], 'token')}"
+    what += f", {counted(layers['threads'], 'thread')}"
     return f"{what}: {OURS} {1e3 * own:.1f} ms" + "".join(f", {text}" for text in words)
 
 

@@ -18,7 +18,15 @@ import halfbyte
 import numpy as np
 from halfbyte import doctor, roof
 
-__all__ = ["ReadLoop", "environment", "headline", "plus_minus", "save", "summary"]
+__all__ = [
+    "ReadLoop",
+    "counted",
+    "environment",
+    "headline",
+    "plus_minus",
+    "save",
+    "summary",
+]
 
 
 class ReadLoop:
@@ -73,7 +81,7 @@ def environment(threads: int) -> dict[str, Any]:
 
 def headline(where: dict[str, Any], bandwidth: Sequence[float]) -> str:
     """Machine and read bandwidth in one line, and what the machine did besides."""
-    threads = f"{where['threads']} thread" + "s" * (where["threads"] > 1)
+    threads = counted(where["threads"], "thread")
     line = f"{where['cpu']['model']}, {where['target']}, {threads}"
     line += f", reads {plus_minus(bandwidth)} GB/s"
     return f"{line}\nload in the minute before: {where['load_average']:.1f}"
@@ -113,6 +121,11 @@ def plus_minus(samples: Sequence[float]) -> str:
     told = summary(samples)
     digits = 0 if told["mean"] >= 100 else 1
     return f"{told['mean']:.{digits}f} ± {told['sd']:.{digits}f}"
+
+
+def counted(count: int, thing: str) -> str:
+    """Return "1 thread", "2 threads"."""
+    return f"{count} {thing}" + "s" * (count != 1)
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from halfbyte.cli import terminal
-from roof import environment, save, summary
+from roof import counted, environment, save, summary
 
 WAYS = ("never", "auto")
 PROMPT, TOKENS = "The river", 16
@@ -151,7 +151,7 @@ def told(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     """Print the machine and a line for each way of loading."""
     where = result["environment"]
-    threads = f"{where['threads']} thread" + "s" * (where["threads"] > 1)
+    threads = counted(where["threads"], "thread")
     terminal.line(f"{where['cpu']['model']}, {threads}, {where['commit']}")
     rates = [rate / 1e9 for rate in result["new_memory_bytes_per_s"]]
     terminal.line(f"new memory: {min(rates):.1f} to {max(rates):.1f} GB/s")

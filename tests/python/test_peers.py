@@ -290,9 +290,11 @@ def test_all_layers_are_added_up_where_all_were_timed() -> None:
     ]
     (found,) = peers.whole_layers(cases)
     assert found["seconds"] == pytest.approx({"halfbyte": 0.275, "litert": 0.55})
-    assert "1 tokens, 2 threads: halfbyte 275.0 ms, litert 2.00 times" in (
+    assert "1 token, 2 threads: halfbyte 275.0 ms, litert 2.00 times" in (
         peers.describe(found)
     )
+    found |= {"tokens": 512, "threads": 1}
+    assert "512 tokens, 1 thread: halfbyte" in peers.describe(found)
     assert peers.whole_layers(cases[1:]) == []
     del cases[3]["sides"]["litert"]
     assert peers.whole_layers(cases)[0]["seconds"].keys() == {"halfbyte"}
