@@ -277,7 +277,7 @@ std::optional<OrdinaryRows<T>> AsOrdinaryRows(const py::object& x, size_t K,
     return std::nullopt;
   }
   Mat<T> y(const_cast<T*>(ym.data), ym.rows, N);
-  return OrdinaryRows<T>{xm, y, py::reinterpret_borrow<py::array>(result)};
+  return OrdinaryRows<T>{xm, y, py::reinterpret_borrow<py::array_t<T>>(result)};
 }
 
 template std::optional<OrdinaryRows<float>> AsOrdinaryRows(const py::object&, size_t,

@@ -48,7 +48,7 @@ template <class T>
 struct OrdinaryRows {
   Mat<const T> x;
   Mat<T> y;
-  pybind11::array out;
+  pybind11::array_t<T> out;
 };
 template <class T>
 std::optional<OrdinaryRows<T>> AsOrdinaryRows(const pybind11::object& x, size_t K,

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -135,12 +136,12 @@ void LinearOf(const Weight& self, const py::array& x, const py::object& bias,
 }
 
 // The product without a bias of what most callers have, at once: `out` or a new array.
-// None if x or out is anything else than an ordinary array.
-py::object LinearAtOnce(const Weight& self, const py::object& x, const py::object& out,
-                        size_t threads) {
+// Nothing if x or out is anything else than an ordinary array.
+std::optional<py::array_t<float>> LinearAtOnce(const Weight& self, const py::object& x,
+                                               const py::object& out, size_t threads) {
   const WeightView& w = self.view;
   auto rows = AsOrdinaryRows<float>(x, w.K, out, w.N);
-  if (!rows) return py::none();
+  if (!rows) return std::nullopt;
   const Context context = MakeContext(threads);
   {
     const py::gil_scoped_release nogil;
@@ -173,10 +174,13 @@ void LinearAt(const Weight& self, uintptr_t x, const std::string& type, size_t r
   Narrow(context, y, format, {reinterpret_cast<uint16_t*>(out), rows, w.N});
 }
 
-py::object LinearCodesAtOnce(const Weight& self, const py::object& x, float x_step,
-                             float y_step, const py::object& out, size_t threads) {
+std::optional<py::array_t<int8_t>> LinearCodesAtOnce(const Weight& self,
+                                                     const py::object& x, float x_step,
+                                                     float y_step,
+                                                     const py::object& out,
+                                                     size_t threads) {
   auto rows = AsOrdinaryRows<int8_t>(x, self.view.K, out, self.view.N);
-  if (!rows) return py::none();
+  if (!rows) return std::nullopt;
   const Context context = MakeContext(threads);
   {
     const py::gil_scoped_release nogil;

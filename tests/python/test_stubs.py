@@ -29,6 +29,13 @@ STUB = Path(halfbyte.__file__).with_name("_core.pyi")
 CLASSES = [name for name, item in vars(_core).items() if isinstance(item, type)]
 UNBUILT = ["File", "Model", "Tokenizer"]
 
+# How pybind11 spells the stub's arrays.
+ARRAYS = {
+    "_F32": "NDArray[np.float32]",
+    "_U8": "NDArray[np.uint8]",
+    "NDArray[np.": "numpy.typing.NDArray[numpy.",
+}
+
 
 def run(*line: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -124,19 +131,16 @@ def signature(member: Any) -> tuple[list[str], str]:
 
 def same_type(compiled: str, stub: str) -> bool:
     """Whether the stub says what pybind11 says, or the same more exactly."""
-    arrays = {"_F32": "float32", "_U8": "uint8", "NDArray[np.float64]": "float64"}
-    if stub in arrays:
-        return compiled in (
-            "numpy.ndarray",
-            f"numpy.typing.NDArray[numpy.{arrays[stub]}]",
-        )
+    for short, full in ARRAYS.items():
+        stub = stub.replace(short, full)
+    array = r"numpy\.typing\.NDArray\[numpy\.\w+\]"
     outer = re.match(r"\w+", stub)
     assert outer is not None
     loose = compiled in ("list", "dict", "tuple") and compiled == outer[0]
+    untyped = compiled == "numpy.ndarray" and re.fullmatch(array, stub) is not None
     optional = stub == f"{compiled} | None" and compiled == "Tokenizer"
     text = (compiled, stub) == ("object", "str | bytes")
-    array = compiled == "object" and stub in ("_F32 | None", "NDArray[np.int8] | None")
-    return compiled == stub or loose or optional or text or array
+    return compiled == stub or loose or untyped or optional or text
 
 
 def differences(stub: str) -> list[str]:
