@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gguf
 import halfbyte
 import numpy as np
@@ -187,6 +189,29 @@ def test_layers_compile_as_one_graph(grid: qat.Grid) -> None:
         found.append([p.grad.clone() for p in (x, *layer.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert all(g.abs().sum() > 0 for g in found[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_compiler_meets_the_result_under_one_name() -> None:
+    """Under two, torch 2.11 loses its gradient; later ones do not, but trace the same."""
+    traced: list[torch.fx.GraphModule] = []
+
+    def backend(module: torch.fx.GraphModule, _inputs: object) -> Any:
+        traced.append(module)
+        return module.forward
+
+    def run(x: torch.Tensor, log_step: torch.Tensor) -> torch.Tensor:
+        return fake.fake_quant(x, log_step, -8, 7)
+
+    x, log_step = draw(8, 4, 32).requires_grad_(), torch.zeros(4, 1, requires_grad=True)
+    torch.compile(run, backend=backend, fullgraph=True)(x, log_step)
+    (module,) = traced
+    (applied,) = (n for n in module.graph.nodes if "autograd_function" in n.name)
+    forward = module.get_submodule(applied.args[0].target).graph
+    result = forward.output_node().all_input_nodes[0].meta["example_value"]
+    values = [node.meta.get("example_value") for node in forward.nodes]
+    assert result.shape == x.shape
+    assert sum(value is result for value in values) == 1
 
 
 @pytest.mark.parametrize("bits", [1, 3, 16])
