@@ -168,16 +168,23 @@ bool FitLevels(const Group& g, int m, Fit& fit) {
   return hn::AllFalse(df, wrong) && !both && fit.low <= fit.high * (1.0f + 0x1p-22f);
 }
 
-// How many weights are bf16(step * level).
+// How many weights are bf16(step * level), if all others are but an ulp away; else 0. A
+// step that 16 bits do not hold moves them further: all but those that are 0.
 size_t CountExact(const Group& g, const Fit& fit, float step) {
+  constexpr int32_t kUlp = 0x10000;  // of bf16, in bits of f32
   const DF df;
+  const hn::RebindToSigned<DF> di32;
+  auto apart = hn::Zero(di32);
   size_t exact = 0;
   for (size_t i = 0; i < kLen; i += hn::Lanes(df)) {
+    const auto w = hn::Load(df, g.w + i);
     const auto product = hn::Mul(hn::Load(df, fit.level + i), hn::Set(df, step));
     const auto rounded = PromoteBF16(df, DemoteBF16(df, product));
-    exact += hn::CountTrue(df, hn::Eq(rounded, hn::Load(df, g.w + i)));
+    exact += hn::CountTrue(df, hn::Eq(rounded, w));
+    const auto bits = hn::Sub(hn::BitCast(di32, rounded), hn::BitCast(di32, w));
+    apart = hn::Max(apart, hn::Abs(bits));
   }
-  return exact;
+  return hn::ReduceMax(di32, apart) > kUlp ? 0 : exact;
 }
 
 // Of the steps that the format stores around the middle of the interval, the one that
@@ -233,7 +240,7 @@ OnLattice RecoverGroup(const uint8_t* w, typename Fmt::Block& block) {
     if (!FitLevels(g, 1 + std::countr_zero(left), fit)) continue;
     uint16_t step = 0;
     const size_t exact = ChooseStep<Fmt>(g, fit, step);
-    if (exact == 0) break;  // too small or too large to store
+    if (exact == 0) break;  // the step is too small or too large to store
     StoreBlock<Fmt>(fit, step, block);
     if (g.nonzero < kFewest) return OnLattice::kTooFew;
     return exact == kLen ? OnLattice::kExact : OnLattice::kLevels;

@@ -761,7 +761,10 @@ def _recover_group(w: F32Array, format: str) -> tuple[F32Array, np.float32, int]
         if signs == 2 or not meet or ((levels == 0) != (w == 0)).any():
             continue
         steps = _stored_near(np.float32(0.5) * least + np.float32(0.5) * most, format)
-        exact = (_to_bf16(steps[:, np.newaxis] * levels) == w).sum(axis=1)
+        back = _to_bf16(steps[:, np.newaxis] * levels)
+        apart = np.abs(back.view(np.int32) - w.view(np.int32)).max(axis=1)
+        # A step that 16 bits do not hold moves weights by more than an ulp of bfloat16.
+        exact = np.where(apart > 0x10000, 0, (back == w).sum(axis=1))
         if not exact.any():
             break
         best = int(exact.argmax())

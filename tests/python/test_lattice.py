@@ -125,6 +125,32 @@ def test_other_weights_are_never_on_it(scheme: str) -> None:
         assert kinds.tolist() == [Group.OFF]
 
 
+@every_target
+@pytest.mark.parametrize("fmt", ["q4_0", "q8_0", "w4g32"])
+def test_no_step_is_claimed_that_16_bits_do_not_hold(fmt: str) -> None:
+    """From below bfloat16's numbers to near its largest; zeros come back with any step."""
+    levels = (5 * np.arange(32)) % 16 - 8
+    few = np.where(np.arange(32) < 2, levels, 0)
+    none_is_zero = np.where(levels == 0, 1, levels)
+    groups = np.concatenate([levels, few, none_is_zero])
+    exponents = np.arange(-140, 120, 0.75)
+    x = bf16(np.outer(2.0**exponents, groups))
+    found = lattice.recover(x, fmt)
+    back = bf16(found.weight.dequantize()) + 0.0  # no -0
+    bits = [v.view(np.uint32).astype(np.int64) >> 16 for v in (back, x + 0.0)]
+    apart = np.abs(bits[0] - bits[1]).reshape(-1, 3, 32).max(axis=2)
+    assert set(apart[found.groups == Group.EXACT]) == {0}
+    assert set(apart[found.groups > Group.OFF]) == {0, 1}
+    # A float16 step has 2^-24 for its least and 65504 for its largest, a bfloat16 one
+    # 2^-133 and nearly 2^128: what lies well between is found.
+    least, most = (-126, 120) if fmt == "w4g32" else (-14, 15)
+    between = (exponents >= least) & (exponents <= most)
+    assert (found.groups[between] != Group.OFF).all()
+    if fmt != "w4g32":  # beyond 2^-120 some groups are zeros, which any step gives
+        beyond = (exponents < -26) & (exponents > -120) | (exponents > 17)
+        assert (found.groups[beyond] == Group.OFF).all()
+
+
 def test_a_step_stores_plus_or_minus_eight_but_not_both() -> None:
     levels = np.arange(32) % 16 - 8
     levels[1] = 8  # beside -8, and beside odd levels, which leave no larger step

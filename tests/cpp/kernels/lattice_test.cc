@@ -58,6 +58,21 @@ TEST_P(LatticeTest, BlocksGiveTheirWeightsBack) {
   }
 }
 
+// The nearest that f16 has, 2^-24 and 65504, would give but the zeros among them.
+TEST_P(LatticeTest, StepsBeyondThoseOfTheFormatAreNone) {
+  for (const float step : {0x1p-40f, 0x1p30f}) {
+    const std::vector<uint16_t> w = Weights(32, 8, step);
+    std::vector<uint8_t> blocks(RowBytes(Format::kQ4_0, 32)), usual(blocks.size());
+    OnLattice found;
+    RecoverBlocks(Format::kQ4_0, w.data(), 32, blocks.data(), &found);
+    EXPECT_EQ(OnLattice::kNo, found) << step;
+    std::vector<float> values(32);
+    for (size_t i = 0; i < 32; ++i) values[i] = F32FromBF16(w[i]);
+    KernelsFor(Format::kQ4_0).encode_row_ref(values.data(), 32, usual.data());
+    EXPECT_EQ(usual, blocks) << step;
+  }
+}
+
 // Not dispatched by target.
 TEST(RowLatticeTest, RowsGiveTheirWeightsBack) {
   for (const auto& [format, half] :
