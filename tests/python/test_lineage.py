@@ -21,8 +21,10 @@ import gguf
 import halfbyte
 import numpy as np
 import pytest
+import tiny
 import torch
 from gguf.quants import quantize
+from halfbyte import qat
 from halfbyte.conversion import repair
 from halfbyte.lineage import Lineage, Verdict, identity, lineage
 from halfbyte.lineage.identity import KnownFile
@@ -517,6 +519,7 @@ def test_metadata_is_shown_and_decides_nothing(tmp_path: Path) -> None:
         "general.name": "Gemma 4 E2B It Qat Q4_0\x1b[31m" + "x" * 100,
         "general.quantized_by": "somebody",
         "quantize.imatrix.file": "data",
+        "halfbyte.written_by": "qat.export, q4_0: trained",
     }
     plain = lineage(write_gguf(tmp_path / "a.gguf", q4_0(untrained(1))))
     found = lineage(write_gguf(tmp_path / "b.gguf", q4_0(untrained(1)), keys=keys))
@@ -527,6 +530,27 @@ def test_metadata_is_shown_and_decides_nothing(tmp_path: Path) -> None:
     assert hints["general.name"].found.isprintable()
     assert len(hints["general.name"].found) < 80
     assert hints["quantize.imatrix.file"].means is not None
+
+
+def test_what_halfbyte_wrote_says_how_it_was_made(tmp_path: Path) -> None:
+    def said(path: Path) -> list[str]:
+        found = lineage(path).hints
+        return [hint.found for hint in found if hint.what == "halfbyte.written_by"]
+
+    model = tiny.rounded(tiny.build("e2b", wide=True))
+    bf16 = tiny.save_hf(model, tmp_path / "bf16", dtype=torch.bfloat16)
+    assert said(bf16) == []
+    halfbyte.convert(bf16, tmp_path / "bf16.gguf", format="bf16")
+    assert said(tmp_path / "bf16.gguf") == ["convert, bf16"]
+    halfbyte.convert(tmp_path / "bf16.gguf", tmp_path / "m.gguf", quantizer="mse")
+    assert said(tmp_path / "m.gguf") == ["convert, q4_0: by the lattice, or else mse"]
+    halfbyte.convert(bf16, tmp_path / "ct", to="safetensors", format="w4a16-ct")
+    assert said(tmp_path / "ct") == ["convert, w4a16-ct: by the lattice, or else rtn"]
+    qat.prepare(model)
+    qat.export(model, tmp_path / "qat")
+    assert said(tmp_path / "qat") == [
+        "qat.export, q4_0: levels of fake quantization, trained or not"
+    ]
 
 
 def test_what_a_directory_says_of_itself(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from halfbyte import names, targets
+from halfbyte import names, origin, targets
 from halfbyte.conversion.encoders import quantizers
 from halfbyte.conversion.forms import FORMS
 from halfbyte.conversion.gemma_directory import FILE, plan_directory
@@ -106,10 +106,9 @@ def convert(
         threads = targets._valid(threads, "threads")
     started = time.monotonic()
     source, target = names.resolve(src), Path(os.fsdecode(dst))
-    if to == "gguf":
-        plan = plan_gguf(source, format, rounds)
-    else:
-        plan = plan_directory(source, format, rounds)
+    planned = plan_gguf if to == "gguf" else plan_directory
+    how = None if format == "bf16" else f"by the lattice, or else {quantizer}"
+    plan = planned(source, format, rounds, origin.claim("convert", format, how))
     tallies, resumed = None, 0
     if not dry_run:
         if to != "gguf":

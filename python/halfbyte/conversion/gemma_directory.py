@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from halfbyte import gemma
@@ -34,7 +35,9 @@ _CONFIG = "config.json"
 _BESIDE = (*TOKENIZER, "preprocessor_config.json", "processor_config.json")
 
 
-def plan_directory(path: Path, format: str, quantizer_of: QuantizerOf) -> Plan:
+def plan_directory(
+    path: Path, format: str, quantizer_of: QuantizerOf, claim: Mapping[str, str]
+) -> Plan:
     """Plan a directory.
 
     Parameters
@@ -45,6 +48,8 @@ def plan_directory(path: Path, format: str, quantizer_of: QuantizerOf) -> Plan:
         Of the matrices of the text model. All else is BF16.
     quantizer_of : callable
         From the name in GGUF of a tensor and its shape to what rounds it.
+    claim : mapping
+        Metadata that says how the file was made.
 
     Returns
     -------
@@ -89,7 +94,7 @@ def plan_directory(path: Path, format: str, quantizer_of: QuantizerOf) -> Plan:
     made["dtype"] = "bfloat16"
     return Plan(
         tuple(jobs),
-        safetensors.layout([output for job in jobs for output in job.outputs]),
+        safetensors.layout(claim, [output for job in jobs for output in job.outputs]),
         open_safetensors,
         tuple(left_out),
         form.notes() if form else (),

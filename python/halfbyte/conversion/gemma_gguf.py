@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,9 @@ _ROUTER = "ffn_gate_inp.weight"
 _ROWS, _ON = 32, 0.999
 
 
-def plan_gguf(path: Path, format: str, quantizer_of: QuantizerOf) -> Plan:
+def plan_gguf(
+    path: Path, format: str, quantizer_of: QuantizerOf, claim: Mapping[str, str]
+) -> Plan:
     """Plan a GGUF file with the types of the official Q4_0 ones.
 
     Parameters
@@ -60,6 +62,8 @@ def plan_gguf(path: Path, format: str, quantizer_of: QuantizerOf) -> Plan:
         Of the matrices.
     quantizer_of : callable
         From the name of a tensor of the target and its shape to what rounds it.
+    claim : mapping
+        Metadata that says how the file was made.
 
     Returns
     -------
@@ -94,7 +98,7 @@ def plan_gguf(path: Path, format: str, quantizer_of: QuantizerOf) -> Plan:
     outputs = [output for job in jobs for output in job.outputs]
     return Plan(
         jobs,
-        gguf.layout(metadata, outputs),
+        gguf.layout(metadata | dict(claim), outputs),
         lambda part: _check(part, model.config),
         tuple(left_out),
     )

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from halfbyte.conversion.plan import Layout, Output
@@ -16,11 +16,13 @@ _SIZES = {"I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1}
 _ALIGNMENT = 8
 
 
-def layout(outputs: Sequence[Output]) -> Layout:
+def layout(metadata: Mapping[str, str], outputs: Sequence[Output]) -> Layout:
     """Lay out a file. The widest numbers come first, so that all are aligned.
 
     Parameters
     ----------
+    metadata : mapping
+        Without ``format``, which Transformers asks for.
     outputs : sequence of Output
         Of the types that a file may have.
 
@@ -29,7 +31,7 @@ def layout(outputs: Sequence[Output]) -> Layout:
     Layout
     """
     order = sorted(range(len(outputs)), key=lambda i: -_SIZES[outputs[i].type])
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     begins, end = [0] * len(outputs), 0
     for i in order:
         output = outputs[i]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from halfbyte import origin
 from halfbyte.choice import shown
 from halfbyte.files import File
 from halfbyte.modules import CODES, STEP_NAMES, Module, modules_of
@@ -26,6 +27,7 @@ _KEYS = {
     "general.base_model.0.repo_url": None,
     "general.repo_url": None,
     "general.quantized_by": "packed by somebody else; official files have no such key",
+    origin.KEY: "what halfbyte did, if that is true; the weights count for more",
     "halfbyte.repaired": "trained levels, as far as a requantized file still told them",
     "quantize.imatrix.file": "packed with an importance matrix; official files are not",
 }
@@ -56,12 +58,13 @@ def hints(file: File) -> tuple[Hint, ...]:
     Returns
     -------
     tuple of Hint
-        For GGUF from keys and types, for safetensors from the kinds of tensors.
+        From keys; for GGUF from types, for safetensors from the kinds of tensors.
     """
     metadata = file.metadata
+    own = tuple(_of_keys(metadata))
     if "general.architecture" not in metadata:
-        return tuple(_of_directory(file))
-    return (*_of_keys(metadata), *_of_types(file), *_of_count(file))
+        return (*own, *_of_directory(file))
+    return (*own, *_of_types(file), *_of_count(file))
 
 
 def _of_keys(metadata: dict[str, Any]) -> Iterator[Hint]:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from halfbyte.errors import ArgumentError, UnsupportedError
+from halfbyte.origin import claim
 from halfbyte.qat.gemma import text_model
 from halfbyte.qat.modules import FakeQuantEmbedding, FakeQuantLinear, FakeQuantModule
 from halfbyte.qat.prepare import fake_modules, prepared
@@ -66,7 +67,8 @@ def export(model: Any, directory: str | Path, *, tokenizer: Any = None) -> Path:
     config = _config(model, _quantization(model, scheme) if scheme.packed else None)
     if config["tie_word_embeddings"]:
         tensors.pop("lm_head.weight", None)
-    _save(tensors, target / "model.safetensors")
+    how = "levels of fake quantization, trained or not"
+    _save(tensors, target / "model.safetensors", claim("qat.export", scheme.name, how))
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(target)
@@ -183,7 +185,7 @@ def _config(model: Any, quantization: dict[str, Any] | None) -> dict[str, Any]:
     return made
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     whole = path.with_suffix(".partial")
-    save_file(tensors, whole, metadata={"format": "pt"})
+    save_file(tensors, whole, metadata={"format": "pt"} | metadata)
     whole.replace(path)
