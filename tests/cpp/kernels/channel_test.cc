@@ -160,6 +160,29 @@ TEST_P(ChannelTest, CodesSpreadToBytesGiveTheExactSum) {
   }
 }
 
+// A few tokens, whose slice is read in two or three streams: panels that they share,
+// some that are left over, a part of one, and a slice that begins behind others.
+TEST_P(ChannelTest, StreamsFarApartGiveTheExactSum) {
+  constexpr size_t N = 8 * kPanelRows + 3, K = 10 * 1024;
+  for (const FormatInfo& info : RowScaledFormats()) {
+    for (size_t M : {1, 2, 5, 8}) {
+      Problem p(info, M, N, K, Problem::kRandom);
+      for (size_t begin : {size_t{0}, 2 * kPanelRows}) {
+        Guarded<float> y(M * N);
+        ChannelArgs args = p.Args(0.0f, y.data(), nullptr);
+        args.row_begin = begin;
+        p.kernels.linear_channels(args);
+        for (size_t i = 0; i < M * N; ++i) {
+          if (i % N < begin) continue;
+          ASSERT_EQ(BitsOf(p.Want(i / N, i % N)), BitsOf(y.At(i)))
+              << info.name << " M " << M << " row " << i % N;
+        }
+        EXPECT_TRUE(y.Intact());
+      }
+    }
+  }
+}
+
 // Codes and activations at the ends of their ranges, over the longest row there is.
 TEST_P(ChannelTest, NoSumOverflowsAtTheExtremes) {
   for (const FormatInfo& info : RowScaledFormats()) {
