@@ -27,7 +27,8 @@ TEST_F(TargetsTest, NamesTheDotThatRuns) {
   for (const std::string& name : CpuTargets()) {
     SetCpuTarget(name);
     const size_t plus = name.find('+');
-    if (plus != std::string::npos) EXPECT_EQ(CpuDot(), name.substr(plus + 1));
+    if (plus == std::string::npos) continue;
+    EXPECT_EQ(CpuDot(), name.substr(plus + 1));
   }
 }
 
