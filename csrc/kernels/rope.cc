@@ -28,8 +28,9 @@ void Rope(float* x, size_t head_dim, const float* cos, const float* sin, size_t 
   ForVectors(df, 0, pairs, [&](size_t i, auto io) HWY_ATTR {
     const auto a = io.Load(df, x + i), b = io.Load(df, upper + i);
     const auto c = io.Load(df, cos + i), s = io.Load(df, sin + i);
-    io.Store(hn::MulSub(a, c, hn::Mul(b, s)), df, x + i);
-    io.Store(hn::MulAdd(a, s, hn::Mul(b, c)), df, upper + i);
+    // Each product is rounded, as in the modules of transformers: the same bits.
+    io.Store(hn::Sub(hn::Mul(a, c), hn::Mul(b, s)), df, x + i);
+    io.Store(hn::Add(hn::Mul(b, c), hn::Mul(a, s)), df, upper + i);
   });
 }
 

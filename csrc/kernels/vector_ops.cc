@@ -41,14 +41,6 @@ void Scale(float a, size_t n, float* y) {
   });
 }
 
-void ScaledAdd(float a, const float* x, size_t n, float* y) {
-  const hn::ScalableTag<float> df;
-  const auto factor = hn::Set(df, a);
-  ForVectors(df, 0, n, [&](size_t i, auto io) HWY_ATTR {
-    io.Store(hn::MulAdd(io.Load(df, x + i), factor, io.Load(df, y + i)), df, y + i);
-  });
-}
-
 }  // namespace
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE
@@ -61,7 +53,6 @@ namespace halfbyte {
 HWY_EXPORT(Add);
 HWY_EXPORT(Mul);
 HWY_EXPORT(Scale);
-HWY_EXPORT(ScaledAdd);
 
 void Add(const float* x, size_t n, float* y) noexcept {
   HWY_DYNAMIC_DISPATCH(Add)(x, n, y);
@@ -73,10 +64,6 @@ void Mul(const float* x, size_t n, float* y) noexcept {
 
 void Scale(float a, size_t n, float* y) noexcept {
   HWY_DYNAMIC_DISPATCH(Scale)(a, n, y);
-}
-
-void ScaledAdd(float a, const float* x, size_t n, float* y) noexcept {
-  HWY_DYNAMIC_DISPATCH(ScaledAdd)(a, x, n, y);
 }
 
 }  // namespace halfbyte

@@ -9,10 +9,9 @@
 
 namespace halfbyte {
 
-void Add(const float* x, size_t n, float* y) noexcept;                 // y += x
-void Mul(const float* x, size_t n, float* y) noexcept;                 // y *= x
-void Scale(float a, size_t n, float* y) noexcept;                      // y *= a
-void ScaledAdd(float a, const float* x, size_t n, float* y) noexcept;  // y += a x
+void Add(const float* x, size_t n, float* y) noexcept;  // y += x
+void Mul(const float* x, size_t n, float* y) noexcept;  // y *= x
+void Scale(float a, size_t n, float* y) noexcept;       // y *= a
 
 }  // namespace halfbyte
 #endif  // HALFBYTE_KERNELS_VECTOR_OPS_H_

@@ -206,7 +206,7 @@ class GgufConfig {
     // Gemma 3 27B, and it alone, scales by the width of a head's share of the stream.
     const bool is_27b = c_.layers.size() == 62;
     const size_t divisor = is_27b ? c_.hidden_size / c_.num_heads : head_dim_full_;
-    c_.attention_scale = 1.0f / sqrtf(static_cast<float>(divisor));
+    c_.attention_scale = static_cast<float>(1.0 / sqrt(static_cast<double>(divisor)));
   }
 
   void CheckSame(const std::string& name, size_t want) const {

@@ -19,6 +19,12 @@
 namespace halfbyte {
 namespace {
 
+// Rounded from double, and below no product is fused with a sum: what stands between
+// the products of matrices has the bits of transformers' modules in float32.
+float InverseRoot(size_t n) {
+  return static_cast<float>(1.0 / sqrt(static_cast<double>(n)));
+}
+
 // One pass. M tokens, H hidden_size, D head_dim of the layer, P ple_len, F ffn_len.
 class Pass {
  public:
@@ -131,7 +137,7 @@ class Pass {
     const size_t L = c_.layers.size(), P = c_.ple_len;
     const Mat<float> ple = Ple();
     Product(h, w.ple_model_proj, ple);
-    ScaleRows(1.0f / sqrtf(static_cast<float>(c_.hidden_size)), ple);
+    ScaleRows(InverseRoot(c_.hidden_size), ple);
     RmsNormHeads(context_, ple, L, w.ple_proj_norm, c_.norm_eps);
     const float scale = sqrtf(static_cast<float>(P));
     constexpr size_t kAtOnce = 16;  // tokens: their rows are decoded beside `ple`
@@ -140,7 +146,8 @@ class Pass {
       const Mat<float> rows = ws_.ple_rows.Shape(count, L * P);
       PleRows(w.ple_table, ids.subspan(begin, count), rows);
       ForEachRow(context_, count, L * P, [&](size_t m) {
-        ScaledAdd(scale, rows.Row(m), L * P, ple.Row(begin + m));
+        Scale(scale, L * P, rows.Row(m));
+        Add(rows.Row(m), L * P, ple.Row(begin + m));
         Scale(sqrtf(0.5f), L * P, ple.Row(begin + m));
       });
     }
@@ -227,8 +234,10 @@ class Pass {
                                          Mat<const float> residual) const {
     const size_t E = c_.num_experts;
     const Mat<float> t = ws_.norm.Shape(residual.rows, c_.hidden_size);
-    Norm(residual, w.router_scale, t);
-    ScaleRows(1.0f / sqrtf(static_cast<float>(c_.hidden_size)), t);
+    Norm(residual, {}, t);
+    ForEachRow(context_, t.rows, t.cols,
+               [&](size_t m) { Mul(w.router_scale.data(), t.cols, t.Row(m)); });
+    ScaleRows(InverseRoot(c_.hidden_size), t);
     const Mat<float> p = ws_.router.Shape(residual.rows, E);
     Product(t, w.router, p);
     Softmax(context_, p, p);
@@ -269,7 +278,8 @@ class Pass {
       }
       Mlp(x, w.Gate(e, F), w.Up(e, F), w.down.Rows(e * H, H), y);
       for (size_t i = 0; i < tokens.size(); ++i) {
-        ScaledAdd(tokens[i].weight, y.Row(i), H, sum.Row(tokens[i].token));
+        Scale(tokens[i].weight, H, y.Row(i));
+        Add(y.Row(i), H, sum.Row(tokens[i].token));
       }
     }
     Norm(sum, w.post_norm, sum);
