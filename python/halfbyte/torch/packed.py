@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from halfbyte.errors import ArgumentError
@@ -14,25 +15,41 @@ from halfbyte.errors import ArgumentError
 __all__ = ["PackedModule", "PackedParameter", "frozen"]
 
 
+def _refuse_sum(*args: Any) -> Any:  # noqa: ARG001
+    raise ArgumentError(
+        "weight: packed bytes take no merged adapter: keep it beside the layer, or "
+        "merge it into the dense model and quantize that again"
+    )
+
+
+class _Bytes(Tensor):
+    """A tensor but for sums, which would not be of weights."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # results are plain
+    __add__ = __radd__ = __iadd__ = _refuse_sum
+    __sub__ = __rsub__ = __isub__ = _refuse_sum
+
+    def clone(self, *args: Any, **kwargs: Any) -> Tensor:
+        return super().clone(*args, **kwargs).as_subclass(_Bytes)
+
+
 class PackedParameter(nn.Parameter):
     """Packed bytes as a parameter: no sum takes their place.
 
-    PEFT merges an adapter by assigning to ``weight.data``. Where a weight is a byte, the
-    shapes fit, and what came out would be no weights.
+    PEFT merges an adapter by adding to ``weight.data``, or to a copy that it assigns.
+    Torch would speak of shapes, or, where a weight is a byte, let it happen.
     """
 
     @property
     def data(self) -> Tensor:
         """The bytes."""
-        return Tensor.data.__get__(self)  # type: ignore[attr-defined, no-any-return]
+        found: Tensor = Tensor.data.__get__(self)  # type: ignore[attr-defined]
+        return found.as_subclass(_Bytes)
 
     @data.setter
     def data(self, bytes: Tensor) -> None:
         if bytes.data_ptr() != self.data_ptr():
-            raise ArgumentError(
-                "weight: packed bytes take no merged adapter: keep it beside the layer, "
-                "or merge it into a torch.nn.Linear made of dequantize()"
-            )
+            _refuse_sum()
 
 
 def frozen(tensor: Tensor) -> nn.Parameter:
