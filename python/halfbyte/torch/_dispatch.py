@@ -16,6 +16,7 @@ from halfbyte.errors import ArgumentError, DTypeError, ShapeError
 __all__ = [
     "TYPES",
     "as_vector",
+    "at_once",
     "check_float",
     "check_indices",
     "num_threads",
@@ -100,3 +101,19 @@ def as_vector(x: Tensor, name: str, size: int) -> Tensor:
     """`x` as a contiguous float32 vector of `size` elements: itself if it is that."""
     check_vector(x, name, size)
     return x.detach().float().contiguous()
+
+
+def at_once(x: Tensor, weight: Tensor | None) -> bool:
+    """Whether the dispatcher would go straight to the kernel, and can be left out.
+
+    It costs more than a small product. Not where someone traces or watches, where a
+    gradient is wanted, or where `x` is not memory to be read as it is.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    if type(x) is not Tensor or not x.is_cpu or x.layout is not torch.strided:
+        return False
+    if x.is_neg():
+        return False
+    wants_grad = x.requires_grad or (weight is not None and weight.requires_grad)
+    return not (wants_grad and torch.is_grad_enabled())

@@ -14,7 +14,7 @@ from halfbyte import _core
 from halfbyte.errors import ArgumentError, ShapeError
 from halfbyte.formats import FormatInfo, format_info
 from halfbyte.torch import ops
-from halfbyte.torch._dispatch import check_vector, num_threads
+from halfbyte.torch._dispatch import at_once, check_vector, num_threads
 from halfbyte.torch.packed import PackedModule, PackedParameter, frozen
 
 __all__ = ["QuantEmbedding", "QuantLinear", "repack"]
@@ -34,22 +34,6 @@ def _zeros(*shape: int, device: str | torch.device) -> nn.Parameter:
 
 def _empty_rows(n: int, width: int, device: str | torch.device) -> nn.Parameter:
     return frozen(torch.zeros(n, width, dtype=torch.uint8, device=device))
-
-
-def _at_once(x: Tensor, bias: Tensor | None) -> bool:
-    """Whether the dispatcher would go straight to the kernel, and can be left out.
-
-    It costs more than a small product. Not where someone traces or watches, where a
-    gradient is wanted, or where `x` is not memory to be read as it is.
-    """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return False
-    if type(x) is not Tensor or not x.is_cpu or x.layout is not torch.strided:
-        return False
-    if x.is_neg():
-        return False
-    wants_grad = x.requires_grad or (bias is not None and bias.requires_grad)
-    return not (wants_grad and torch.is_grad_enabled())
 
 
 class QuantLinear(PackedModule, nn.Linear):
@@ -286,7 +270,7 @@ class QuantLinear(PackedModule, nn.Linear):
         """Multiply ``x``, of shape (..., K), into shape (..., N) of the same type."""
         parameters = self._parameters  # an attribute takes three times as long
         bias = parameters["bias"]
-        if _at_once(x, bias):
+        if at_once(x, bias):
             return ops.product(*self._packed(), x, bias, self.activations)
         weight = self.weight
         return ops.linear(

@@ -45,6 +45,10 @@ class HalfbyteConfig(QuantizationConfigMixin):
         Whether to keep a second copy of the weights in the order of the products, which
         then run at the speed of memory. ``"auto"``: if the memory that is free holds
         it with a fifth to spare.
+    fuse : bool
+        Whether what stands between the products of a Gemma 3 or Gemma 4 model is
+        computed by halfbyte too: norms, rotary embeddings, GELU, the choice of experts,
+        and attention, unless another ``attn_implementation`` is asked for.
     module_formats : dict of str to str, optional
         Names of packed modules to their formats. Saved checkpoints have it; nothing
         else is packed then.
@@ -64,6 +68,7 @@ class HalfbyteConfig(QuantizationConfigMixin):
         embeddings: bool | str = False,
         activations: str = "auto",
         repack: str = "auto",
+        fuse: bool = False,
         module_formats: Mapping[str, str] | None = None,
         quant_method: str = METHOD,
     ) -> None:
@@ -77,6 +82,7 @@ class HalfbyteConfig(QuantizationConfigMixin):
         self.embeddings = _embeddings(embeddings, self.format)
         self.activations = _choice("activations", activations)
         self.repack = _choice("repack", repack)
+        self.fuse = _flag("fuse", fuse)
         self.module_formats = _module_formats(module_formats)
 
     @property
@@ -144,6 +150,12 @@ def _choice(name: str, value: str) -> str:
     if value not in _CHOICES[name]:
         known = ", ".join(repr(choice) for choice in _CHOICES[name])
         raise ArgumentError(f"{name}: expected one of {known}, got {value!r}")
+    return value
+
+
+def _flag(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise ArgumentError(f"{name}: expected True or False, got {value!r}")
     return value
 
 

@@ -100,7 +100,10 @@ def from_gguf(
     state, module_formats = source.state(config)
     if dtype is None:
         packing = HalfbyteConfig(
-            module_formats=module_formats, activations=activations, repack=repack
+            module_formats=module_formats,
+            activations=activations,
+            repack=repack,
+            fuse=True,
         )
         config.quantization_config = packing.to_dict()  # as config.json would have it
     model = _CLASSES[checked.config.architecture].from_pretrained(

@@ -24,8 +24,9 @@ from halfbyte.errors import ArgumentError, UnsupportedError
 from halfbyte.formats import format_info
 from halfbyte.torch import QuantEmbedding, QuantLinear
 from halfbyte.torch.experts import QuantExperts
+from halfbyte.torch.fuse import fuse, unfuse
 from halfbyte.torch.modules import repack
-from halfbyte.transformers import swap
+from halfbyte.transformers import attention, swap
 from halfbyte.transformers.config import METHOD, HalfbyteConfig
 
 __all__ = ["HalfbyteQuantizer", "register"]
@@ -109,6 +110,7 @@ class HalfbyteQuantizer(HfQuantizer):
     quantization_config: HalfbyteConfig
     requires_calibration = False
     _dense: dict[str, nn.Module]
+    _taken: dict[str, nn.Module]  # what stood between them
     _renamings: list[WeightRenaming]
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
@@ -124,6 +126,12 @@ class HalfbyteQuantizer(HfQuantizer):
     def update_device_map(self, device_map: dict[str, Any] | None) -> dict[str, Any]:
         """Everything on the CPU."""
         return {"": "cpu"} if device_map is None else device_map
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Attend by halfbyte, if all else is to be fused and nothing was asked for."""
+        if self.quantization_config.fuse and config._attn_implementation is None:
+            config._attn_implementation = attention.NAME
+        return config
 
     def param_needs_quantization(
         self,
@@ -205,9 +213,11 @@ class HalfbyteQuantizer(HfQuantizer):
         idle = config.repack == "auto" and config.activations == "f32"
         linears = [layer for layer in layers if isinstance(layer, QuantLinear)]
         repack(linears, "never" if idle else config.repack)
+        self._taken = fuse(model) if config.fuse else {}
         return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+        unfuse(model, self._taken)
         for name, dense in self._dense.items():
             swap.fill(dense, model.get_submodule(name), dtype)
             model.set_submodule(name, dense)
