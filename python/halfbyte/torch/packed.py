@@ -25,7 +25,8 @@ def _refuse_sum(*args: Any) -> Any:  # noqa: ARG001
 class _Bytes(Tensor):
     """A tensor but for sums, which would not be of weights."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # results are plain
+    # Results are plain tensors.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     __add__ = __radd__ = __iadd__ = _refuse_sum
     __sub__ = __rsub__ = __isub__ = _refuse_sum
 
