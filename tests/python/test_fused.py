@@ -198,6 +198,34 @@ def test_other_frequencies_are_left_to_transformers() -> None:
     assert "model.rotary_emb" not in fuse(model)
 
 
+# ---- accelerate
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_an_accelerated_model_is_fused_if_asked(name: str) -> None:
+    """The bound is that of test_quantizer.py: activations are not rounded."""
+    ids = torch.tensor([IDS])
+    model = tiny.build(name, wide=True).requires_grad_(False)
+    before = dict(model.named_modules())
+    options: dict[str, Any] = {"quantize": "q4_0", "activations": "f32"}
+    assert halfbyte.accelerate(model, **options).fused == 0
+    want = model(ids).logits
+    report = halfbyte.accelerate(model, fuse=True, **options)
+    ours = [n for n in of_class(model, FUSED) if not n.endswith("router.norm")]
+    assert report.fused == len(ours) > 20
+    assert f"{report.fused} modules between the products" in str(report)
+    bound = 2**-13 * float(want.abs().max())
+    assert float((model(ids).logits - want).abs().max()) < bound
+    halfbyte.restore(model)
+    assert dict(model.named_modules()) == before
+
+
+def test_a_module_with_a_hook_is_left() -> None:
+    model = tiny.build("gemma3")
+    model.model.norm.register_forward_hook(lambda *_: None)
+    assert "model.norm" not in fuse(model)
+
+
 # ---- saved, and loaded as is wanted
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from halfbyte import targets
 from halfbyte.errors import ArgumentError
 from halfbyte.formats import format_info, formats
+from halfbyte.torch import fuse as fusing
 from halfbyte.torch.foreign import Kind, Unsuitable, is_compressed, kind_of
 from halfbyte.torch.modules import QuantEmbedding, QuantLinear
 from halfbyte.torch.modules import repack as repack_layers
@@ -36,6 +37,7 @@ class Acceleration(LayerReport):
     copied_bytes: int  # of those after: not where the model had them
     repacked_bytes: int  # beside them, in the order in which products read
     kept_bytes: int  # held only so that `restore` can put them back
+    fused: int  # modules between the products
     threads: int
     threads_reason: str
 
@@ -51,6 +53,8 @@ class Acceleration(LayerReport):
         )
         yield "repacked", size_text(self.repacked_bytes)
         yield "kept", f"{size_text(self.kept_bytes)} for halfbyte.restore"
+        if self.fused:
+            yield "fused", f"{self.fused} modules between the products"
         yield "threads", f"{self.threads} ({self.threads_reason})"
 
 
@@ -68,6 +72,7 @@ class _Swap(NamedTuple):
 @dataclass
 class _Swaps:
     done: list[_Swap] = field(default_factory=list)
+    fused: dict[str, nn.Module] = field(default_factory=dict)  # what `fuse` took out
     hook: Callable[..., Any] | None = None  # taken: would have expanded the model
     hook_left: bool = False  # as layers that were left need it
 
@@ -261,6 +266,7 @@ def _report(
         copied_bytes=sum(s.copied_bytes for s in swaps.done),
         repacked_bytes=sum(p.nbytes for p in panels if p is not None),
         kept_bytes=sum(size for at, size in kept.items() if at not in live),
+        fused=len(swaps.fused),
         activations=plan.activations,
         target=targets.cpu_target(),
         threads=threads,
@@ -287,6 +293,7 @@ def accelerate(
     activations: str = "auto",
     skip: Sequence[str] | None = None,
     keep: bool = True,
+    fuse: bool = False,
 ) -> Acceleration:
     """Swap the packed layers of a loaded model for ours, in place.
 
@@ -316,6 +323,9 @@ def accelerate(
     keep : bool
         Whether to keep the layers for `restore`. It costs nothing where bytes are
         used where they lie; elsewhere the report says what.
+    fuse : bool
+        Whether halfbyte also computes what stands between the products of transformers'
+        Gemma 3 and Gemma 4: norms, rotary embeddings, GELU, the choice of experts.
 
     Returns
     -------
@@ -339,6 +349,8 @@ def accelerate(
     if not swaps.done:
         del model.__dict__["_halfbyte_swaps"]
         raise _nothing(model, skipped)
+    if fuse:
+        swaps.fused |= fusing.fuse(model)
     _take_hook(model, swaps)
     linears = [s.packed for s in swaps.done if isinstance(s.packed, QuantLinear)]
     repack_layers(linears, "never" if activations == "f32" else repack)
@@ -375,6 +387,7 @@ def restore(model: nn.Module) -> None:
         raise ArgumentError(
             "model: compressed-tensors has expanded what was left: load it again"
         )
+    fusing.unfuse(model, swaps.fused)
     for layer, names in _places(model).items():
         if layer in originals:
             original = originals[layer].train(layer.training)

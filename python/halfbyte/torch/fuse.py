@@ -77,8 +77,17 @@ _FUSED: dict[str, Callable[[Any], nn.Module | None]] = {
 }
 
 
+def _is_plain(module: nn.Module) -> bool:
+    """Whether it does what its class says, and no more."""
+    hooks = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks"
+    hooked = any(getattr(module, name) for name in (*hooks, "_backward_pre_hooks"))
+    return not hooked and "forward" not in module.__dict__
+
+
 def fuse(model: nn.Module) -> dict[str, nn.Module]:
     """Swap norms, rotary embeddings, GELUs and routers for ours, in place.
+
+    Modules with hooks, or with a forward of their own, are left.
 
     Parameters
     ----------
@@ -94,7 +103,8 @@ def fuse(model: nn.Module) -> dict[str, nn.Module]:
         cls = type(old)
         make = _FUSED.get(f"{cls.__module__}.{cls.__qualname__}")
         inside = any(name.startswith(f"{outer}.") for outer in taken)
-        new = None if make is None or inside else make(old)
+        known = make is not None and not inside and _is_plain(old)
+        new = make(old) if make is not None and known else None
         if new is not None:
             taken[name] = old
             model.set_submodule(name, new.train(old.training))
