@@ -13,7 +13,6 @@ import halfbyte
 import pytest
 import tiny
 import torch
-from halfbyte import demo
 from halfbyte.errors import FormatError, ModelError, UnsupportedError
 from halfbyte.torch import QuantEmbedding, QuantLinear
 from halfbyte.torch.experts import QuantExperts
@@ -201,23 +200,3 @@ def test_damage_is_found_first(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(FormatError):
         from_gguf(path)
-
-
-# ---- real weights
-
-
-def test_gemma3_270m_continues_as_halfbyte_does() -> None:
-    try:
-        path = demo.model_path()
-    except ImportError as error:
-        pytest.skip(str(error))
-    # Without rounding of activations both compute the same numbers to 2e-5, a
-    # thousandth of the closest call that these texts meet first. With it a code at a tie
-    # moves logits by 0.5, and "Once upon a time" has two words 0.02 apart.
-    model, fast = from_gguf(path, repack="never", activations="f32")
-    own = halfbyte.load(path, repack="never", activations="f32")
-    for text in ("The sea", "Once upon a time, there was a", "def add(a, b):\n"):
-        ids = fast(text, return_tensors="pt")
-        out = model.generate(**ids, max_new_tokens=24, do_sample=False)
-        reply = fast.decode(out[0, ids.input_ids.shape[1] :], skip_special_tokens=True)
-        assert reply == str(own.session()(text, max_tokens=24))

@@ -112,9 +112,12 @@ def test_capped_logits_are_a_rounding_apart(tmp_path: Path) -> None:
     assert bool(((got - want).abs() <= 15 * 2**-24 * want.abs()).all())
 
 
-def test_gemma3_270m_generates_what_halfbyte_does(demo_model: Path) -> None:
-    model, fast = from_gguf(demo_model)
-    own = halfbyte.load(demo_model)
+@pytest.mark.parametrize("activations", ["auto", "f32"])
+def test_gemma3_270m_generates_what_halfbyte_does(
+    activations: str, demo_model: Path
+) -> None:
+    model, fast = from_gguf(demo_model, activations=activations)
+    own = halfbyte.load(demo_model, activations=activations)
     for text in ("The sea", "Once upon a time, there was a", "def add(a, b):\n"):
         ids = fast(text, return_tensors="pt")
         out = model.generate(**ids, max_new_tokens=STEPS, do_sample=False)
