@@ -61,8 +61,19 @@ bool ReplacesSpace(const JsonValue& normalizer) {
          IsString(Get(normalizer, "content"), kSpace);
 }
 
-// The one pipeline we reproduce: spaces become U+2581, nothing is split off before
-// merging, and merging is BPE.
+// Nothing is split off before merging, as spaces have become U+2581 by then; or runs of
+// newlines are, which Tokenizer does to every vocabulary of this kind.
+bool SplitsAsWeDo(const JsonValue& split) {
+  if (!IsString(Get(split, "type"), "Split") || IsTrue(Get(split, "invert"))) {
+    return false;
+  }
+  const auto pattern = Get(split, "pattern");
+  return IsString(Get(pattern, "String"), " ") ||
+         (IsString(Get(pattern, "Regex"), "\\n+") &&
+          IsString(Get(split, "behavior"), "Isolated"));
+}
+
+// The one pipeline we reproduce: spaces become U+2581, and merging is BPE.
 void CheckPipeline(const JsonValue& root, const std::optional<JsonValue>& model) {
   const auto type = Get(model, "type");
   if (!model || (type && !IsString(type, "BPE"))) {
@@ -84,10 +95,9 @@ void CheckPipeline(const JsonValue& root, const std::optional<JsonValue>& model)
          Named(Get(normalizer, "type")), "Replace of a space by U+2581");
   }
   const auto split = Get(root, "pre_tokenizer");
-  if (split && !(IsString(Get(split, "type"), "Split") &&
-                 IsString(Get(Get(split, "pattern"), "String"), " "))) {
+  if (split && !SplitsAsWeDo(*split)) {
     Fail(ErrorClass::kUnsupported, "TOK_PRE_TOKENIZER", "pre_tokenizer", split,
-         Named(Get(split, "type")), "none, or Split at a space");
+         Named(Get(split, "type")), "none, or Split at a space or at newlines");
   }
 }
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import gguf
 import halfbyte
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -178,6 +179,19 @@ def test_tokenizer_gives_the_same_ids(name: str, tmp_path: Path) -> None:
 
 
 # ---- what is refused
+
+
+@pytest.mark.parametrize("name", ["gemma3", "e2b"])
+def test_what_is_saved_is_a_model_for_halfbyte_too(name: str, tmp_path: Path) -> None:
+    path = tiny.save_gguf(tiny.build(name), tmp_path / "m.gguf", types=f32)
+    model, fast = from_gguf(path, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "saved")
+    fast.save_pretrained(tmp_path / "saved")
+    loaded, first = halfbyte.load(tmp_path / "saved"), halfbyte.load(path)
+    for text in TEXTS:
+        assert loaded.tokenize(text) == first.tokenize(text)
+    got, want = loaded.logits(IDS[0].numpy()), first.logits(IDS[0].numpy())
+    np.testing.assert_array_equal(got, want)
 
 
 def test_a_file_without_a_tokenizer(tmp_path: Path) -> None:

@@ -820,6 +820,15 @@ TEST(TokenizerJson, Errors) {
   EXPECT_EQ(code(std::string("{") + kNormalizer +
                  R"(,"pre_tokenizer":{"type":"ByteLevel"},"model":{"vocab":{}}})"),
             "TOK_PRE_TOKENIZER");
+  // Of the three, newlines by themselves are what encoding does.
+  const auto split = [&](const std::string& rest) {
+    return code(std::string("{") + kNormalizer +
+                R"(,"pre_tokenizer":{"type":"Split","pattern":{"Regex":"\\n+"},)" + rest +
+                R"(},"model":{"vocab":[]}})");
+  };
+  EXPECT_EQ(split(R"("behavior":"Isolated","invert":false)"), "TOK_NO_VOCAB");
+  EXPECT_EQ(split(R"("behavior":"Removed","invert":false)"), "TOK_PRE_TOKENIZER");
+  EXPECT_EQ(split(R"("behavior":"Isolated","invert":true)"), "TOK_PRE_TOKENIZER");
 }
 
 // -------------------------------------------------------------- the real vocabulary
