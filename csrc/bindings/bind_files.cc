@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "bindings/array.h"
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "io/gguf.h"
 #include "io/json.h"
 #include "io/safetensors.h"
@@ -122,7 +123,7 @@ void ReadTensor(const File& file, size_t index, uint64_t begin, py::array& out,
                     " bytes, got " + std::to_string(to.size()));
   }
   auto* data = static_cast<uint8_t*>(out.mutable_data());
-  const py::gil_scoped_release nogil;
+  const GilRelease nogil;
   const MappedFile& in = *file.files.at(t.shard);
   in.CheckUnchanged();
   in.Read({t.data + begin, to.size()}, data, once ? Caching::kNone : Caching::kAsUsual);
@@ -163,7 +164,7 @@ void BindFile(py::module_& m) {
   m.def(
       "open_gguf",
       [](const std::string& path) {
-        const py::gil_scoped_release nogil;
+        const GilRelease nogil;
         GgufFile g = OpenGguf(path);
         return std::make_shared<File>(File{.files = std::move(g.files),
                                            .tensors = std::move(g.tensors),
@@ -175,7 +176,7 @@ void BindFile(py::module_& m) {
   m.def(
       "open_safetensors",
       [](const std::string& path) {
-        const py::gil_scoped_release nogil;
+        const GilRelease nogil;
         SafetensorsFile s = OpenSafetensors(path);
         return std::make_shared<File>(File{.files = std::move(s.files),
                                            .tensors = std::move(s.tensors),
@@ -202,14 +203,14 @@ void BindTokenizer(py::module_& m) {
       .def_static(
           "from_gguf",
           [](const std::string& path) {
-            const py::gil_scoped_release nogil;
+            const GilRelease nogil;
             return std::make_shared<Tokenizer>(Tokenizer::FromGguf(OpenGguf(path)));
           },
           py::arg("path"))
       .def_static(
           "from_json",
           [](const std::string& path) {
-            const py::gil_scoped_release nogil;
+            const GilRelease nogil;
             return TokenizerFromJson(path);
           },
           py::arg("path"))
@@ -217,7 +218,7 @@ void BindTokenizer(py::module_& m) {
           "encode",
           [](const Tokenizer& t, const py::bytes& text, bool special) {
             const std::string_view view = text;
-            const py::gil_scoped_release nogil;
+            const GilRelease nogil;
             return t.Encode(view, special);
           },
           py::arg("text"), py::arg("special"))

@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "bindings/array.h"
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "kernels/format_kernels.h"
 #include "kernels/softmax.h"
 #include "model/model.h"
@@ -63,7 +64,7 @@ py::array_t<float> Run(GuardedSession& guarded, const py::array& ids, size_t row
     py::array_t<float> logits({rows, vocab});
     const Mat<float> out(logits.mutable_data(), rows, vocab);
     const Context context = MakeContext(threads);
-    const py::gil_scoped_release nogil;
+    const GilRelease nogil;
     s.Run(context, tokens, out);
     return logits;
   });
@@ -76,7 +77,7 @@ int32_t Step(GuardedSession& guarded, const py::array& ids, Sampler& sampler,
     const std::vector<int32_t> tokens = AsIds(ids, "ids", VocabSize(s));
     if (tokens.empty()) throw Error(ErrorClass::kValue, "ids: expected at least one");
     const Context context = MakeContext(threads);
-    const py::gil_scoped_release nogil;
+    const GilRelease nogil;
     std::vector<float> logits(VocabSize(s));
     s.Run(context, tokens, Mat<float>(logits.data(), 1, logits.size()));
     return sampler.Sample(logits, s.tokens(), s.model().suppressed());
@@ -97,7 +98,7 @@ py::array_t<double> Score(GuardedSession& guarded, const py::array& ids, int64_t
         static_cast<py::ssize_t>(tokens.empty() ? 0 : tokens.size() - 1));
     double* out = scores.mutable_data();
     const Context context = MakeContext(threads);
-    const py::gil_scoped_release nogil;
+    const GilRelease nogil;
     std::vector<float> logits(std::min(kRows, count) * vocab);
     for (size_t begin = 0; begin < count; begin += kRows) {
       const size_t rows = std::min(kRows, count - begin);
@@ -171,12 +172,12 @@ ModelHandle LoadModel(const std::string& path, size_t context, const std::string
   LoadProgress report;
   if (!progress.is_none()) {
     report = [&progress](uint64_t done, uint64_t total) {
-      const py::gil_scoped_acquire gil;
+      const GilAcquire gil;
       progress(done, total);
     };
   }
   const Context run = MakeContext(threads);
-  const py::gil_scoped_release nogil;
+  const GilRelease nogil;
   return {Model::Load(run, path, options, report)};
 }
 
@@ -326,7 +327,7 @@ void BindSession(py::module_& m) {
       .def("copy",
            [](GuardedSession& g) {
              return g.Use([](Session& s) {
-               const py::gil_scoped_release nogil;
+               const GilRelease nogil;
                return std::make_unique<GuardedSession>(s);
              });
            })

@@ -11,6 +11,7 @@
 
 #include "bindings/array.h"
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "ops/attention.h"
 #include "ops/onednn.h"
 #include "ops/rowwise.h"
@@ -44,7 +45,7 @@ void BindRowwise(py::module_& m) {
         }
         CheckApart(y, AsRow(w), "weight");
         const Context context = MakeContext(threads);
-        const py::gil_scoped_release nogil;
+        const GilRelease nogil;
         RmsNorm(context, xm, w, eps, y);
       },
       py::arg("x"), py::arg("weight"), py::arg("eps"), py::arg("out"),
@@ -62,7 +63,7 @@ void BindRowwise(py::module_& m) {
         }
         const RopeTable table = RopeTable::Make(xm.cols / heads, pairs, base, factor);
         const Context context = MakeContext(threads);
-        const py::gil_scoped_release nogil;
+        const GilRelease nogil;
         CopyRows(xm, y);
         Rope(context, y, heads, RopeTurns::Make(context, table, at));
       },
@@ -75,7 +76,7 @@ void BindRowwise(py::module_& m) {
         const Mat<float> y = AsOutMatrix(out, "out", xm.rows, xm.cols);
         CheckApartOrSame(y, xm, "x");
         const Context context = MakeContext(threads);
-        const py::gil_scoped_release nogil;
+        const GilRelease nogil;
         Softmax(context, xm, y);
       },
       py::arg("x"), py::arg("out"), py::arg("threads"));
@@ -87,7 +88,7 @@ void BindRowwise(py::module_& m) {
         CheckApartOrSame(y, g, "gate");
         CheckApartOrSame(y, u, "up");
         const Context context = MakeContext(threads);
-        const py::gil_scoped_release nogil;
+        const GilRelease nogil;
         GeluMul(context, g, u, y);
       },
       py::arg("gate"), py::arg("up"), py::arg("out"), py::arg("threads"));
@@ -112,7 +113,7 @@ void BindAttention(py::module_& m) {
         CheckApart(args.out, args.k, "k");
         CheckApart(args.out, args.v, "v");
         const Context context = MakeContext(threads);
-        const py::gil_scoped_release nogil;
+        const GilRelease nogil;
         Attention(context, args);
       },
       py::arg("q"), py::arg("k"), py::arg("v"), py::arg("mask"), py::arg("scale"),

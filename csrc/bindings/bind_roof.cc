@@ -11,6 +11,7 @@
 
 #include "bindings/array.h"
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "ops/roof.h"
 #include "runtime/pages.h"
 
@@ -26,7 +27,7 @@ py::array_t<uint8_t> MakeHugeBuffer(size_t bytes, size_t threads) {
   const Context context = MakeContext(threads);
   std::unique_ptr<PageBuffer> buffer;
   {
-    const py::gil_scoped_release nogil;
+    const GilRelease nogil;
     buffer = std::make_unique<PageBuffer>(bytes);
     // Memory that was only asked for reads as one page of zeros, out of the cache.
     constexpr size_t kStep = size_t{2} << 20;
@@ -50,7 +51,7 @@ void RegisterRoof(py::module_& m) {
       [](const py::array& data, size_t streams, size_t threads) {
         const std::span<const uint8_t> bytes = AsBytes(data, "data");
         const Context context = MakeContext(threads);
-        const py::gil_scoped_release nogil;
+        const GilRelease nogil;
         return Giga(MeasureRead(context, bytes, streams));
       },
       py::arg("data"), py::arg("streams"), py::arg("threads"));
@@ -58,7 +59,7 @@ void RegisterRoof(py::module_& m) {
       "dot_peak",
       [](size_t threads) {
         const Context context = MakeContext(threads);
-        const py::gil_scoped_release nogil;
+        const GilRelease nogil;
         return Giga(MeasureDots(context));
       },
       py::arg("threads"));
@@ -66,7 +67,7 @@ void RegisterRoof(py::module_& m) {
       "fma_peak",
       [](size_t threads) {
         const Context context = MakeContext(threads);
-        const py::gil_scoped_release nogil;
+        const GilRelease nogil;
         return Giga(MeasureFmas(context));
       },
       py::arg("threads"));

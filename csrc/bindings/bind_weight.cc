@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "bindings/array.h"
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "kernels/format_kernels.h"
 #include "kernels/search.h"
 #include "ops/cast.h"
@@ -101,7 +102,7 @@ py::array_t<uint8_t> MakePanels(const Weight& w, size_t threads) {
   const Context context = MakeContext(threads);
   auto memory = std::make_unique<PageBuffer>();
   {
-    const py::gil_scoped_release nogil;
+    const GilRelease nogil;
     *memory = PageBuffer(w.view.packed_bytes());
     if (memory->bytes() != 0) PackPanels(context, w.view, memory->data());
   }
@@ -131,7 +132,7 @@ void LinearOf(const Weight& self, const py::array& x, const py::object& bias,
   if (!bias.is_none()) b = AsVector(bias.cast<py::array>(), "bias", w.N);
   CheckApart(y, AsRow(b), "bias");
   const Context context = MakeContext(threads);
-  const py::gil_scoped_release nogil;
+  const GilRelease nogil;
   Multiply(context, xm, w, b, mode, y);
 }
 
@@ -144,7 +145,7 @@ std::optional<py::array_t<float>> LinearAtOnce(const Weight& self, const py::obj
   if (!rows) return std::nullopt;
   const Context context = MakeContext(threads);
   {
-    const py::gil_scoped_release nogil;
+    const GilRelease nogil;
     Multiply(context, rows->x, w, {}, ActivationMode::kAuto, rows->y);
   }
   return std::move(rows->out);
@@ -161,7 +162,7 @@ void LinearAt(const Weight& self, uintptr_t x, const std::string& type, size_t r
   const std::span<const float> b(reinterpret_cast<const float*>(bias),
                                  bias == 0 ? 0 : w.N);
   const Context context = MakeContext(threads);
-  const py::gil_scoped_release nogil;
+  const GilRelease nogil;
   if (format == Format::kF32) {
     const Mat<const float> xm(reinterpret_cast<const float*>(x), rows, w.K, x_ld);
     return Multiply(context, xm, w, b, mode,
@@ -183,7 +184,7 @@ std::optional<py::array_t<int8_t>> LinearCodesAtOnce(const Weight& self,
   if (!rows) return std::nullopt;
   const Context context = MakeContext(threads);
   {
-    const py::gil_scoped_release nogil;
+    const GilRelease nogil;
     LinearCodes(context, rows->x, x_step, self.view, y_step, rows->y);
   }
   return std::move(rows->out);
@@ -194,7 +195,7 @@ void LinearCodesOf(const Weight& self, const py::array& x, float x_step, float y
   const Mat<const int8_t> xm = AsCodes(x, "x");
   const Mat<int8_t> y = AsOutCodes(out, "out", xm.rows, self.view.N);
   const Context context = MakeContext(threads);
-  const py::gil_scoped_release nogil;
+  const GilRelease nogil;
   LinearCodes(context, xm, x_step, self.view, y_step, y);
 }
 
@@ -203,7 +204,7 @@ void RowsOf(const Weight& self, const py::array& ids, py::array& out, size_t thr
   const std::vector<int32_t> rows = AsIds(ids, "ids", w.N);
   const Mat<float> y = AsOutMatrix(out, "out", rows.size(), w.K);
   const Context context = MakeContext(threads);
-  const py::gil_scoped_release nogil;
+  const GilRelease nogil;
   EmbeddingRows(context, w, rows, y);
 }
 
@@ -253,7 +254,7 @@ py::tuple QuantizeRows(const py::array& x, const std::string& format,
   const std::span<float> scale = AsSpan(scales);
   const Context context = MakeContext(threads);
   {
-    const py::gil_scoped_release nogil;
+    const GilRelease nogil;
     Quantize(context, xm, to, how, factors, data, scale);
   }
   return py::make_tuple(w, scales);
@@ -273,7 +274,7 @@ py::tuple RecoverRows(const py::array& bits, const std::string& format,
                              groups);
   const Context context = MakeContext(threads);
   {
-    const py::gil_scoped_release nogil;
+    const GilRelease nogil;
     RecoverLattice(context, w, to, data, scale, kinds);
   }
   return py::make_tuple(blocks, scales, found);
@@ -292,7 +293,7 @@ py::tuple RepairRows(const py::array& blocks, size_t K, size_t threads) {
                           static_cast<size_t>(done.shape(0)), K / 32);
   const Context context = MakeContext(threads);
   {
-    const py::gil_scoped_release nogil;
+    const GilRelease nogil;
     RepairLattice(context, from.data(), to, kinds);
   }
   return py::make_tuple(repaired, done);

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "kernels/targets.h"
 #include "runtime/topology.h"
 
@@ -22,7 +23,7 @@ Context MakeContext(size_t num_threads) {
     const Clock::time_point now = Clock::now();
     if (now - last < std::chrono::milliseconds(50)) return;
     last = now;
-    const py::gil_scoped_acquire gil;
+    const GilAcquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   };
   return context;

@@ -160,6 +160,37 @@ def test_a_second_thread_in_a_session_is_told(path: Path) -> None:
     assert session.position == 0
 
 
+def test_a_daemon_thread_may_compute_while_the_process_ends() -> None:
+    """Python before 3.14 ends such a thread by unwinding it, when it wants the GIL.
+
+    One of them is in short calls, which ask for it on return; the others in a long one,
+    which asks for it now and then to see whether Ctrl-C was pressed.
+    """
+    code = """if True:
+        import halfbyte, numpy as np, threading, time
+        model = halfbyte.load("halfbyte:tiny", threads=2)
+        w = halfbyte.quantize(np.ones((2048, 2048), np.float32), "q4_0")
+        x = np.ones((4096, 2048), np.float32)
+        running = threading.Semaphore(0)
+        def forever(call):
+            running.release()
+            while True:
+                call()
+        calls = [lambda: model.session()("A", max_tokens=900)]
+        calls += 2 * [lambda: halfbyte.linear(x, w, activations="f32")]
+        for call in calls:
+            threading.Thread(target=forever, args=(call,), daemon=True).start()
+            running.acquire()
+        time.sleep(0.1)
+        print("done", flush=True)"""
+    for _ in range(3):  # that a thread is inside when the end comes is no certainty
+        line = [sys.executable, "-c", code]
+        done = subprocess.run(
+            line, check=False, capture_output=True, text=True, timeout=120
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 # --- Fork ------------------------------------------------------------------------------
 
 
