@@ -103,6 +103,32 @@ void ThrowOsError(int os_errno, const std::string& path) {
   throw Error(ErrorClass::kOs, std::move(info));
 }
 
+namespace {
+
+void AppendHex(std::string_view bytes, std::string& out) {
+  for (const char byte : bytes) {
+    char hex[5];
+    snprintf(hex, sizeof(hex), "\\x%02X", static_cast<unsigned char>(byte));
+    out += hex;
+  }
+}
+
+// Of characters above U+007F those that a terminal obeys instead of showing: C1
+// controls (U+0080..9F), marks of direction and width that can make a text look like
+// another (U+200B..0F, U+2028..2E, U+2060..6F), and the byte order mark.
+bool IsInvisible(std::string_view c) {
+  const auto at = [&c](size_t i) { return static_cast<unsigned char>(c[i]); };
+  if (c.size() == 2) return at(0) == 0xC2 && at(1) < 0xA0;
+  if (c.size() != 3) return false;
+  if (at(0) == 0xEF) return at(1) == 0xBB && at(2) == 0xBF;
+  if (at(0) != 0xE2) return false;
+  if (at(1) == 0x81) return at(2) >= 0xA0 && at(2) <= 0xAF;
+  return at(1) == 0x80 &&
+         ((at(2) >= 0x8B && at(2) <= 0x8F) || (at(2) >= 0xA8 && at(2) <= 0xAE));
+}
+
+}  // namespace
+
 std::string Escape(std::string_view text, size_t max_chars) {
   std::string out;
   size_t chars = 0;
@@ -110,23 +136,13 @@ std::string Escape(std::string_view text, size_t max_chars) {
     if (chars == max_chars) return out + "...";
     const size_t len = Utf8Length(text.substr(i));
     const auto byte = static_cast<unsigned char>(text[i]);
-    // C1 controls (U+0080..U+009F) are escapes to some terminals.
-    const bool c1 =
-        len == 2 && byte == 0xC2 && static_cast<unsigned char>(text[i + 1]) < 0xA0;
-    if (len == 0 || byte < 0x20 || byte == 0x7F || c1) {
-      char hex[5];
-      snprintf(hex, sizeof(hex), "\\x%02X", byte);
-      out += hex;
-      ++i;
-      if (c1) {
-        snprintf(hex, sizeof(hex), "\\x%02X", static_cast<unsigned char>(text[i]));
-        out += hex;
-        ++i;
-      }
-      continue;
+    const std::string_view c = text.substr(i, len == 0 ? 1 : len);
+    if (len == 0 || byte < 0x20 || byte == 0x7F || IsInvisible(c)) {
+      AppendHex(c, out);
+    } else {
+      out += c;
     }
-    out.append(text.substr(i, len));
-    i += len;
+    i += c.size();
   }
   return out;
 }

@@ -86,8 +86,9 @@ std::shared_ptr<const Model> Model::Load(const Context& context,
   fs::path p = path;
   // A shard is as good a way to name a directory as the directory.
   if (p.extension() == ".safetensors") p = p.has_parent_path() ? p.parent_path() : ".";
+  std::error_code ignored;  // whoever opens the file says what is the matter with it
   try {
-    if (fs::is_directory(p)) {
+    if (fs::is_directory(p, ignored)) {
       model->LoadDirectory(p.string());
     } else {
       model->LoadGguf(path);

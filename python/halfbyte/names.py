@@ -63,6 +63,8 @@ def resolve(
         If a path here hides a model of the package.
     """
     text = os.fsdecode(name)
+    if not text:
+        raise FileNotFoundError("the name of the model is empty")
     if is_path(name):
         _no_revision(text, revision)
         if (hint := bundled.shadowed(name)) is not None:

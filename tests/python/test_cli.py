@@ -1023,3 +1023,24 @@ def test_controls_are_shown_not_obeyed() -> None:
         "a\\x1b[2J\\x0d\\x9b\\x7f\tb\n"
     )
     assert terminal.printable("a\nb\u2028") == "a\\x0ab\\u2028"
+
+
+# ---- streams that are closed
+
+
+@pytest.mark.parametrize("command", ["doctor", "inspect halfbyte:tiny", "--help"])
+def test_a_closed_stdout_is_said(command: str) -> None:
+    line = f"{sys.executable} -m halfbyte {command}"
+    done = subprocess.run(
+        ["sh", "-c", f"{line} >&-"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "halfbyte: stdout is closed: send it to a file or /dev/null\n"
+    quiet = subprocess.run(
+        ["sh", "-c", f"{line} >/dev/null 2>&-"], check=False, timeout=60
+    )
+    assert quiet.returncode == 0

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     _die_quietly_on_a_closed_pipe()
+    if not _has_streams():
+        return 1
     try:
         from halfbyte.cli.app import app
 
@@ -55,6 +58,15 @@ def _die_quietly_on_a_closed_pipe() -> None:
     in_main = threading.current_thread() is threading.main_thread()
     if hasattr(signal, "SIGPIPE") and in_main:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
+def _has_streams() -> bool:
+    """Whether there is a stdout; a stderr that was closed (``2>&-``) is done without."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    if sys.stdout is None:
+        sys.stderr.write("halfbyte: stdout is closed: send it to a file or /dev/null\n")
+    return sys.stdout is not None
 
 
 def _wants_debug(args: list[str]) -> bool:

@@ -71,6 +71,8 @@ def one_line(error: BaseException) -> str:
         text = "not enough memory"
     elif isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{printable(str(error.filename))}: {error.strerror}"
+    elif isinstance(error, OSError) and error.strerror and not error.filename:
+        text = error.strerror  # of what is written to: stdout
     elif isinstance(
         error, (UsageError, errors.Error, OSError, ImportError, ValueError)
     ):

@@ -30,7 +30,10 @@ __all__ = [
 
 # C0 without newline and tab, DEL, C1: what a terminal obeys instead of showing.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_CONTROL_OR_BREAK = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# Also marks of direction and width: names from files could pass for others by them.
+_CONTROL_OR_BREAK = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
+)
 _UNPAIRED = re.compile(r"[\ud800-\udfff]")
 
 
