@@ -132,7 +132,10 @@ def as_out_rows(out: F32Array, cols: int) -> F32Array:
 
 def as_indices(x: ArrayLike, name: str, below: int) -> NDArray[np.int64]:
     """Integers in [0, below), copied."""
-    array = np.asarray(x)
+    try:
+        array = np.asarray(x)
+    except ValueError:  # rows of several lengths
+        raise ShapeError(f"{name}: expected an array, got uneven rows") from None
     if array.size == 0 and array.dtype == np.float64:  # what an empty list becomes
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":

@@ -123,7 +123,7 @@ class ShapeError(Error, ValueError):
 
 
 class DTypeError(Error, TypeError):
-    """An array's element type or byte order does not fit."""
+    """An argument is of a type that does not fit, or an array's elements are."""
 
 
 class ArgumentError(Error, ValueError):

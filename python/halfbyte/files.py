@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from halfbyte import _core
 from halfbyte._arrays import as_indices
-from halfbyte.errors import UnsupportedError
+from halfbyte.errors import DTypeError, UnsupportedError
 from halfbyte.formats import Weight
 
 __all__ = [
@@ -377,7 +377,15 @@ class Tokenizer:
         Returns
         -------
         list of int
+
+        Raises
+        ------
+        DTypeError
+            If `text` is neither.
         """
+        if not isinstance(text, str | bytes):
+            got = type(text).__name__
+            raise DTypeError(f"text: expected a str or bytes, got {got}")
         raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
         ids = self._core.encode(raw, special)
         return [self._core.bos, *ids] if bos and self._core.bos >= 0 else ids
@@ -444,6 +452,16 @@ class Tokenizer:
     def is_end(self, id: int) -> bool:
         """Whether generation ends with this token."""
         return self._core.is_eog(id)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tokenizer:
+        """Return the tokenizer itself: nothing in it changes."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Refuse to be pickled, and say what to do."""
+        raise UnsupportedError(
+            "a Tokenizer is not pickled: make it of its file in each process"
+        )
 
     def __contains__(self, text: str) -> bool:
         """Whether a token is spelled `text`."""

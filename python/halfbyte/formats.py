@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from halfbyte import _core, _picture, targets
+from halfbyte._arguments import whole
 from halfbyte._arrays import (
     F32Array,
     as_f32,
@@ -102,7 +104,7 @@ class Weight:
         scales: ArrayLike | None = None,
     ) -> None:
         info = format_info(format)
-        n, k = (int(size) for size in shape)
+        n, k = _sizes(shape)
         if n < 0 or k < 0 or k % info.block_len != 0:
             raise ShapeError(
                 f"shape: expected K a multiple of {info.block_len} for {format}, "
@@ -219,6 +221,16 @@ class Weight:
         """Pickle the bytes, also those of a mapped file."""
         data, scales = np.array(self._data), self._scales
         return Weight, (data, self._format, self._shape, scales)
+
+
+def _sizes(shape: tuple[int, int]) -> tuple[int, int]:
+    if isinstance(shape, str) or not isinstance(shape, Iterable):
+        raise DTypeError(f"shape: expected (N, K), got {type(shape).__name__}")
+    sizes = tuple(shape)
+    if len(sizes) != 2:
+        raise ShapeError(f"shape: expected (N, K), got {len(sizes)} numbers")
+    n, k = (whole(size, "shape", -(2**63)) for size in sizes)
+    return n, k
 
 
 def _scales(info: FormatInfo, n: int, scales: ArrayLike | None) -> F32Array | None:

@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte import _core, _onednn, names, targets, template
+from halfbyte._arguments import number, string, whole
 from halfbyte._arrays import F32Array, as_indices
-from halfbyte.errors import ArgumentError, ContextOverflowError, ModelError
+from halfbyte.choice import is_gguf_model, listed
+from halfbyte.errors import (
+    ArgumentError,
+    ContextOverflowError,
+    DTypeError,
+    ModelError,
+    UnsupportedError,
+)
 from halfbyte.files import PathLike, StreamDecoder, Tokenizer
 
 __all__ = [
@@ -78,6 +87,11 @@ class ModelConfig:
     layers: tuple[LayerConfig, ...]
 
 
+def _size(num_bytes: int) -> str:
+    mib = num_bytes / (1 << 20)
+    return f"{mib / 1024:.2f} GiB" if mib >= 100 else f"{mib:.2f} MiB"
+
+
 @dataclass(frozen=True)
 class Report:
     """What is loaded and how it runs. Prints as a small table."""
@@ -103,15 +117,14 @@ class Report:
 
     def __str__(self) -> str:
         """Render the table."""
-        gib = 1 << 30
-        file, repacked, read, kv = (
-            f"{size / gib:.2f} GiB"
-            for size in (
+        file, repacked, read, kv = map(
+            _size,
+            (
                 self.file_bytes,
                 self.repacked_bytes,
                 self.bytes_per_token,
                 self.kv_bytes_at_context,
-            )
+            ),
         )
         lines = [
             f"{self.path} ({self.architecture})",
@@ -119,7 +132,7 @@ class Report:
             f"  repacked    {repacked}"
             + (f", floats rounded to {self.quantize}" if self.quantize else ""),
             *(
-                f"  {name:<11} {count} tensors, {size / gib:.2f} GiB"
+                f"  {name:<11} {count} tensors, {_size(size)}"
                 for name, (count, size) in self.types.items()
             ),
             f"  context     {self.context} positions, {self.kv} cache of at most {kv}",
@@ -184,6 +197,35 @@ class Reply:
     def __str__(self) -> str:
         """Return the text."""
         return self.text
+
+
+def _stop_strings(stop: Any) -> list[str]:
+    if stop is None or isinstance(stop, str):
+        stops = [] if stop is None else [stop]
+    elif isinstance(stop, Iterable):
+        stops = list(stop)
+    else:
+        raise DTypeError(f"stop: expected a str or several, got {type(stop).__name__}")
+    if not all(string(one, "stop") for one in stops):
+        raise ArgumentError("stop: expected strings that are not empty")
+    return stops
+
+
+def _conversation(messages: Any) -> Sequence[Message]:
+    """What `chat` was given, as messages; ids would be taken for a text to go on with."""
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    if not isinstance(messages, Sequence) or isinstance(messages, bytes):
+        got = type(messages).__name__
+        raise DTypeError(f"messages: expected a str, or a list of messages, got {got}")
+    if not messages:
+        raise ArgumentError("messages: expected at least one")
+    if not isinstance(messages[0], Mapping):
+        got = type(messages[0]).__name__
+        raise DTypeError(
+            f'messages[0]: expected {{"role": ..., "content": ...}}, got {got}'
+        )
+    return messages
 
 
 class _StopStrings:
@@ -313,6 +355,16 @@ class Session:
         """
         return Session(self._model, self._core.copy())
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Session:
+        """Copy as `copy` does."""
+        return self.copy()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Refuse to be pickled, and say what to do."""
+        raise UnsupportedError(
+            "a Session is not pickled: make one of a model in each process"
+        )
+
     def reset(self) -> None:
         """Forget all tokens."""
         self.truncate(0)
@@ -330,10 +382,9 @@ class Session:
             How many tokens are left. Sliding layers remember only so much: where that
             is too little to go on after `length` tokens, none are left.
         """
-        if length < 0:
-            raise ArgumentError(f"length: expected 0 or more, got {length}")
+        kept = whole(length, "length", 0)
         self._turn += 1
-        return self._core.truncate(length)
+        return self._core.truncate(min(kept, self._model.context))
 
     def logits(
         self, ids: Sequence[int] | NDArray[Any], *, last: bool | int = False
@@ -392,9 +443,9 @@ class Session:
         """Go on with a text; see `Model.__call__`."""
         return "".join(piece.text for piece in self.stream(prompt, **options))
 
-    def chat(self, messages: Sequence[Message], **options: Any) -> Reply:
+    def chat(self, messages: str | Sequence[Message], **options: Any) -> Reply:
         """Answer a conversation; see `Model.chat`."""
-        stream = self.stream(messages, **options)
+        stream = self.stream(_conversation(messages), **options)
         pieces = list(stream)
         assert stream.stats is not None
         reason = pieces[-1].finish_reason if pieces else None
@@ -412,19 +463,17 @@ class Session:
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
         seed: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
     ) -> Stream:
         """Generate piece by piece; see `Model.stream`."""
-        if max_tokens < 0:
-            raise ArgumentError(f"max_tokens: expected 0 or more, got {max_tokens}")
-        if top_k < 0:
-            raise ArgumentError(f"top_k: expected 0 or more, got {top_k}")
-        if seed is None:
-            seed = secrets.randbits(64)
-        if not 0 <= seed < 2**64:
-            raise ArgumentError(f"seed: expected 0 to 2**64 - 1, got {seed}")
+        limit = whole(max_tokens, "max_tokens", 0)
         sampler = _core.Sampler(
-            temperature, top_k, top_p, min_p, repetition_penalty, seed
+            number(temperature, "temperature"),
+            min(whole(top_k, "top_k", 0), self._model.config.vocab_size),
+            number(top_p, "top_p"),
+            number(min_p, "min_p"),
+            number(repetition_penalty, "repetition_penalty"),
+            secrets.randbits(64) if seed is None else whole(seed, "seed", 0, 2**64 - 1),
         )
         ids = self._model._prompt_ids(prompt)
         if len(ids) > self._model.context:
@@ -436,14 +485,10 @@ class Session:
                 found=f"{len(ids)} tokens",
                 expected=f"at most {self._model.context}",
             )
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        if not all(stops):
-            raise ArgumentError("stop: expected strings that are not empty")
+        cut = _StopStrings(_stop_strings(stop))
         decoder = self._model.tokenizer.stream_decoder()
         return Stream(
-            lambda stream: self._generate(
-                stream, ids, sampler, max_tokens, decoder, _StopStrings(stops)
-            )
+            lambda stream: self._generate(stream, ids, sampler, limit, decoder, cut)
         )
 
     def _generate(
@@ -617,6 +662,28 @@ class Model:
         """Name the file and its architecture."""
         return f"Model({self._path!r}, {self._config.architecture})"
 
+    def __copy__(self) -> Model:
+        """Share the weights, with a default session of its own."""
+        return Model(
+            self._core,
+            self._path,
+            self._kv,
+            self._activations,
+            self._quantize,
+            self._threads,
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+        """Share the weights: nothing changes them."""
+        return self.__copy__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Refuse to be pickled, and say what to do."""
+        raise UnsupportedError(
+            "a Model is not pickled: call halfbyte.load in each process, which share the "
+            'file\'s pages with repack="never"'
+        )
+
     # ---- what it does
 
     def session(self) -> Session:
@@ -709,13 +776,14 @@ class Model:
         """
         return self._session(prompt, **options)
 
-    def chat(self, messages: Sequence[Message], **options: Any) -> Reply:
+    def chat(self, messages: str | Sequence[Message], **options: Any) -> Reply:
         """Answer a conversation.
 
         Parameters
         ----------
-        messages : sequence of mappings
-            In the form of the OpenAI API: ``{"role": "user", "content": "Hello"}``.
+        messages : str, or sequence of mappings
+            In the form of the OpenAI API: ``{"role": "user", "content": "Hello"}``. A
+            str is one message of a user.
         **options
             As for `stream`.
 
@@ -755,7 +823,7 @@ class Model:
         seed : int
             The same seed gives the same text, for any number of threads. Random by
             default.
-        stop : str or sequence of str
+        stop : str or sequence of str, optional
             Text that ends the answer, and is not part of it.
 
         Returns
@@ -765,8 +833,8 @@ class Model:
 
         Raises
         ------
-        ArgumentError
-            If a parameter is out of range.
+        ArgumentError, DTypeError
+            If a parameter is out of range, or of another type.
         ContextOverflowError
             If the prompt alone is longer than the context.
         ModelError
@@ -797,8 +865,11 @@ class Model:
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             ids = self.tokenize(prompt)
-        elif len(prompt) != 0 and isinstance(prompt[0], Mapping):
+        elif isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
             ids = self._chat_ids(prompt)  # type: ignore[arg-type]
+        elif not isinstance(prompt, Sequence) and not hasattr(prompt, "__array__"):
+            got = type(prompt).__name__
+            raise DTypeError(f"prompt: expected a text, ids or messages, got {got}")
         else:
             ids = self._ids(prompt).tolist()  # type: ignore[arg-type]
         if not ids:
@@ -901,13 +972,16 @@ def load(
     ``HALFBYTE_ACTIVATIONS`` is the default of `activations`.
     ``HALFBYTE_ONEDNN_LIBRARY=auto`` turns `use_onednn` on, if oneDNN is there.
     """
-    if context is not None and context < 1:
-        raise ArgumentError(f"context: expected 1 or more, got {context}")
+    if context is not None:
+        context = min(whole(context, "context", 1), 2**62)  # more than any model has
     if threads is not None:
         threads = targets._valid(threads, "threads")
+    for value, option in ((kv, "kv"), (repack, "repack"), (quantize or "", "quantize")):
+        string(value, option)
     found = names.resolve(
         path, revision=revision, local_files_only=local_files_only, progress=progress
     )
+    _check_folder(found)
     name = os.fsdecode(found)
     source = "activations"
     if activations is None:
@@ -929,6 +1003,20 @@ def load(
         True,
     )
     return Model(core, name, kv, activations, quantize, threads)
+
+
+def _check_folder(path: Path) -> None:
+    """Say what a folder lacks that is no model, and what may have been meant."""
+    folder = path.parent if path.suffix == ".safetensors" else path
+    if not folder.is_dir() or (folder / "config.json").exists():
+        return
+    try:
+        inside = [p.name for p in folder.iterdir() if is_gguf_model(p.name)]
+    except OSError:
+        inside = []
+    raise FileNotFoundError(
+        errno.ENOENT, f"a folder without config.json{listed(inside)}", str(folder)
+    )
 
 
 def examine(path: PathLike) -> Model:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from halfbyte import _core, _onednn
+from halfbyte._arguments import number, whole
 from halfbyte._arrays import (
     F32Array,
     as_f32,
@@ -52,6 +53,22 @@ def _input(x: ArrayLike, name: str) -> F32Array:
     if values.ndim == 0:
         raise ShapeError(f"{name}: expected at least one dimension, got shape ()")
     return values
+
+
+def _packed(w: Weight) -> Weight:
+    if not isinstance(w, Weight):
+        got = type(w).__name__
+        raise DTypeError(
+            f"w: expected a Weight, got {got} - halfbyte.quantize packs one"
+        )
+    return w
+
+
+def _positive(value: float, name: str) -> float:
+    result = number(value, name)
+    if not 0 < result < math.inf:
+        raise ArgumentError(f"{name}: expected a finite number above 0, got {value}")
+    return result
 
 
 def linear(
@@ -98,7 +115,7 @@ def linear(
     >>> linear(np.arange(4, dtype=np.float32), w)
     array([0., 1.], dtype=float32)
     """
-    if w.format in ("f32", "bf16"):
+    if _packed(w).format in ("f32", "bf16"):
         _onednn.open_if_asked()
     # A product of one token with a small matrix takes as long as the checks below.
     if bias is None and activations == "auto":
@@ -160,12 +177,10 @@ def linear_codes(
     >>> linear_codes(np.full((1, 32), 3, np.int8), w, x_step=0.5, y_step=2.0)
     array([[24]], dtype=int8)
     """
-    n, k = w.shape
+    n, k = _packed(w).shape
     if w.scales is None:
         raise ArgumentError(f"w: expected one scale a row (w8, w4, w2), got {w.format}")
-    for name, step in (("x_step", x_step), ("y_step", y_step)):
-        if not 0 < step < math.inf:
-            raise ArgumentError(f"{name}: expected a finite number above 0, got {step}")
+    x_step, y_step = _positive(x_step, "x_step"), _positive(y_step, "y_step")
     done = w._core.linear_codes_at_once(x, x_step, y_step, out, num_threads())
     if done is not None:
         return done
@@ -211,7 +226,7 @@ def embedding_rows(
     DTypeError, ShapeError
         If an argument does not fit.
     """
-    n, k = w.shape
+    n, k = _packed(w).shape
     indices = as_indices(ids, "ids", n)
     result, target = output(out, (*indices.shape, k))
     rows = np.ascontiguousarray(indices.reshape(-1))
@@ -234,7 +249,7 @@ def rms_norm(
     weight : array, shape (K,), optional
         Ones if missing.
     eps : float
-        Inside the root.
+        Inside the root; 0 or more.
     out : float32 array, shape of `x`, optional
         Written and returned; may be `x`.
 
@@ -245,7 +260,7 @@ def rms_norm(
 
     Raises
     ------
-    DTypeError, ShapeError
+    ArgumentError, DTypeError, ShapeError
         If an argument does not fit.
 
     Examples
@@ -254,12 +269,14 @@ def rms_norm(
     array([0.84852815, 1.1313709 ], dtype=float32)
     """
     values = _input(x, "x")
+    if not 0 <= (added := number(eps, "eps")) < math.inf:
+        raise ArgumentError(f"eps: expected a finite number, 0 or more, got {eps}")
     factor = None if weight is None else as_vector(weight, "weight", _core.from_dlpack)
     if factor is not None and factor.shape != values.shape[-1:]:
         want = values.shape[-1:]
         raise ShapeError(f"weight: expected shape {want}, got {factor.shape}")
     result, target = output(out, values.shape)
-    _core.rms_norm(rows_of(values), factor, eps, target, num_threads())
+    _core.rms_norm(rows_of(values), factor, added, target, num_threads())
     return result
 
 
@@ -311,14 +328,14 @@ def rope(
             f"positions: expected shape {values.shape[:1]}, got {at.shape}"
         )
     head_dim = values.shape[-1]
-    dims = head_dim if rotary_dims is None else rotary_dims
-    if dims % 2 != 0 or not 0 <= dims <= head_dim:
+    dims = head_dim
+    if rotary_dims is not None:
+        dims = whole(rotary_dims, "rotary_dims", 0)
+    if dims % 2 != 0 or dims > head_dim:
         raise ArgumentError(
             f"rotary_dims: expected an even number up to {head_dim}, got {dims}"
         )
-    for name, number in (("freq_base", freq_base), ("freq_scale", freq_scale)):
-        if not (math.isfinite(number) and number > 0):
-            raise ArgumentError(f"{name}: expected a number above 0, got {number}")
+    base, scale = _positive(freq_base, "freq_base"), _positive(freq_scale, "freq_scale")
     result, _ = output(out, values.shape)
     if result.size == 0:
         return result
@@ -329,8 +346,8 @@ def rope(
         heads,
         at,
         dims // 2,
-        freq_base,
-        1.0 / freq_scale,
+        base,
+        1.0 / scale,
         as_out_rows(result, width),
         num_threads(),
     )

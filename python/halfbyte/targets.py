@@ -5,14 +5,13 @@
 from __future__ import annotations
 
 import functools
-import operator
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 from halfbyte import _core
-from halfbyte.errors import ArgumentError
+from halfbyte._arguments import string, whole
 
 __all__ = [
     "__version__",
@@ -87,7 +86,7 @@ def use_target(name: str) -> Iterator[None]:
         If this CPU or this build does not have it.
     """
     before = _core.cpu_target()
-    _core.set_cpu_target(name)
+    _core.set_cpu_target(string(name, "target"))
     try:
         yield
     finally:
@@ -99,12 +98,7 @@ _chosen: int | None = None
 
 
 def _valid(n: int, name: str) -> int:
-    if isinstance(n, bool):
-        raise ArgumentError(f"{name}: expected a whole number, got {n}")
-    n = operator.index(n)
-    if not 1 <= n <= _MAX_THREADS:
-        raise ArgumentError(f"{name}: expected 1 to {_MAX_THREADS}, got {n}")
-    return n
+    return whole(n, name, 1, _MAX_THREADS)
 
 
 def _from_environment(*names: str) -> tuple[int, str] | None:

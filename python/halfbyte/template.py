@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
+from halfbyte.errors import ArgumentError, DTypeError
+
 __all__ = [
     "ChatFormat",
     "Part",
@@ -101,9 +103,9 @@ class ChatFormat:
 
         Raises
         ------
-        ValueError
+        ArgumentError
             If a role is unknown or out of order, or a part of a content is no text.
-        TypeError
+        DTypeError
             If a message or the arguments of a call are no mapping, or a content is
             neither a string nor a list.
         """
@@ -111,7 +113,7 @@ class ChatFormat:
             _check(message, index)
         if self.family == "gemma3":
             if tools or enable_thinking:
-                raise ValueError("Gemma 3 knows neither tools nor thinking")
+                raise ArgumentError("Gemma 3 knows neither tools nor thinking")
             return _render_gemma3(messages, add_generation_prompt)
         writer = _Gemma4(messages, enable_thinking, preserve_thinking)
         writer.write_system(tools or ())
@@ -170,14 +172,14 @@ def encode_parts(parts: Sequence[Part], tokenizer: Encoder) -> list[int]:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If the vocabulary lacks one of the markers.
     """
     ids: list[int] = []
     for part in parts:
         new = tokenizer.encode(part.text, bos=False, special=part.marker)
         if part.marker and len(new) != 1:
-            raise ValueError(f"the vocabulary has no token {part.text!r}")
+            raise ArgumentError(f"the vocabulary has no token {part.text!r}")
         ids += new
     return ids
 
@@ -218,10 +220,10 @@ class _Parts:
 
 def _check(message: Message, index: int) -> None:
     if not isinstance(message, Mapping):
-        raise TypeError(f"messages[{index}] is no mapping: {type(message).__name__}")
+        raise DTypeError(f"messages[{index}] is no mapping: {type(message).__name__}")
     role = message.get("role")
     if role not in _ROLES:
-        raise ValueError(
+        raise ArgumentError(
             f"messages[{index}]: found role {role!r}; expected one of "
             + ", ".join(sorted(_ROLES))
         )
@@ -235,7 +237,7 @@ def _texts(message: Message) -> list[str]:
     if isinstance(content, str):
         return [content]
     if isinstance(content, Mapping) or not isinstance(content, Sequence):
-        raise TypeError(
+        raise DTypeError(
             f"content of a {message['role']} message: found "
             f"{type(content).__name__}; expected a string or a list of text parts"
         )
@@ -243,7 +245,7 @@ def _texts(message: Message) -> list[str]:
     for part in content:
         text = part.get("text") if isinstance(part, Mapping) else None
         if not isinstance(text, str) or part.get("type", "text") != "text":
-            raise ValueError(f"only text parts are supported, found {part!r}")
+            raise ArgumentError(f"only text parts are supported, found {part!r}")
         texts.append(text)
     return texts
 
@@ -269,7 +271,7 @@ def _render_gemma3(
         expected = "assistant" if index % 2 else "user"
         role = "assistant" if _is_model(message) else message["role"]
         if role != expected:
-            raise ValueError(
+            raise ArgumentError(
                 "roles must alternate user, assistant, user, ...: found "
                 f"{message['role']!r} where {expected!r} is due"
             )
@@ -282,7 +284,7 @@ def _render_gemma3(
         out.mark("<end_of_turn>")
         out.text("\n")
     if prefix:
-        raise ValueError("a system message needs a user message to go with")
+        raise ArgumentError("a system message needs a user message to go with")
     if add_generation_prompt:
         out.mark("<start_of_turn>")
         out.text("model\n")
@@ -334,7 +336,7 @@ class _Gemma4:
                 continue
             if message["role"] == "tool":
                 if not _is_model(previous) or not (previous or {}).get("tool_calls"):
-                    raise ValueError(
+                    raise ArgumentError(
                         f"messages[{index}]: a tool message must follow an assistant "
                         "message with tool_calls"
                     )
@@ -410,7 +412,7 @@ class _Gemma4:
         if arguments is None:
             arguments = {}
         if not isinstance(arguments, Mapping):
-            raise TypeError(
+            raise DTypeError(
                 f"arguments of the call of {function.get('name')!r}: found "
                 f"{type(arguments).__name__}; expected a mapping"
             )

@@ -1,0 +1,245 @@
+# tests/python/test_arguments.py
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments of the wrong kind: one line that names the argument, and never a guess."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import halfbyte
+import numpy as np
+import pytest
+from halfbyte.cli.terminal import printable
+from halfbyte.errors import (
+    ArgumentError,
+    DTypeError,
+    FormatError,
+    ShapeError,
+    UnsupportedError,
+)
+
+X = np.ones((2, 64), np.float32)
+Q = halfbyte.quantize(X, "q4_0")
+USER = {"role": "user", "content": "hello"}
+
+
+@pytest.fixture(scope="module")
+def model() -> halfbyte.Model:
+    return halfbyte.load("halfbyte:tiny")
+
+
+def check(call: Callable[[], Any], error: type[Exception], begins: str) -> None:
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    assert message.startswith(begins)
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("max_tokens", 2.5, DTypeError),
+        ("max_tokens", "3", DTypeError),
+        ("max_tokens", None, DTypeError),
+        ("max_tokens", True, ArgumentError),
+        ("temperature", "hot", DTypeError),
+        ("temperature", None, DTypeError),
+        ("temperature", np.ones(2), DTypeError),
+        ("top_k", 2.5, DTypeError),
+        ("top_k", -1, ArgumentError),
+        ("top_p", "1", DTypeError),
+        ("min_p", [0], DTypeError),
+        ("repetition_penalty", None, DTypeError),
+        ("seed", 1.5, DTypeError),
+        ("seed", 2**64, ArgumentError),
+        ("stop", 3, DTypeError),
+        ("stop", [3], DTypeError),
+        ("stop", b"x", DTypeError),
+        ("stop", ["a", ""], ArgumentError),
+    ],
+)
+def test_options_of_an_answer(
+    model: halfbyte.Model, option: str, value: Any, error: type[Exception]
+) -> None:
+    check(lambda: model.stream("a", **{option: value}), error, f"{option}: expected")
+
+
+def test_options_that_are_large_or_none(model: halfbyte.Model) -> None:
+    options: dict[str, Any] = {"temperature": 1, "seed": np.uint64(3), "max_tokens": 4}
+    want = model("a", **options)
+    assert model("a", **options, top_k=2**70, stop=None) == want
+
+
+@pytest.mark.parametrize("prompt", [None, 5, USER, {1, 2}, (USER for _ in "a")])
+def test_prompts(model: halfbyte.Model, prompt: Any) -> None:
+    check(lambda: model(prompt), DTypeError, "prompt: expected a text, ids or messages")
+
+
+@pytest.mark.parametrize(
+    ("ids", "error"), [([[1], [1, 2]], ShapeError), (np.array(5), ArgumentError)]
+)
+def test_ids(model: halfbyte.Model, ids: Any, error: type[Exception]) -> None:
+    check(lambda: model.logits(ids), error, "ids: expected")
+    check(lambda: model(ids), error, "ids: expected")
+
+
+@pytest.mark.parametrize(
+    ("messages", "error"),
+    [
+        (USER, DTypeError),
+        (None, DTypeError),
+        ((USER for _ in "a"), DTypeError),
+        ([], ArgumentError),
+        ([1, 2], DTypeError),  # ids are a text to go on with, not a message
+        ([{"content": "hello"}], ArgumentError),
+        ([{**USER, "role": "robot"}], ArgumentError),
+        ([USER, "hello"], DTypeError),
+    ],
+)
+def test_messages(model: halfbyte.Model, messages: Any, error: type[Exception]) -> None:
+    check(lambda: model.chat(messages), error, "messages")
+
+
+def test_a_text_is_one_message(model: halfbyte.Model) -> None:
+    assert model.chat("hello").text == model.chat([USER]).text != model("hello")
+
+
+def test_texts_and_lengths(model: halfbyte.Model) -> None:
+    check(lambda: model.tokenize(3), DTypeError, "text: expected")  # type: ignore[arg-type]
+    session = model.session()
+    check(lambda: session.truncate(1.5), DTypeError, "length: expected")  # type: ignore[arg-type]
+    assert session.truncate(2**70) == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("context", "4096"),
+        ("context", 1e3),
+        ("threads", "2"),
+        ("threads", 1.5),
+        ("kv", None),
+        ("repack", True),
+        ("quantize", 4),
+    ],
+)
+def test_options_of_load(option: str, value: Any) -> None:
+    check(
+        lambda: halfbyte.load("halfbyte:tiny", **{option: value}),
+        DTypeError,
+        f"{option}: expected",
+    )
+
+
+@pytest.mark.parametrize("w", [None, X])
+def test_what_is_no_weight(w: Any) -> None:
+    wanted = "w: expected a Weight, got"
+    check(lambda: halfbyte.linear(X, w), DTypeError, wanted)
+    check(lambda: halfbyte.embedding_rows(w, [0]), DTypeError, wanted)
+    codes = X.astype(np.int8)
+    check(
+        lambda: halfbyte.ops.linear_codes(codes, w, x_step=1, y_step=1),
+        DTypeError,
+        wanted,
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "error"),
+    [
+        ("ab", DTypeError),
+        (64, DTypeError),
+        ((64,), ShapeError),
+        ((2, 32.5), DTypeError),
+        ((-2, 64), ShapeError),
+    ],
+)
+def test_shapes_of_a_weight(shape: Any, error: type[Exception]) -> None:
+    check(lambda: halfbyte.Weight(Q.data, "q4_0", shape), error, "shape: expected")
+
+
+@pytest.mark.parametrize("eps", [-1.0, np.nan, np.inf])
+def test_an_eps_that_would_give_nan(eps: float) -> None:
+    check(lambda: halfbyte.rms_norm(X, eps=eps), ArgumentError, "eps: expected")
+
+
+def test_numbers_of_operations() -> None:
+    heads = X[:, None]
+    for name in ("freq_base", "freq_scale"):
+        options: dict[str, Any] = {name: "x"}
+        check(
+            lambda options=options: halfbyte.rope(heads, [0, 1], **options),
+            DTypeError,
+            f"{name}: expected",
+        )
+    check(lambda: halfbyte.rms_norm(X, eps="1"), DTypeError, "eps: expected")  # type: ignore[arg-type]
+    check(
+        lambda: halfbyte.use_target(None).__enter__(),  # type: ignore[arg-type]
+        DTypeError,
+        "target: expected",
+    )
+
+
+# ---- copies
+
+
+def test_a_copy_of_a_model_has_a_session_of_its_own(model: halfbyte.Model) -> None:
+    want = model("hello", max_tokens=4)
+    stream = model.stream("hello", max_tokens=4)
+    first = next(stream)
+    for other in (copy.copy(model), copy.deepcopy(model)):
+        assert other._core is model._core
+        assert other("hello", max_tokens=4) == want
+    assert first.text + "".join(piece.text for piece in stream) == want
+    assert copy.deepcopy(model.tokenizer).encode("x") == model.tokenizer.encode("x")
+    session = model.session()
+    session.logits([2, 5])
+    assert copy.deepcopy(session).tokens == [2, 5]
+
+
+def test_what_is_not_pickled_says_what_to_do(model: halfbyte.Model) -> None:
+    for thing, advice in (
+        (model, "call halfbyte.load in each process"),
+        (model.session(), "make one of a model in each process"),
+        (model.tokenizer, "make it of its file in each process"),
+    ):
+        with pytest.raises(UnsupportedError, match=advice):
+            pickle.dumps(thing)
+
+
+# ---- names of models
+
+
+def test_a_folder_that_is_no_model_says_what_may_be_meant(tmp_path: Path) -> None:
+    (tmp_path / "m-q4_0.gguf").touch()
+    (tmp_path / "lone.safetensors").touch()
+    for path in (tmp_path, tmp_path / "lone.safetensors"):
+        with pytest.raises(
+            FileNotFoundError, match=r"without config.json - there are"
+        ) as e:
+            halfbyte.load(path)
+        assert "m-q4_0.gguf" in str(e.value)
+        assert e.value.filename == str(tmp_path)
+
+
+def test_names_that_no_file_can_have() -> None:
+    with pytest.raises(FileNotFoundError, match="name of the model is empty"):
+        halfbyte.load("")
+    with pytest.raises(OSError, match="too long"):
+        halfbyte.load("a" * 5000)
+
+
+@pytest.mark.parametrize("hidden", ["\ufeff", "\u202e", "\u200b", "\u2066"])
+def test_what_a_terminal_would_not_show_is_escaped(hidden: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(hidden.encode() + b"x" * 40)
+    with pytest.raises(FormatError) as caught:
+        halfbyte.open_gguf(path)
+    assert hidden not in str(caught.value)
+    assert "\\xE2\\x8" in str(caught.value) or "\\xEF\\xBB\\xBF" in str(caught.value)
+    assert hidden not in printable(hidden)
