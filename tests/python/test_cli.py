@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 import gguf
 import pytest
 import tiny
-from halfbyte import __version__, demo, doctor, load
+from halfbyte import __version__, bundled, demo, doctor, load
 from halfbyte.cli import memory, terminal
 
 HELP = Path(__file__).parent.parent / "golden" / "cli_help.txt"
@@ -1044,3 +1045,18 @@ def test_a_closed_stdout_is_said(command: str) -> None:
         ["sh", "-c", f"{line} >/dev/null 2>&-"], check=False, timeout=60
     )
     assert quiet.returncode == 0
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_a_model_without_a_tokenizer_is_refused_at_once(
+    command: str, tmp_path: Path
+) -> None:
+    source = bundled.locate("tiny-mobile")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(source / name, tmp_path / name)
+    line = [sys.executable, "-m", "halfbyte", command, str(tmp_path)]
+    done = subprocess.run(
+        line, check=False, input=b"hello", capture_output=True, timeout=60
+    )
+    assert done.returncode == 4
+    assert "found none - logits" in one_error_line(done.stderr)

@@ -67,7 +67,7 @@ def test_what_may_not(name: Any, error: type[Exception]) -> None:
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         halfbyte.load(tmp_path)
-    assert caught.value.filename == str(tmp_path / "config.json")
+    assert caught.value.filename == str(tmp_path)
 
 
 def test_options_out_of_range(tiny_gguf: Make, monkeypatch: Any) -> None:

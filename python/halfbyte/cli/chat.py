@@ -90,6 +90,7 @@ def chat(
     loaded = models.open_model(
         path, threads, context, activations=activations, quantize=quantize
     )
+    _ = loaded.tokenizer  # without one there is nothing to do
     chosen = models.sampling(loaded, temp, top_k, top_p, min_p, repeat_penalty, seed)
     talk = _Conversation(loaded, path, chosen, max_tokens, system)
     talk.raw_output, talk.stats, talk.quiet = raw_output, stats, quiet

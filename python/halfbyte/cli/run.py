@@ -88,6 +88,7 @@ def run(
         quantize=quantize,
         quiet=quiet,
     )
+    _ = loaded.tokenizer  # without one there is nothing to do
     chosen = models.sampling(loaded, temp, top_k, top_p, min_p, repeat_penalty, seed)
     request = _request(loaded, text, system, raw=raw, quiet=quiet)
     pieces: list[str] = []
