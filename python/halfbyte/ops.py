@@ -65,6 +65,8 @@ def _packed(w: Weight) -> Weight:
 
 
 def _positive(value: float, name: str) -> float:
+    if type(value) is float and 0 < value < math.inf:  # soon told, as almost always
+        return value
     result = number(value, name)
     if not 0 < result < math.inf:
         raise ArgumentError(f"{name}: expected a finite number above 0, got {value}")
