@@ -33,6 +33,9 @@ class _Bytes(Tensor):
     def clone(self, *args: Any, **kwargs: Any) -> Tensor:
         return super().clone(*args, **kwargs).as_subclass(_Bytes)
 
+    def detach(self) -> Tensor:  # a parameter of it needs the same type
+        return super().detach().as_subclass(_Bytes)
+
 
 class PackedParameter(nn.Parameter):
     """Packed bytes as a parameter: no sum takes their place.
@@ -41,11 +44,27 @@ class PackedParameter(nn.Parameter):
     Torch would speak of shapes, or, where a weight is a byte, let it happen.
     """
 
+    # Parameter's ways to copy and to pickle make a parameter of `data`.
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedParameter:
+        """Copy the bytes."""
+        if id(self) not in memo:
+            memo[id(self)] = type(self)(self._plain().clone(), self.requires_grad)
+        copied: PackedParameter = memo[id(self)]
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle as a parameter of the bytes."""
+        return nn.Parameter(self._plain(), self.requires_grad).__reduce_ex__(protocol)
+
+    def _plain(self) -> Tensor:
+        found: Tensor = Tensor.data.__get__(self)  # type: ignore[attr-defined]
+        return found
+
     @property
     def data(self) -> Tensor:
         """The bytes."""
-        found: Tensor = Tensor.data.__get__(self)  # type: ignore[attr-defined]
-        return found.as_subclass(_Bytes)
+        return self._plain().as_subclass(_Bytes)
 
     @data.setter
     def data(self, bytes: Tensor) -> None:
