@@ -32,6 +32,7 @@ CODE = [p for p in PAGES if list(blocks(p.read_text(encoding="utf-8"), "python")
 EXIT_CODES = {
     # The tiny model is packed by its lattice: there is nothing to repair or to tell.
     "lineage model.gguf": 6,
+    "lineage model.gguf --plot what.svg": 6,
     "repair qat.gguf better.gguf": 4,
     "repair model.gguf better.gguf": 4,
     "repair model.gguf": 4,
