@@ -823,8 +823,8 @@ TEST(TokenizerJson, Errors) {
   // Of the three, newlines by themselves are what encoding does.
   const auto split = [&](const std::string& rest) {
     return code(std::string("{") + kNormalizer +
-                R"(,"pre_tokenizer":{"type":"Split","pattern":{"Regex":"\\n+"},)" + rest +
-                R"(},"model":{"vocab":[]}})");
+                R"(,"pre_tokenizer":{"type":"Split","pattern":{"Regex":"\\n+"},)" +
+                rest + R"(},"model":{"vocab":[]}})");
   };
   EXPECT_EQ(split(R"("behavior":"Isolated","invert":false)"), "TOK_NO_VOCAB");
   EXPECT_EQ(split(R"("behavior":"Removed","invert":false)"), "TOK_PRE_TOKENIZER");
