@@ -303,6 +303,30 @@ def test_interruption_leaves_the_rows_as_they_were(
 # --- generate --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("count", "during"), [(1, 1), (2, 2)])
+def test_torch_stands_aside_for_a_single_row(
+    fast: Any, count: int, during: int
+) -> None:
+    seen = []
+
+    def watch(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        if len(seen) == 3:
+            raise InterruptedError
+        return scores
+
+    ids = torch.tensor(count * [IDS])
+    options = {"max_new_tokens": 4, "do_sample": False, "logits_processor": [watch]}
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(InterruptedError):
+            fast.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        assert seen == 3 * [during]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_greedy(name: str, folders: Make) -> None:
     model, fast = tiny.talkative(name), engine(folders(name))

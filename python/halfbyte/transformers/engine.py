@@ -11,7 +11,8 @@ import os
 import types
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -218,9 +219,14 @@ class EngineModel(PreTrainedModel, GenerationMixin):
         may = may and generation_config.do_sample
         if may and (drawing := draw_among_few(logits_processor)) is not None:
             logits_processor, generation_config.do_sample = drawing, False
-        return super()._sample(
-            input_ids, logits_processor, stopping_criteria, generation_config, **kwargs
-        )
+        with _torch_aside(len(input_ids)):
+            return super()._sample(
+                input_ids,
+                logits_processor,
+                stopping_criteria,
+                generation_config,
+                **kwargs,
+            )
 
     def _prepare_cache_for_generation(
         self,
@@ -262,6 +268,24 @@ class EngineModel(PreTrainedModel, GenerationMixin):
         if mask is None and ids is not None and pad is not None:
             mask = ids != pad  # as generate does, which says nothing about a hole
         return None if mask is None or mask.ndim != 2 else wrong_padding(mask != 0)
+
+
+@contextmanager
+def _torch_aside(rows: int) -> Iterator[None]:
+    """Have torch compute with one thread, if there is but a row of logits a step.
+
+    Its other threads wait for more work after each operation, for a millisecond, on
+    the cores where the forward pass would run.
+    """
+    if rows > 1:
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 _TEXT_ALONE = "not for the engine, which takes token ids and gives logits"
