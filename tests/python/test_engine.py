@@ -30,6 +30,7 @@ import tiny
 import torch
 import transformers
 from halfbyte import errors
+from halfbyte.torch._dispatch import num_threads
 from halfbyte.transformers import EngineModel, SessionCache, engine, sessions
 from halfbyte.transformers.draw import draw_among_few
 from transformers import CONFIG_MAPPING
@@ -305,9 +306,14 @@ def test_interruption_leaves_the_rows_as_they_were(
 
 @pytest.mark.parametrize(("count", "during"), [(1, 1), (2, 2)])
 def test_torch_stands_aside_for_a_single_row(
-    fast: Any, count: int, during: int
+    fast: Any, count: int, during: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
+    seen, ours = [], []
+    logits = halfbyte.Session.logits
+
+    def counted(self: Any, *args: Any, **options: Any) -> Any:
+        ours.append(halfbyte.num_threads())
+        return logits(self, *args, **options)
 
     def watch(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         seen.append(torch.get_num_threads())
@@ -317,11 +323,14 @@ def test_torch_stands_aside_for_a_single_row(
 
     ids = torch.tensor(count * [IDS])
     options = {"max_new_tokens": 4, "do_sample": False, "logits_processor": [watch]}
+    monkeypatch.setattr(halfbyte.Session, "logits", counted)
     torch.set_num_threads(2)
+    want = num_threads()  # torch's, if nothing else was asked for
     try:
         with pytest.raises(InterruptedError):
             fast.generate(ids, attention_mask=torch.ones_like(ids), **options)
         assert seen == 3 * [during]
+        assert set(ours) == {want}
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ __all__ = [
     "check_indices",
     "num_threads",
     "register",
+    "threads",
 ]
 
 TYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
@@ -67,6 +69,11 @@ def _refusal(name: str) -> Callable[..., Any]:
 def num_threads() -> int:
     """What halfbyte was told to use, else what torch uses."""
     return targets.num_threads_or(torch.get_num_threads())
+
+
+def threads() -> AbstractContextManager[None]:
+    """Use `num_threads`, as it is now, in all that is called inside a ``with`` block."""
+    return targets.threads(num_threads())
 
 
 def check_float(x: Tensor, name: str) -> None:

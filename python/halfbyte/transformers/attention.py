@@ -17,9 +17,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from halfbyte import ops, targets
+from halfbyte import ops
 from halfbyte.errors import ArgumentError, UnsupportedError
-from halfbyte.torch._dispatch import num_threads
+from halfbyte.torch._dispatch import threads
 
 __all__ = ["NAME", "forward", "make_mask", "register"]
 
@@ -127,7 +127,7 @@ def forward(
         return answer
     batch, heads, tokens, head_dim = query.shape
     out = torch.empty(batch, tokens, heads, head_dim, dtype=torch.float32)
-    with targets.threads(num_threads()):
+    with threads():
         ops.attention(
             *(tensor.detach().float().numpy() for tensor in tensors),
             mask=None if attention_mask is None else attention_mask.numpy(),

@@ -37,6 +37,7 @@ from transformers.utils import can_return_tuple
 from halfbyte import names
 from halfbyte.errors import ArgumentError, UnsupportedError
 from halfbyte.model import Model, load
+from halfbyte.torch._dispatch import threads
 from halfbyte.transformers.draw import draw_among_few
 from halfbyte.transformers.sessions import SessionCache, wrong_padding
 
@@ -275,17 +276,18 @@ def _torch_aside(rows: int) -> Iterator[None]:
     """Have torch compute with one thread, if there is but a row of logits a step.
 
     Its other threads wait for more work after each operation, for a millisecond, on
-    the cores where the forward pass would run.
+    the cores where the forward pass would run. That keeps the number torch had.
     """
     if rows > 1:
         yield
         return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    count = torch.get_num_threads()
+    with threads():
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(count)
 
 
 _TEXT_ALONE = "not for the engine, which takes token ids and gives logits"

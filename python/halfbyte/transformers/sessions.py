@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import Cache
 
-from halfbyte import targets
 from halfbyte._arrays import F32Array
 from halfbyte.errors import ArgumentError, UnsupportedError
 from halfbyte.model import Model, Session
-from halfbyte.torch._dispatch import num_threads
+from halfbyte.torch._dispatch import threads
 
 __all__ = ["SessionCache", "wrong_padding"]
 
@@ -215,7 +213,7 @@ class SessionCache(Cache):
             self._rows = [_Row(self._model.session()) for _ in range(batch)]
         try:
             fed = self._fed(input_ids, mask, positions)
-            with _threads():
+            with threads():
                 logits = self._run(fed, keep)
         except BaseException:
             for row in self._rows:
@@ -316,8 +314,3 @@ def wrong_padding(mask: torch.Tensor) -> str | None:
         "attention_mask: found padding after a token; expected it on the left alone - "
         "set padding_side='left' on the tokenizer"
     )
-
-
-def _threads() -> AbstractContextManager[None]:
-    """As many threads as torch uses, unless halfbyte was told a number."""
-    return targets.threads(num_threads())
