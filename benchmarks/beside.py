@@ -21,7 +21,7 @@ from halfbyte import bench
 from halfbyte.bench import ModelSpeed, Roofs
 from halfbyte.cli import terminal
 from halfbyte.model import Model
-from roof import environment, save, summary
+from roof import counts, environment, save, summary
 
 ModelPair = tuple[ModelSpeed, ...]  # one test of both
 
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("models", nargs=2, help="two that halfbyte loads")
     parser.add_argument(
         "--threads",
-        type=lambda text: [int(count) for count in text.split(",")],
+        type=counts,
         default=[1, 2],
         help="as 1,2: one after the other",
     )

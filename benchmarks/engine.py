@@ -20,7 +20,7 @@ import torch
 from halfbyte import demo
 from halfbyte.cli import terminal
 from halfbyte.transformers import EngineModel, engine
-from roof import ReadLoop, environment, headline, save, summary
+from roof import ReadLoop, counts, environment, headline, save, summary
 
 PROMPT = "The harbour lay under fog when the first boats came home. Nobody on the quay"
 
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", type=Path, help="GGUF; else the demo")
     parser.add_argument(
         "--threads",
-        type=lambda text: [int(count) for count in text.split(",")],
+        type=counts,
         default=[1, 2],
         help="as 1,2: one after the other",
     )

@@ -26,7 +26,7 @@ import numpy as np
 from halfbyte import demo
 from halfbyte.cli import terminal
 from numpy.typing import NDArray
-from roof import ReadLoop, environment, headline, save, summary
+from roof import ReadLoop, counts, environment, headline, save, summary
 
 TEXT = """
 The harbour lay under fog when the first boats came home. Nobody on the quay spoke much;
@@ -327,7 +327,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--threads",
-        type=lambda text: [int(count) for count in text.split(",")],
+        type=counts,
         default=[halfbyte.num_threads()],
         help="as 1,2: one after the other",
     )

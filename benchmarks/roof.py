@@ -21,6 +21,7 @@ from halfbyte import doctor, roof
 __all__ = [
     "ReadLoop",
     "counted",
+    "counts",
     "environment",
     "headline",
     "plus_minus",
@@ -126,6 +127,11 @@ def plus_minus(samples: Sequence[float]) -> str:
 def counted(count: int, thing: str) -> str:
     """Return "1 thread", "2 threads"."""
     return f"{count} {thing}" + "s" * (count != 1)
+
+
+def counts(text: str) -> list[int]:
+    """Return the numbers of "1,2": what argparse makes of such an option."""
+    return [int(count) for count in text.split(",")]
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
