@@ -77,6 +77,16 @@ void BeginAt(size_t n, ChannelArgs& a) {
   if (a.y_codes != nullptr) a.y_codes += n;
 }
 
+// Rows [begin, end) of a slice, where they count from 0.
+template <class Args>
+Args RowsOf(const Args& slice, size_t begin, size_t end) {
+  Args rows = slice;
+  BeginAt(begin, rows);
+  rows.row_begin = 0;
+  rows.row_end = end - begin;
+  return rows;
+}
+
 // Moves a slice to the tokens from m on.
 void SkipTokens(size_t m, LinearArgs& a) {
   a.x = static_cast<const Q8Block*>(a.x) + m * a.x_ld;
@@ -109,11 +119,8 @@ void LinearUnpacked(const WeightView& w, const Args& slice,
   for (size_t n = slice.row_begin; n < slice.row_end; n += Slices::kTileRows) {
     const size_t end = std::min(n + Slices::kTileRows, slice.row_end);
     PackRows(w, n, end, panels, panels + tile_bytes);
-    Args tile = slice;
-    BeginAt(n, tile);
+    Args tile = RowsOf(slice, n, end);
     tile.w = panels;
-    tile.row_begin = 0;
-    tile.row_end = end - n;
     linear(tile);
   }
 }
@@ -134,11 +141,7 @@ void LinearSpread(const WeightView& w, const Args& slice,
     for (size_t i = 0; i < Slices::kTileRows / kPanelRows; ++i) {
       kernels.spread_panel(packed + i * slice.w_row_bytes, w.K, panels + i * bytes);
     }
-    Args tile = slice;
-    BeginAt(n, tile);
-    tile.row_begin = 0;
-    tile.row_end = Slices::kTileRows;
-    Args rest = tile;
+    Args tile = RowsOf(slice, n, n + Slices::kTileRows), rest = tile;
     tile.w = panels;
     tile.w_row_bytes = bytes;
     tile.M = tokens;
