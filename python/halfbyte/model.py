@@ -260,17 +260,15 @@ class _StopStrings:
 
 
 class Stream:
-    """Iterator over the pieces of an answer.
+    """Iterator over the pieces of an answer."""
 
-    Attributes
-    ----------
-    stats : Stats or None
-        Set when the answer has ended, by itself or by `close`.
-    """
+    def __init__(self, pieces: Iterator[Piece], clock: _Clock) -> None:
+        self._pieces, self._clock = pieces, clock
 
-    def __init__(self, pieces: Callable[[Stream], Iterator[Piece]]) -> None:
-        self.stats: Stats | None = None
-        self._pieces = pieces(self)
+    @property
+    def stats(self) -> Stats | None:
+        """Numbers of the answer, when it has ended, by itself or by `close`."""
+        return self._clock.stats
 
     def __iter__(self) -> Stream:
         """Return the stream itself."""
@@ -290,7 +288,9 @@ class Stream:
 class _Clock:
     """Collects the numbers of `Stats` while an answer is made."""
 
-    def __init__(self, prompt_tokens: int, cached_tokens: int) -> None:
+    stats: Stats | None = None  # when the answer has ended
+
+    def start(self, prompt_tokens: int, cached_tokens: int) -> None:
         self._prompt, self._cached = prompt_tokens, cached_tokens
         self._start = self._first = self._last = time.perf_counter()
         self._generated = 0
@@ -301,8 +301,8 @@ class _Clock:
         if self._generated == 1:
             self._first = self._last
 
-    def stats(self) -> Stats:
-        return Stats(
+    def stop(self) -> None:
+        self.stats = Stats(
             prompt_tokens=self._prompt,
             cached_tokens=self._cached,
             generated_tokens=self._generated,
@@ -312,6 +312,16 @@ class _Clock:
         )
 
 
+class _Sequence:
+    """What is a session's own. It does not hold the model, which holds one itself:
+    weights go as soon as nobody uses the model, not when Python looks for cycles.
+    """
+
+    def __init__(self, core: _core.Session) -> None:
+        self.core = core
+        self.turn = 0  # counts what changes the tokens: an older stream cannot go on
+
+
 class Session:
     """One sequence of tokens running through a model. Made by `Model.session`.
 
@@ -319,10 +329,8 @@ class Session:
     a second one gets a `RuntimeError`.
     """
 
-    def __init__(self, model: Model, core: _core.Session | None = None) -> None:
-        self._model = model
-        self._core = _core.Session(model._core) if core is None else core
-        self._turn = 0  # counts what changes the tokens: an older stream cannot go on
+    def __init__(self, model: Model, sequence: _Sequence) -> None:
+        self._model, self._sequence = model, sequence
 
     @property
     def model(self) -> Model:
@@ -332,17 +340,17 @@ class Session:
     @property
     def tokens(self) -> list[int]:
         """Tokens whose keys and values the session holds."""
-        return self._core.tokens
+        return self._sequence.core.tokens
 
     @property
     def position(self) -> int:
         """Number of those tokens."""
-        return len(self._core.tokens)
+        return len(self._sequence.core.tokens)
 
     @property
     def kv_bytes(self) -> int:
         """Bytes that keys and values take now."""
-        return self._core.kv_bytes
+        return self._sequence.core.kv_bytes
 
     def copy(self) -> Session:
         """Begin another sequence with the same tokens.
@@ -353,7 +361,7 @@ class Session:
         -------
         Session
         """
-        return Session(self._model, self._core.copy())
+        return Session(self._model, _Sequence(self._sequence.core.copy()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:
         """Copy as `copy` does."""
@@ -383,8 +391,8 @@ class Session:
             is too little to go on after `length` tokens, none are left.
         """
         kept = whole(length, "length", 0)
-        self._turn += 1
-        return self._core.truncate(min(kept, self._model.context))
+        self._sequence.turn += 1
+        return self._sequence.core.truncate(min(kept, self._model.context))
 
     def logits(
         self, ids: Sequence[int] | NDArray[Any], *, last: bool | int = False
@@ -410,8 +418,8 @@ class Session:
         """
         tokens = self._model._ids(ids)
         rows = min(int(last), len(tokens)) if last else len(tokens)
-        self._turn += 1
-        return self._core.run(tokens, rows, self._model.threads)
+        self._sequence.turn += 1
+        return self._sequence.core.run(tokens, rows, self._model.threads)
 
     def perplexity(
         self,
@@ -430,7 +438,7 @@ class Session:
             for begin in range(0, len(window), step):
                 end = min(begin + step, len(window))
                 following = int(window[end]) if end < len(window) else -1
-                scores = self._core.score(
+                scores = self._sequence.core.score(
                     window[begin:end], following, self._model.threads
                 )
                 total += float(scores.sum())
@@ -487,13 +495,12 @@ class Session:
             )
         cut = _StopStrings(_stop_strings(stop))
         decoder = self._model.tokenizer.stream_decoder()
-        return Stream(
-            lambda stream: self._generate(stream, ids, sampler, limit, decoder, cut)
-        )
+        clock = _Clock()
+        return Stream(self._generate(clock, ids, sampler, limit, decoder, cut), clock)
 
     def _generate(
         self,
-        stream: Stream,
+        clock: _Clock,
         ids: list[int],
         sampler: _core.Sampler,
         max_tokens: int,
@@ -501,16 +508,17 @@ class Session:
         cut: _StopStrings,
     ) -> Iterator[Piece]:
         cached = self._keep_prefix(ids)
-        clock, turn = _Clock(len(ids), cached), self._turn
+        clock.start(len(ids), cached)
+        turn = self._sequence.turn
         limit = min(max_tokens, self._model.context - len(ids) + 1)
         pending = np.asarray(ids[cached:], np.int64)
         try:
             for left in range(limit, 0, -1):
-                if turn != self._turn:
+                if turn != self._sequence.turn:
                     raise RuntimeError(
                         "the session went on to something else; make one session a stream"
                     )
-                token = self._core.step(pending, sampler, self._model.threads)
+                token = self._sequence.core.step(pending, sampler, self._model.threads)
                 clock.token()
                 pending = np.asarray([token], np.int64)
                 ended = self._model.tokenizer.is_end(token)
@@ -524,11 +532,11 @@ class Session:
                 if reason:
                     return
         finally:
-            stream.stats = clock.stats()
+            clock.stop()
 
     def _keep_prefix(self, ids: list[int]) -> int:
         """Cut the session to what it shares with `ids`, at least one token short."""
-        held = self._core.tokens
+        held = self._sequence.core.tokens
         shared = 0
         while shared < min(len(held), len(ids) - 1) and held[shared] == ids[shared]:
             shared += 1
@@ -559,7 +567,7 @@ class Model:
         self._config = ModelConfig(**config, layers=layers)
         self._tokenizer = None if core.tokenizer is None else Tokenizer(core.tokenizer)
         self._format = self._chat_format()
-        self._session = Session(self)
+        self._sequence = _Sequence(_core.Session(core))
 
     def _chat_format(self) -> template.ChatFormat | None:
         if self._tokenizer is None or not self._core.chat_template:
@@ -693,7 +701,11 @@ class Model:
         -------
         Session
         """
-        return Session(self)
+        return Session(self, _Sequence(_core.Session(self._core)))
+
+    @property
+    def _session(self) -> Session:
+        return Session(self, self._sequence)
 
     def tokenize(
         self, text: str, *, bos: bool = True, special: bool = False

@@ -340,6 +340,25 @@ def test_a_session_keeps_its_model(own: Path) -> None:
     assert not opened(own)
 
 
+def test_a_model_goes_with_its_last_user(own: Path) -> None:
+    gc.collect()
+    gc.disable()  # gigabytes must not wait until Python looks for cycles
+    try:
+        model = halfbyte.load(own, threads=1)
+        model.logits(IDS)
+        model("the end", max_tokens=2)
+        stream = model.stream("the end", max_tokens=4)
+        next(stream)
+        session = model.session()
+        session.logits(IDS)
+        del model, session
+        assert mapped(own)  # by the stream
+        del stream
+        assert not mapped(own)
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("spoil", ["header", "tensor", "model"])
 def test_a_failed_open_leaves_nothing(own: Path, spoil: str) -> None:
     if spoil == "header":
