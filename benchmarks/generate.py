@@ -17,7 +17,7 @@ import functools
 import multiprocessing
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,8 +49,6 @@ F32Array = NDArray[np.float32]
 class Side(Protocol):
     """One of the two that are compared."""
 
-    name: str
-
     def start(self, ids: Sequence[int]) -> F32Array:
         """Forget everything, run a prompt and return the last token's logits."""
 
@@ -63,8 +61,6 @@ class Side(Protocol):
 
 class Halfbyte:
     """halfbyte, as `halfbyte.load` makes it."""
-
-    name = "halfbyte"
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
         self.model = halfbyte.load(path, threads=threads, context=context)
@@ -86,8 +82,6 @@ class Halfbyte:
 
 class LlamaCpp:
     """llama.cpp with its own defaults, apart from threads and what is asked for."""
-
-    name = "llama.cpp"
 
     def __init__(
         self, path: Path, threads: int, context: int, *, extra: bool, flash: bool
@@ -153,10 +147,10 @@ def _try_extra(path: Path, threads: int) -> None:
     LlamaCpp(path, threads, 64, extra=True, flash=False).start([2] * 32)
 
 
-def open_llama(
+def llama_opener(
     path: Path, threads: int, context: int, *, flash: bool
-) -> tuple[LlamaCpp | None, str]:
-    """Open the peer, and say how; None if it is not installed.
+) -> tuple[Callable[[], LlamaCpp] | None, str]:
+    """How to open the peer, in code and in words; None if it is not installed.
 
     Its own weight layouts include AMX code that crashes where a host names AMX without
     granting it, so a child process goes first.
@@ -174,16 +168,51 @@ def open_llama(
     how = "as it loads by itself" if extra else "without use_extra_bufts (it crashes)"
     if flash:
         how += ", with flash attention"
-    return LlamaCpp(path, threads, context, extra=extra, flash=flash), how
+    return functools.partial(
+        LlamaCpp, path, threads, context, extra=extra, flash=flash
+    ), how
 
 
-def agreement(ours: Side, theirs: Side, ids: Sequence[int]) -> float:
-    """Share of the later half of `ids` after which both have the same best token."""
+class Opened:
+    """Keeps a side open from its first use on, or opens it anew for each use."""
+
+    def __init__(self, opener: Callable[[], Side], *, apart: bool) -> None:
+        self._opener, self._apart = opener, apart
+        self._side: Side | None = None
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[Side]:
+        """Yield the side."""
+        if self._side is None:
+            self._side = self._opener()
+        yield self._side
+        if self._apart:
+            self.close()
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self._side is not None:
+            self._side.close()
+            self._side = None
+
+
+def best_tokens(side: Side, ids: Sequence[int]) -> list[int]:
+    """The best token after each of the later half of `ids`, fed one by one."""
     half = len(ids) // 2
-    same = [ours.start(ids[:half]).argmax() == theirs.start(ids[:half]).argmax()]
-    for token in ids[half:-1]:
-        same.append(ours.step(token).argmax() == theirs.step(token).argmax())
-    share = statistics.fmean(map(float, same))
+    best = [side.start(ids[:half]).argmax()]
+    best += [side.step(token).argmax() for token in ids[half:-1]]
+    return [int(token) for token in best]
+
+
+def agreement(sides: dict[str, Opened], ids: Sequence[int]) -> float | None:
+    """Share of the later half of `ids` after which all have the same best token."""
+    found = []
+    for opened in sides.values():
+        with opened.use() as side:
+            found.append(best_tokens(side, ids))
+    if len(found) < 2:
+        return None
+    share = statistics.fmean(float(a == b) for a, b in zip(*found, strict=True))
     if share < MIN_AGREEMENT:
         raise SystemExit(f"not timed: the best tokens agree at {share:.0%} only")
     return share
@@ -219,17 +248,24 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def run_with(path: Path, threads: int, options: argparse.Namespace) -> dict[str, Any]:
     """Check the answers, then measure in turn."""
     context = max(options.prompt + options.tokens, CHECKED)
-    ours = Halfbyte(path, threads, context)
-    theirs, how = None, "not asked for"
-    if not options.only_ours:
-        theirs, how = open_llama(path, threads, context, flash=options.flash)
-    text = ours.model.tokenize(TEXT)
+    model = halfbyte.load(path, threads=threads, repack="never")
+    text, bytes_per_token = model.tokenize(TEXT), model.report().bytes_per_token
+    del model
     ids = (text * (1 + options.prompt // len(text)))[: options.prompt]
-    sides: list[Side] = [ours] if theirs is None else [ours, theirs]
-    agreed = None if theirs is None else agreement(ours, theirs, text[:CHECKED])
+    openers: dict[str, Callable[[], Side]] = {
+        "halfbyte": functools.partial(Halfbyte, path, threads, context)
+    }
+    how = "not asked for"
+    if not options.only_ours:
+        theirs, how = llama_opener(path, threads, context, flash=options.flash)
+        if theirs is not None:
+            openers["llama.cpp"] = theirs
+    sides = {
+        name: Opened(open_, apart=options.apart) for name, open_ in openers.items()
+    }
+    agreed = agreement(sides, text[:CHECKED])
     bandwidth, speeds = take_turns(sides, ids, threads, options)
-    bytes_per_token = ours.model.report().bytes_per_token
-    for side in sides:
+    for side in sides.values():
         side.close()
     return {
         "threads": threads,
@@ -248,7 +284,7 @@ def run_with(path: Path, threads: int, options: argparse.Namespace) -> dict[str,
 
 
 def take_turns(
-    sides: Sequence[Side],
+    sides: dict[str, Opened],
     ids: Sequence[int],
     threads: int,
     options: argparse.Namespace,
@@ -256,13 +292,14 @@ def take_turns(
     """Read bandwidths of the rounds, and the speeds of each side."""
     read = ReadLoop(threads, options.mib << 20)
     bandwidth: list[float] = []
-    speeds: dict[str, list[tuple[float, float]]] = {side.name: [] for side in sides}
-    for side in sides:
-        measure(side, ids, 4)  # pages, caches, threads
-    for _ in range(options.rounds):
+    speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for turn in range(options.rounds):
         bandwidth.append(max(read() for _ in range(3)))
-        for side in sides:
-            speeds[side.name].append(measure(side, ids, options.tokens))
+        for name, opened in sides.items():
+            with opened.use() as side:
+                if options.apart or turn == 0:
+                    measure(side, ids, 4)  # pages, caches, threads
+                speeds[name].append(measure(side, ids, options.tokens))
     return bandwidth, speeds
 
 
@@ -337,6 +374,9 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=1024, help="buffer of the read loop")
     parser.add_argument("--flash", action="store_true", help="flash attention there")
     parser.add_argument("--only-ours", action="store_true", help="without llama.cpp")
+    parser.add_argument(
+        "--apart", action="store_true", help="one in memory at a time, loaded each turn"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
     options = parser.parse_args()
     result = run(options)
