@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <string>
@@ -134,6 +135,27 @@ void LinearOf(const Weight& self, const py::array& x, const py::object& bias,
   const Context context = MakeContext(threads);
   const GilRelease nogil;
   Multiply(context, xm, w, b, mode, y);
+}
+
+// Seconds that a product takes, without Python. `stacked` are matrices of out.cols rows
+// each, on top of each other: for so long, one after the other is multiplied.
+double SecondsALinear(const Weight& stacked, const py::array& x, py::array& out,
+                      double seconds, size_t threads) {
+  using Clock = std::chrono::steady_clock;
+  const Mat<const float> xm = AsMatrix(x, "x");
+  const size_t N = out.ndim() == 2 ? static_cast<size_t>(out.shape(1)) : 0;
+  const Mat<float> y = AsOutMatrix(out, "out", xm.rows, N);
+  const size_t copies = N == 0 ? 0 : stacked.view.N / N;
+  Require(copies != 0, "weights: there is no whole matrix");
+  const Context context = MakeContext(threads);
+  const GilRelease nogil;
+  const auto start = Clock::now();
+  for (size_t calls = 1;; ++calls) {
+    const WeightView w = stacked.view.Rows((calls - 1) % copies * N, N);
+    Multiply(context, xm, w, {}, ActivationMode::kAuto, y);
+    const double spent = std::chrono::duration<double>(Clock::now() - start).count();
+    if (spent >= seconds) return spent / static_cast<double>(calls);
+  }
 }
 
 // The product without a bias of what most callers have, at once: `out` or a new array.
@@ -323,6 +345,8 @@ void RegisterWeight(py::module_& m) {
       .def("linear_at", &LinearAt, py::arg("x"), py::arg("type"), py::arg("rows"),
            py::arg("x_ld"), py::arg("bias"), py::arg("out"), py::arg("activations"),
            py::arg("threads"))
+      .def("seconds_a_linear", &SecondsALinear, py::arg("x"), py::arg("out"),
+           py::arg("seconds"), py::arg("threads"))
       .def("linear_codes_at_once", &LinearCodesAtOnce, py::arg("x"), py::arg("x_step"),
            py::arg("y_step"), py::arg("out"), py::arg("threads"))
       .def("linear_codes", &LinearCodesOf, py::arg("x"), py::arg("x_step"),

@@ -137,6 +137,11 @@ class Weight:
     ) -> None:
         """Do so with addresses of rows of `type`: f32, f16 or bf16. Nothing is checked."""
 
+    def seconds_a_linear(
+        self, x: _F32, out: _F32, seconds: float, threads: int
+    ) -> float:
+        """Return how long a product takes, of one stacked matrix after the other."""
+
     def linear_codes_at_once(
         self, x: object, x_step: float, y_step: float, out: object, threads: int
     ) -> NDArray[np.int8] | None:

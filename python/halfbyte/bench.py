@@ -306,7 +306,10 @@ class _Runner:
 
 @dataclass
 class KernelSpeed:
-    """`halfbyte.linear` with one format, matrix, number of tokens and of threads."""
+    """Products in one format, with one matrix, number of tokens and of threads.
+
+    `halfbyte.linear` without its call from Python, which takes microseconds.
+    """
 
     format: str
     matrix: str
@@ -444,25 +447,23 @@ def kernel_speeds(
         k = MATRICES[matrix][1]
         x = np.random.default_rng(2).standard_normal((max(tokens), k), np.float32)
         for fmt in formats:
-            weights = _weights(fmt, matrix, roofs.data)
+            stack = _stack(fmt, matrix, roofs.data)
             for count in threads:
                 for t in tokens:
-                    with targets.threads(count):
-                        _check(weights[0], x[:t])
                     speed = KernelSpeed(fmt, matrix, t, count, targets.cpu_target())
+                    _check(speed, stack, x[:t])
                     for _ in range(repetitions):
-                        _kernel_round(speed, roofs, weights, x[:t])
+                        _kernel_round(speed, roofs, stack, x[:t])
                     yield speed
 
 
-def _weights(fmt: str, matrix: str, arena: NDArray[np.uint8]) -> list[halfbyte.Weight]:
-    """Fill the arena with copies of a matrix, repacked as those of a model are."""
+def _stack(fmt: str, matrix: str, arena: NDArray[np.uint8]) -> halfbyte.Weight:
+    """Fill the arena with copies of a matrix, repacked into one memory as a model is."""
     n, k = MATRICES[matrix]
     copies, rows = _copies(fmt, matrix), math.gcd(n, 192)
     used = arena[: copies * _bytes_of(fmt, n, k)]
     used.reshape(copies * n // rows, -1)[:] = _rows(fmt, rows, k)
-    pieces = np.split(used, copies)
-    return [halfbyte.Weight(piece, fmt, (n, k)).repack() for piece in pieces]
+    return halfbyte.Weight(used, fmt, (copies * n, k)).repack()
 
 
 def _rows(fmt: str, n: int, k: int) -> NDArray[np.uint8]:
@@ -474,47 +475,39 @@ def _rows(fmt: str, n: int, k: int) -> NDArray[np.uint8]:
     return raw & np.uint8(0xBB)  # whichever bytes are a scale, it is finite and below 1
 
 
-def _check(w: halfbyte.Weight, x: F32Array) -> None:
-    """Compare the call that will be timed with the reference, in some of its outputs.
+def _check(speed: KernelSpeed, stack: halfbyte.Weight, x: F32Array) -> None:
+    """Compare the product that will be timed with the reference, in some outputs.
 
     A sum of K terms is rounded K times by at most u = 2**-24, up and down alike: about
     u sqrt(K) in all. Eight times that leaves room for minima, which cancel, and none
     for a mistake in a single one of the outputs.
     """
-    n, k = w.shape
+    n, k = speed.shape
     rows = np.unique([*range(16), *range(n // 2, n // 2 + 16), *range(n - 16, n)])
     tokens = np.unique(np.linspace(0, len(x) - 1, 8).astype(int))
-    some = halfbyte.Weight(w.data.reshape(n, -1)[rows], w.format, (len(rows), k))
+    blocks = stack.data.reshape(stack.shape[0], -1)[rows]
+    some = halfbyte.Weight(blocks, speed.format, (len(rows), k))
     want = reference.linear(x[tokens], some).astype(np.float64)
-    got = halfbyte.linear(x, w)[np.ix_(tokens, rows)]
+    out = np.empty((len(x), n), np.float32)
+    stack._core.seconds_a_linear(x, out, 0.0, speed.threads)  # the first matrix
+    got = out[np.ix_(tokens, rows)]
     off = np.linalg.norm(got - want) / np.linalg.norm(want)
     if not off <= 8 * 2.0**-24 * k**0.5:
         raise WrongAnswerError(
-            f"{w.format}, {n} x {k}, {len(x)} tokens: off by {off:.1e}, not timed"
+            f"{speed.format}, {n} x {k}, {len(x)} tokens: off by {off:.1e}, not timed"
         )
 
 
 def _kernel_round(
-    speed: KernelSpeed, roofs: Roofs, weights: Sequence[halfbyte.Weight], x: F32Array
+    speed: KernelSpeed, roofs: Roofs, stack: halfbyte.Weight, x: F32Array
 ) -> None:
-    """Add one round: both roofs, then calls for a while."""
-    n, k = weights[0].shape
+    """Add one round: both roofs, then products for a while."""
+    n, k = speed.shape
     read = roofs.read(speed.threads)
     macs = roofs.macs(speed.threads, floats=speed.format in _FLOATS)
-    speed.read_seconds.append(weights[0].nbytes / read)
+    speed.read_seconds.append(_bytes_of(speed.format, n, k) / read)
     speed.math_seconds.append(len(x) * n * k / macs)
     out = np.empty((len(x), n), np.float32)
-    with targets.threads(speed.threads):
-        speed.seconds.append(_seconds_a_call(weights, x, out))
-
-
-def _seconds_a_call(
-    weights: Sequence[halfbyte.Weight], x: F32Array, out: F32Array
-) -> float:
-    calls, seconds = 0, 0.0
-    start = time.perf_counter()
-    while seconds < _KERNEL_SECONDS:
-        halfbyte.linear(x, weights[calls % len(weights)], out=out)
-        calls += 1
-        seconds = time.perf_counter() - start
-    return seconds / calls
+    speed.seconds.append(
+        stack._core.seconds_a_linear(x, out, _KERNEL_SECONDS, speed.threads)
+    )
