@@ -264,11 +264,14 @@ class Stream:
 
     Attributes
     ----------
+    tokens : list of int
+        Those generated so far, also where they make no whole character yet.
     stats : Stats or None
         Set when the answer has ended, by itself or by `close`.
     """
 
     def __init__(self, pieces: Callable[[Stream], Iterator[Piece]]) -> None:
+        self.tokens: list[int] = []
         self.stats: Stats | None = None
         self._pieces = pieces(self)
 
@@ -512,6 +515,7 @@ class Session:
                     )
                 token = self._core.step(pending, sampler, self._model.threads)
                 clock.token()
+                stream.tokens.append(token)
                 pending = np.asarray([token], np.int64)
                 ended = self._model.tokenizer.is_end(token)
                 last = left == 1
