@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,11 +179,18 @@ class Piece(NamedTuple):
         The token that brought it.
     finish_reason : {None, "stop", "length"}
         Set on the last piece: the model or a stop string ended it, or the limit did.
+    logprob : float or None
+        With ``logprobs``: natural logarithm of the token's probability by the model
+        itself, the softmax of its logits, before penalty, temperature and filters.
+    top_logprobs : tuple of (int, float)
+        With ``logprobs=n``: the n likeliest tokens, and the same of each.
     """
 
     text: str
     token: int
     finish_reason: str | None
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,7 @@ class Reply:
     text: str
     finish_reason: str
     stats: Stats
+    pieces: tuple[Piece, ...] = field(repr=False)
 
     def __str__(self) -> str:
         """Return the text."""
@@ -313,6 +321,17 @@ class _Clock:
             decode_seconds=self._last - self._first,
             peak_rss_bytes=_core.peak_rss(),
         )
+
+
+class _Request(NamedTuple):
+    """What a stream was asked for, checked."""
+
+    ids: list[int]
+    limit: int
+    sampler: _core.Sampler
+    alternatives: int | None  # likeliest tokens to tell of; None: of no token
+    cut: _StopStrings
+    decoder: StreamDecoder
 
 
 class Session:
@@ -449,11 +468,11 @@ class Session:
     def chat(self, messages: str | Sequence[Message], **options: Any) -> Reply:
         """Answer a conversation; see `Model.chat`."""
         stream = self.stream(_conversation(messages), **options)
-        pieces = list(stream)
+        pieces = tuple(stream)
         assert stream.stats is not None
         reason = pieces[-1].finish_reason if pieces else None
         text = "".join(piece.text for piece in pieces)
-        return Reply(text, reason or "length", stream.stats)
+        return Reply(text, reason or "length", stream.stats, pieces)
 
     def stream(
         self,
@@ -467,6 +486,7 @@ class Session:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
+        logprobs: bool | int = False,
     ) -> Stream:
         """Generate piece by piece; see `Model.stream`."""
         limit = whole(max_tokens, "max_tokens", 0)
@@ -488,32 +508,28 @@ class Session:
                 found=f"{len(ids)} tokens",
                 expected=f"at most {self._model.context}",
             )
-        cut = _StopStrings(_stop_strings(stop))
-        decoder = self._model.tokenizer.stream_decoder()
-        return Stream(
-            lambda stream: self._generate(stream, ids, sampler, limit, decoder, cut)
+        request = _Request(
+            ids,
+            min(limit, self._model.context - len(ids) + 1),
+            sampler,
+            self._model._alternatives(logprobs),
+            _StopStrings(_stop_strings(stop)),
+            self._model.tokenizer.stream_decoder(),
         )
+        return Stream(lambda stream: self._generate(stream, request))
 
-    def _generate(
-        self,
-        stream: Stream,
-        ids: list[int],
-        sampler: _core.Sampler,
-        max_tokens: int,
-        decoder: StreamDecoder,
-        cut: _StopStrings,
-    ) -> Iterator[Piece]:
-        cached = self._keep_prefix(ids)
-        clock, turn = _Clock(len(ids), cached), self._turn
-        limit = min(max_tokens, self._model.context - len(ids) + 1)
-        pending = np.asarray(ids[cached:], np.int64)
+    def _generate(self, stream: Stream, request: _Request) -> Iterator[Piece]:
+        cut, decoder = request.cut, request.decoder
+        cached = self._keep_prefix(request.ids)
+        clock, turn = _Clock(len(request.ids), cached), self._turn
+        pending = np.asarray(request.ids[cached:], np.int64)
         try:
-            for left in range(limit, 0, -1):
+            for left in range(request.limit, 0, -1):
                 if turn != self._turn:
                     raise RuntimeError(
                         "the session went on to something else; make one session a stream"
                     )
-                token = self._core.step(pending, sampler, self._model.threads)
+                token, logprob, likeliest = self._choose(pending, request)
                 clock.token()
                 stream.tokens.append(token)
                 pending = np.asarray([token], np.int64)
@@ -523,12 +539,24 @@ class Session:
                 if not stopped and (ended or last):
                     text += cut.push(decoder.finish())[0] + cut.finish()
                 reason = "stop" if ended or stopped else "length" if last else None
-                if text or reason:
-                    yield Piece(text, token, reason)
+                if text or reason or logprob is not None:
+                    yield Piece(text, token, reason, logprob, likeliest)
                 if reason:
                     return
         finally:
             stream.stats = clock.stats()
+
+    def _choose(
+        self, pending: NDArray[np.int64], request: _Request
+    ) -> tuple[int, float | None, tuple[tuple[int, float], ...]]:
+        """Append tokens; the one to follow and, if asked for, how likely it was."""
+        sampler, threads = request.sampler, self._model.threads
+        if request.alternatives is None:
+            return self._core.step(pending, sampler, threads), None, ()
+        (token, logprob), *likeliest = self._core.scored_step(
+            pending, sampler, threads, request.alternatives
+        )
+        return token, logprob, tuple(likeliest)
 
     def _keep_prefix(self, ids: list[int]) -> int:
         """Cut the session to what it shares with `ids`, at least one token short."""
@@ -829,6 +857,10 @@ class Model:
             default.
         stop : str or sequence of str, optional
             Text that ends the answer, and is not part of it.
+        logprobs : bool or int
+            Whether pieces tell their token's log-probability, or also those of so many of
+            the likeliest tokens. Each token has a piece of its own then, if it shows
+            text or not. The tokens are the same ones.
 
         Returns
         -------
@@ -856,6 +888,12 @@ class Model:
         if array.ndim != 1:
             raise ArgumentError(f"ids: expected one dimension, got shape {array.shape}")
         return array
+
+    def _alternatives(self, logprobs: bool | int) -> int | None:
+        """How many tokens to tell the log-probability of, beside the one chosen."""
+        if isinstance(logprobs, bool):
+            return 0 if logprobs else None
+        return min(whole(logprobs, "logprobs", 0), self._config.vocab_size) or None
 
     def _lacks(self, what: str, advice: str, code: str) -> ModelError:
         name = repr(Path(self._path).name)[1:-1]  # on one line, whatever it is

@@ -61,6 +61,10 @@ def check(call: Callable[[], Any], error: type[Exception], begins: str) -> None:
         ("stop", [3], DTypeError),
         ("stop", b"x", DTypeError),
         ("stop", ["a", ""], ArgumentError),
+        ("logprobs", 1.5, DTypeError),
+        ("logprobs", "3", DTypeError),
+        ("logprobs", None, DTypeError),
+        ("logprobs", -1, ArgumentError),
     ],
 )
 def test_options_of_an_answer(
