@@ -5,11 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from halfbyte._arguments import string
-from halfbyte.model import Message, Model, Piece, Stream
+from halfbyte._arguments import string, takes_options_of
+from halfbyte.model import Message, Model, Options, Piece, Session, Stream
 from halfbyte.template import Part, encode_parts
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Conversation"]
 
@@ -61,7 +64,8 @@ class Conversation:
         self._session = model.session()
         self._last: _Turn | None = None
 
-    def send(self, text: str, **options: Any) -> Stream:
+    @takes_options_of(Session.stream)
+    def send(self, text: str, **options: Unpack[Options]) -> Stream:
         """Say something, and get the answer piece by piece.
 
         Both become messages. An answer that is not read to its end, or is closed, is kept

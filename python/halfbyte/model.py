@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte import _core, _onednn, names, targets, template
-from halfbyte._arguments import number, string, whole
+from halfbyte._arguments import number, string, takes_options_of, whole
 from halfbyte._arrays import F32Array, as_indices
 from halfbyte.choice import is_gguf_model, listed
 from halfbyte.errors import (
@@ -30,11 +30,15 @@ from halfbyte.errors import (
 )
 from halfbyte.files import PathLike, StreamDecoder, Tokenizer
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
+
 __all__ = [
     "LayerConfig",
     "Message",
     "Model",
     "ModelConfig",
+    "Options",
     "Piece",
     "Reply",
     "Report",
@@ -323,6 +327,20 @@ class _Clock:
         )
 
 
+class Options(TypedDict, total=False):
+    """Keywords of `Session.stream`, for type checkers where they are handed on."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: str | Sequence[str] | None
+    logprobs: bool | int
+
+
 class _Request(NamedTuple):
     """What a stream was asked for, checked."""
 
@@ -461,19 +479,6 @@ class Session:
         windows = -(-len(tokens) // context)
         return math.exp(-total / (len(tokens) - windows))
 
-    def __call__(self, prompt: str | Sequence[int], **options: Any) -> str:
-        """Go on with a text; see `Model.__call__`."""
-        return "".join(piece.text for piece in self.stream(prompt, **options))
-
-    def chat(self, messages: str | Sequence[Message], **options: Any) -> Reply:
-        """Answer a conversation; see `Model.chat`."""
-        stream = self.stream(_conversation(messages), **options)
-        pieces = tuple(stream)
-        assert stream.stats is not None
-        reason = pieces[-1].finish_reason if pieces else None
-        text = "".join(piece.text for piece in pieces)
-        return Reply(text, reason or "length", stream.stats, pieces)
-
     def stream(
         self,
         prompt: Prompt,
@@ -517,6 +522,23 @@ class Session:
             self._model.tokenizer.stream_decoder(),
         )
         return Stream(lambda stream: self._generate(stream, request))
+
+    @takes_options_of(stream)
+    def __call__(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> str:
+        """Go on with a text; see `Model.__call__`."""
+        return "".join(piece.text for piece in self.stream(prompt, **options))
+
+    @takes_options_of(stream)
+    def chat(
+        self, messages: str | Sequence[Message], **options: Unpack[Options]
+    ) -> Reply:
+        """Answer a conversation; see `Model.chat`."""
+        stream = self.stream(_conversation(messages), **options)
+        pieces = tuple(stream)
+        assert stream.stats is not None
+        reason = pieces[-1].finish_reason if pieces else None
+        text = "".join(piece.text for piece in pieces)
+        return Reply(text, reason or "length", stream.stats, pieces)
 
     def _generate(self, stream: Stream, request: _Request) -> Iterator[Piece]:
         cut, decoder = request.cut, request.decoder
@@ -791,7 +813,8 @@ class Model:
         """
         return self._session.perplexity(ids, progress=progress)
 
-    def __call__(self, prompt: str | Sequence[int], **options: Any) -> str:
+    @takes_options_of(Session.stream)
+    def __call__(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> str:
         """Go on with a text, as it is: no chat template.
 
         Parameters
@@ -808,7 +831,10 @@ class Model:
         """
         return self._session(prompt, **options)
 
-    def chat(self, messages: str | Sequence[Message], **options: Any) -> Reply:
+    @takes_options_of(Session.stream)
+    def chat(
+        self, messages: str | Sequence[Message], **options: Unpack[Options]
+    ) -> Reply:
         """Answer a conversation.
 
         Parameters
@@ -830,7 +856,8 @@ class Model:
         """
         return self._session.chat(messages, **options)
 
-    def stream(self, prompt: Prompt, **options: Any) -> Stream:
+    @takes_options_of(Session.stream)
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
         """Generate piece by piece.
 
         Keys and values of a prompt's beginning that the session still holds are used
