@@ -13,18 +13,9 @@ import halfbyte
 from halfbyte import demo
 
 model = halfbyte.load(sys.argv[1] if len(sys.argv) > 1 else demo.model_path())
-session = model.session()  # keeps what it has read: a turn costs its own tokens
-messages: list[dict[str, str]] = []
-text = ""
+chat = halfbyte.Conversation(model)  # keeps what was said: a turn costs its own tokens
 
 while line := input("> ").strip():
-    text += line
-    messages.append({"role": "user", "content": line})
-    prompt = messages if model.has_template else text
-    answer = ""
-    for piece in session.stream(prompt, max_tokens=48):
+    for piece in chat.send(line, max_tokens=48):
         print(piece.text, end="", flush=True)
-        answer += piece.text
     print()
-    text += answer
-    messages.append({"role": "assistant", "content": answer})

@@ -70,18 +70,42 @@ py::array_t<float> Run(GuardedSession& guarded, const py::array& ids, size_t row
   });
 }
 
+// Appends `ids`; the logits that follow the last of them. The GIL is not needed.
+std::vector<float> LastLogits(const Context& context, Session& s,
+                              const std::vector<int32_t>& ids) {
+  if (ids.empty()) throw Error(ErrorClass::kValue, "ids: expected at least one");
+  std::vector<float> logits(VocabSize(s));
+  s.Run(context, ids, Mat<float>(logits.data(), 1, logits.size()));
+  return logits;
+}
+
 // Appends `ids`, then chooses the token that follows. History is the whole sequence.
 int32_t Step(GuardedSession& guarded, const py::array& ids, Sampler& sampler,
              size_t threads) {
   return guarded.Use([&](Session& s) {
     const std::vector<int32_t> tokens = AsIds(ids, "ids", VocabSize(s));
-    if (tokens.empty()) throw Error(ErrorClass::kValue, "ids: expected at least one");
     const Context context = MakeContext(threads);
     const GilRelease nogil;
-    std::vector<float> logits(VocabSize(s));
-    s.Run(context, tokens, Mat<float>(logits.data(), 1, logits.size()));
+    std::vector<float> logits = LastLogits(context, s, tokens);
     return sampler.Sample(logits, s.tokens(), s.model().suppressed());
   });
+}
+
+// The same, and how likely the model held that token and the `top` likeliest.
+py::list ScoredStep(GuardedSession& guarded, const py::array& ids, Sampler& sampler,
+                    size_t threads, size_t top) {
+  const std::vector<TokenLogprob> scored = guarded.Use([&](Session& s) {
+    const std::vector<int32_t> tokens = AsIds(ids, "ids", VocabSize(s));
+    const Context context = MakeContext(threads);
+    const GilRelease nogil;
+    const std::vector<float> logits = LastLogits(context, s, tokens);
+    std::vector<float> copy = logits;
+    const int32_t id = sampler.Sample(copy, s.tokens(), s.model().suppressed());
+    return Logprobs(logits, id, top);
+  });
+  py::list pairs;
+  for (const TokenLogprob& x : scored) pairs.append(py::make_tuple(x.id, x.logprob));
+  return pairs;
 }
 
 // log p(ids[i + 1] | ids[0..i]) for every i, appended to the sequence a few at a time.
@@ -323,6 +347,8 @@ void BindSession(py::module_& m) {
            py::arg("model"))
       .def("run", &Run, py::arg("ids"), py::arg("rows"), py::arg("threads"))
       .def("step", &Step, py::arg("ids"), py::arg("sampler"), py::arg("threads"))
+      .def("scored_step", &ScoredStep, py::arg("ids"), py::arg("sampler"),
+           py::arg("threads"), py::arg("top"))
       .def("score", &Score, py::arg("ids"), py::arg("next"), py::arg("threads"))
       .def("copy",
            [](GuardedSession& g) {

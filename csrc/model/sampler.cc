@@ -6,9 +6,11 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <string>
 
 #include "base/error.h"
+#include "kernels/softmax.h"
 
 namespace halfbyte {
 namespace {
@@ -128,6 +130,25 @@ int32_t Sampler::Sample(std::span<float> logits, std::span<const int32_t> histor
   if (params_.temperature == 0.0f) return best;
   Filter(logits);
   return Draw();
+}
+
+std::vector<TokenLogprob> Logprobs(std::span<const float> logits, int32_t id,
+                                   size_t top) {
+  std::vector<int32_t> ids(top == 0 ? 0 : logits.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  const auto end = ids.begin() + static_cast<ptrdiff_t>(std::min(top, ids.size()));
+  std::partial_sort(ids.begin(), end, ids.end(), [logits](int32_t a, int32_t b) {
+    const float x = logits[static_cast<size_t>(a)], y = logits[static_cast<size_t>(b)];
+    return x > y || (x == y && a < b);
+  });
+  ids.erase(end, ids.end());
+  ids.insert(ids.begin(), id);
+  const double log_sum = LogSumExp(logits.data(), logits.size());
+  std::vector<TokenLogprob> found;
+  for (const int32_t i : ids) {
+    found.push_back({i, logits[static_cast<size_t>(i)] - log_sum});
+  }
+  return found;
 }
 
 }  // namespace halfbyte

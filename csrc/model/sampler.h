@@ -50,5 +50,16 @@ class Sampler {
   std::vector<double> weights_;
 };
 
+struct TokenLogprob {
+  int32_t id;
+  double logprob;
+};
+
+// The natural logarithm of a token's probability under the softmax of `logits`: of
+// `id`, then of the `top` likeliest, the lower id first where two are alike. Logits as
+// the model gave them: a sampler overwrites its own.
+std::vector<TokenLogprob> Logprobs(std::span<const float> logits, int32_t id,
+                                   size_t top);
+
 }  // namespace halfbyte
 #endif  // HALFBYTE_MODEL_SAMPLER_H_

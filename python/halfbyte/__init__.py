@@ -7,6 +7,7 @@ from importlib import import_module as _import_module
 
 from halfbyte import errors, lattice, reference
 from halfbyte._onednn import use_onednn
+from halfbyte.conversation import Conversation
 from halfbyte.errors import (
     ArgumentError,
     ContextOverflowError,
@@ -62,6 +63,7 @@ if _typing.TYPE_CHECKING:
 __all__ = [
     "ArgumentError",
     "ContextOverflowError",
+    "Conversation",
     "DTypeError",
     "Error",
     "File",

@@ -1,15 +1,37 @@
 # python/halfbyte/_arguments.py
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers and texts that a caller gave, checked once where they come in."""
+"""What a caller gives: checked once where it comes in, shown where it is handed on."""
 
 from __future__ import annotations
 
+import inspect
 import operator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from halfbyte.errors import ArgumentError, DTypeError
 
-__all__ = ["number", "string", "whole"]
+__all__ = ["number", "string", "takes_options_of", "whole"]
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def takes_options_of(target: Callable[..., Any]) -> Callable[[_Method], _Method]:
+    """Show the keywords of `target` in place of the ``**options`` handed on to it.
+
+    `help` and notebooks then name each with its default, and it is written down once.
+    """
+    parameters = inspect.signature(target).parameters.values()
+    keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+    def show(method: _Method) -> _Method:
+        own = inspect.signature(method)
+        first = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        shown = own.replace(parameters=[*first, *keywords])
+        vars(method)["__signature__"] = shown
+        return method
+
+    return show
 
 
 def whole(value: Any, name: str, least: int, most: int | None = None) -> int:

@@ -411,6 +411,11 @@ class Session:
     def step(self, ids: _I64, sampler: Sampler, threads: int) -> int:
         """Append tokens and choose the next."""
 
+    def scored_step(
+        self, ids: _I64, sampler: Sampler, threads: int, top: int
+    ) -> list[tuple[int, float]]:
+        """Choose as step does; log p of that token, then of the `top` likeliest."""
+
     def score(self, ids: _I64, next: int, threads: int) -> NDArray[np.float64]:
         """Append tokens; log p of each one's successor, the last one's being `next`."""
 

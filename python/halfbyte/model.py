@@ -10,15 +10,15 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte import _core, _onednn, names, targets, template
-from halfbyte._arguments import number, string, whole
+from halfbyte._arguments import number, string, takes_options_of, whole
 from halfbyte._arrays import F32Array, as_indices
 from halfbyte.choice import is_gguf_model, listed
 from halfbyte.errors import (
@@ -30,11 +30,15 @@ from halfbyte.errors import (
 )
 from halfbyte.files import PathLike, StreamDecoder, Tokenizer
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
+
 __all__ = [
     "LayerConfig",
     "Message",
     "Model",
     "ModelConfig",
+    "Options",
     "Piece",
     "Reply",
     "Report",
@@ -179,11 +183,18 @@ class Piece(NamedTuple):
         The token that brought it.
     finish_reason : {None, "stop", "length"}
         Set on the last piece: the model or a stop string ended it, or the limit did.
+    logprob : float or None
+        With ``logprobs``: natural logarithm of the token's probability by the model
+        itself, the softmax of its logits, before penalty, temperature and filters.
+    top_logprobs : tuple of (int, float)
+        With ``logprobs=n``: the n likeliest tokens, and the same of each.
     """
 
     text: str
     token: int
     finish_reason: str | None
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,6 +204,7 @@ class Reply:
     text: str
     finish_reason: str
     stats: Stats
+    pieces: tuple[Piece, ...] = field(repr=False)
 
     def __str__(self) -> str:
         """Return the text."""
@@ -262,13 +274,18 @@ class _StopStrings:
 class Stream:
     """Iterator over the pieces of an answer."""
 
-    def __init__(self, pieces: Iterator[Piece], clock: _Clock) -> None:
-        self._pieces, self._clock = pieces, clock
+    def __init__(self, pieces: Iterator[Piece], progress: _Progress) -> None:
+        self._pieces, self._progress = pieces, progress
+
+    @property
+    def tokens(self) -> list[int]:
+        """Those generated so far, also where they make no whole character yet."""
+        return self._progress.tokens
 
     @property
     def stats(self) -> Stats | None:
         """Numbers of the answer, when it has ended, by itself or by `close`."""
-        return self._clock.stats
+        return self._progress.stats
 
     def __iter__(self) -> Stream:
         """Return the stream itself."""
@@ -285,27 +302,28 @@ class Stream:
             close()
 
 
-class _Clock:
-    """Collects the numbers of `Stats` while an answer is made."""
+class _Progress:
+    """What is known of an answer while it is made, to its `Stream` too."""
 
-    stats: Stats | None = None  # when the answer has ended
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.stats: Stats | None = None  # when the answer has ended
 
     def start(self, prompt_tokens: int, cached_tokens: int) -> None:
         self._prompt, self._cached = prompt_tokens, cached_tokens
         self._start = self._first = self._last = time.perf_counter()
-        self._generated = 0
 
-    def token(self) -> None:
+    def add(self, token: int) -> None:
         self._last = time.perf_counter()
-        self._generated += 1
-        if self._generated == 1:
+        if not self.tokens:
             self._first = self._last
+        self.tokens.append(token)
 
     def stop(self) -> None:
         self.stats = Stats(
             prompt_tokens=self._prompt,
             cached_tokens=self._cached,
-            generated_tokens=self._generated,
+            generated_tokens=len(self.tokens),
             prompt_seconds=self._first - self._start,
             decode_seconds=self._last - self._first,
             peak_rss_bytes=_core.peak_rss(),
@@ -320,6 +338,31 @@ class _Sequence:
     def __init__(self, core: _core.Session) -> None:
         self.core = core
         self.turn = 0  # counts what changes the tokens: an older stream cannot go on
+
+
+class Options(TypedDict, total=False):
+    """Keywords of `Session.stream`, for type checkers where they are handed on."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: str | Sequence[str] | None
+    logprobs: bool | int
+
+
+class _Request(NamedTuple):
+    """What a stream was asked for, checked."""
+
+    ids: list[int]
+    limit: int
+    sampler: _core.Sampler
+    alternatives: int | None  # likeliest tokens to tell of; None: of no token
+    cut: _StopStrings
+    decoder: StreamDecoder
 
 
 class Session:
@@ -447,19 +490,6 @@ class Session:
         windows = -(-len(tokens) // context)
         return math.exp(-total / (len(tokens) - windows))
 
-    def __call__(self, prompt: str | Sequence[int], **options: Any) -> str:
-        """Go on with a text; see `Model.__call__`."""
-        return "".join(piece.text for piece in self.stream(prompt, **options))
-
-    def chat(self, messages: str | Sequence[Message], **options: Any) -> Reply:
-        """Answer a conversation; see `Model.chat`."""
-        stream = self.stream(_conversation(messages), **options)
-        pieces = list(stream)
-        assert stream.stats is not None
-        reason = pieces[-1].finish_reason if pieces else None
-        text = "".join(piece.text for piece in pieces)
-        return Reply(text, reason or "length", stream.stats)
-
     def stream(
         self,
         prompt: Prompt,
@@ -472,6 +502,7 @@ class Session:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
+        logprobs: bool | int = False,
     ) -> Stream:
         """Generate piece by piece; see `Model.stream`."""
         limit = whole(max_tokens, "max_tokens", 0)
@@ -493,33 +524,48 @@ class Session:
                 found=f"{len(ids)} tokens",
                 expected=f"at most {self._model.context}",
             )
-        cut = _StopStrings(_stop_strings(stop))
-        decoder = self._model.tokenizer.stream_decoder()
-        clock = _Clock()
-        return Stream(self._generate(clock, ids, sampler, limit, decoder, cut), clock)
+        request = _Request(
+            ids,
+            min(limit, self._model.context - len(ids) + 1),
+            sampler,
+            self._model._alternatives(logprobs),
+            _StopStrings(_stop_strings(stop)),
+            self._model.tokenizer.stream_decoder(),
+        )
+        progress = _Progress()
+        return Stream(self._generate(progress, request), progress)
 
-    def _generate(
-        self,
-        clock: _Clock,
-        ids: list[int],
-        sampler: _core.Sampler,
-        max_tokens: int,
-        decoder: StreamDecoder,
-        cut: _StopStrings,
-    ) -> Iterator[Piece]:
-        cached = self._keep_prefix(ids)
-        clock.start(len(ids), cached)
+    @takes_options_of(stream)
+    def __call__(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> str:
+        """Go on with a text; see `Model.__call__`."""
+        return "".join(piece.text for piece in self.stream(prompt, **options))
+
+    @takes_options_of(stream)
+    def chat(
+        self, messages: str | Sequence[Message], **options: Unpack[Options]
+    ) -> Reply:
+        """Answer a conversation; see `Model.chat`."""
+        stream = self.stream(_conversation(messages), **options)
+        pieces = tuple(stream)
+        assert stream.stats is not None
+        reason = pieces[-1].finish_reason if pieces else None
+        text = "".join(piece.text for piece in pieces)
+        return Reply(text, reason or "length", stream.stats, pieces)
+
+    def _generate(self, progress: _Progress, request: _Request) -> Iterator[Piece]:
+        cut, decoder = request.cut, request.decoder
+        cached = self._keep_prefix(request.ids)
+        progress.start(len(request.ids), cached)
         turn = self._sequence.turn
-        limit = min(max_tokens, self._model.context - len(ids) + 1)
-        pending = np.asarray(ids[cached:], np.int64)
+        pending = np.asarray(request.ids[cached:], np.int64)
         try:
-            for left in range(limit, 0, -1):
+            for left in range(request.limit, 0, -1):
                 if turn != self._sequence.turn:
                     raise RuntimeError(
                         "the session went on to something else; make one session a stream"
                     )
-                token = self._sequence.core.step(pending, sampler, self._model.threads)
-                clock.token()
+                token, logprob, likeliest = self._choose(pending, request)
+                progress.add(token)
                 pending = np.asarray([token], np.int64)
                 ended = self._model.tokenizer.is_end(token)
                 last = left == 1
@@ -527,12 +573,24 @@ class Session:
                 if not stopped and (ended or last):
                     text += cut.push(decoder.finish())[0] + cut.finish()
                 reason = "stop" if ended or stopped else "length" if last else None
-                if text or reason:
-                    yield Piece(text, token, reason)
+                if text or reason or logprob is not None:
+                    yield Piece(text, token, reason, logprob, likeliest)
                 if reason:
                     return
         finally:
-            clock.stop()
+            progress.stop()
+
+    def _choose(
+        self, pending: NDArray[np.int64], request: _Request
+    ) -> tuple[int, float | None, tuple[tuple[int, float], ...]]:
+        """Append tokens; the one to follow and, if asked for, how likely it was."""
+        sampler, threads = request.sampler, self._model.threads
+        if request.alternatives is None:
+            return self._sequence.core.step(pending, sampler, threads), None, ()
+        (token, logprob), *likeliest = self._sequence.core.scored_step(
+            pending, sampler, threads, request.alternatives
+        )
+        return token, logprob, tuple(likeliest)
 
     def _keep_prefix(self, ids: list[int]) -> int:
         """Cut the session to what it shares with `ids`, at least one token short."""
@@ -771,7 +829,8 @@ class Model:
         """
         return self._session.perplexity(ids, progress=progress)
 
-    def __call__(self, prompt: str | Sequence[int], **options: Any) -> str:
+    @takes_options_of(Session.stream)
+    def __call__(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> str:
         """Go on with a text, as it is: no chat template.
 
         Parameters
@@ -788,7 +847,10 @@ class Model:
         """
         return self._session(prompt, **options)
 
-    def chat(self, messages: str | Sequence[Message], **options: Any) -> Reply:
+    @takes_options_of(Session.stream)
+    def chat(
+        self, messages: str | Sequence[Message], **options: Unpack[Options]
+    ) -> Reply:
         """Answer a conversation.
 
         Parameters
@@ -810,7 +872,8 @@ class Model:
         """
         return self._session.chat(messages, **options)
 
-    def stream(self, prompt: Prompt, **options: Any) -> Stream:
+    @takes_options_of(Session.stream)
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
         """Generate piece by piece.
 
         Keys and values of a prompt's beginning that the session still holds are used
@@ -837,6 +900,10 @@ class Model:
             default.
         stop : str or sequence of str, optional
             Text that ends the answer, and is not part of it.
+        logprobs : bool or int
+            Whether pieces tell their token's log-probability, or also those of so many of
+            the likeliest tokens. Each token has a piece of its own then, if it shows
+            text or not. The tokens are the same ones.
 
         Returns
         -------
@@ -864,6 +931,12 @@ class Model:
         if array.ndim != 1:
             raise ArgumentError(f"ids: expected one dimension, got shape {array.shape}")
         return array
+
+    def _alternatives(self, logprobs: bool | int) -> int | None:
+        """How many tokens to tell the log-probability of, beside the one chosen."""
+        if isinstance(logprobs, bool):
+            return 0 if logprobs else None
+        return min(whole(logprobs, "logprobs", 0), self._config.vocab_size) or None
 
     def _lacks(self, what: str, advice: str, code: str) -> ModelError:
         name = repr(Path(self._path).name)[1:-1]  # on one line, whatever it is

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
+import pydoc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from halfbyte.errors import (
     ShapeError,
     UnsupportedError,
 )
+from halfbyte.model import Options
 
 X = np.ones((2, 64), np.float32)
 Q = halfbyte.quantize(X, "q4_0")
@@ -61,12 +64,70 @@ def check(call: Callable[[], Any], error: type[Exception], begins: str) -> None:
         ("stop", [3], DTypeError),
         ("stop", b"x", DTypeError),
         ("stop", ["a", ""], ArgumentError),
+        ("logprobs", 1.5, DTypeError),
+        ("logprobs", "3", DTypeError),
+        ("logprobs", None, DTypeError),
+        ("logprobs", -1, ArgumentError),
     ],
 )
 def test_options_of_an_answer(
     model: halfbyte.Model, option: str, value: Any, error: type[Exception]
 ) -> None:
     check(lambda: model.stream("a", **{option: value}), error, f"{option}: expected")
+
+
+HAND_ON = [
+    halfbyte.Model.__call__,
+    halfbyte.Model.chat,
+    halfbyte.Model.stream,
+    halfbyte.Session.__call__,
+    halfbyte.Session.chat,
+    halfbyte.Conversation.send,
+]
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Keywords that `help` shows of a function; none of them hidden in ``**``."""
+    parameters = inspect.signature(function).parameters
+    assert all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
+    return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize("function", HAND_ON)
+def test_help_shows_every_option_and_its_default(function: Callable[..., Any]) -> None:
+    options = options_of(halfbyte.Session.stream)
+    assert {"temperature", "seed", "stop", "logprobs"} < options.keys()
+    assert options_of(function) == options
+    text = pydoc.render_doc(function, renderer=pydoc.plaintext)
+    for name, option in options.items():
+        assert f"{name}: '{option.annotation}' = {option.default}" in text
+    first = [*inspect.signature(function).parameters][:2]
+    assert first[0] == "self"
+    assert first[1] in ("prompt", "messages", "text")
+
+
+def test_type_checkers_are_told_the_same_options() -> None:
+    told = {
+        name: hint.__forward_arg__ for name, hint in Options.__annotations__.items()
+    }
+    options = options_of(halfbyte.Session.stream)
+    assert told == {name: option.annotation for name, option in options.items()}
+
+
+@pytest.mark.parametrize("function", HAND_ON)
+def test_an_option_that_there_is_not(
+    model: halfbyte.Model, function: Callable[..., Any]
+) -> None:
+    self: Any = model
+    if function is halfbyte.Conversation.send:
+        self = halfbyte.Conversation(model)
+    elif function.__qualname__.startswith("Session"):
+        self = model.session()
+    with pytest.raises(
+        TypeError, match="unexpected keyword argument 'temprature'"
+    ) as e:
+        function(self, "a", temprature=1.0)
+    assert "\n" not in str(e.value)
 
 
 def test_options_that_are_large_or_none(model: halfbyte.Model) -> None:

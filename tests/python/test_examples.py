@@ -92,12 +92,18 @@ def test_stream_tokens(plain: Path) -> None:
     assert re.fullmatch(r"24 written at \d+ a second", written)
 
 
+def talk(model: halfbyte.Model) -> str:
+    """What `examples/chat.py` shows of two turns."""
+    chat, shown = halfbyte.Conversation(model), ""
+    for line in ("the end", "of the line"):
+        text = "".join(piece.text for piece in chat.send(line, max_tokens=48))
+        shown += f"> {text}\n"
+    return f"{shown}> "
+
+
 def test_chat_without_a_template_goes_on(plain: Path) -> None:
     out = run("examples/chat.py", plain, stdin="the end\nof the line\n\n")
-    model = halfbyte.load(plain)
-    first = model("the end", max_tokens=48)
-    second = model("the end" + first + "of the line", max_tokens=48)
-    assert out == f"> {first}\n> {second}\n> "
+    assert out == talk(halfbyte.load(plain))
 
 
 def test_chat_with_a_template_answers(tmp_path: Path) -> None:
@@ -109,11 +115,7 @@ def test_chat_with_a_template_answers(tmp_path: Path) -> None:
     out = run("examples/chat.py", tmp_path, stdin="the end\nof the line\n\n")
     model = halfbyte.load(tmp_path)
     assert model.has_template
-    messages = [{"role": "user", "content": "the end"}]
-    first = model.chat(messages, max_tokens=48).text
-    messages.append({"role": "assistant", "content": first})
-    messages.append({"role": "user", "content": "of the line"})
-    assert out == f"> {first}\n> {model.chat(messages, max_tokens=48).text}\n> "
+    assert out == talk(model)
 
 
 def test_generate_benchmark_runs(plain: Path, tmp_path: Path) -> None:

@@ -58,8 +58,16 @@ MODULES: dict[str, set[str]] = {
     "bundled": {"errors"},
     "names": {"bundled", "hub", "stores"},
     "model": {"ops", "files", "template", "names"},
+    "conversation": {"model"},
     # Some when they are asked for.
-    "": {"verification", "lattice", "reference", "conversion", "torch"},
+    "": {
+        "conversation",
+        "verification",
+        "lattice",
+        "reference",
+        "conversion",
+        "torch",
+    },
     "torch": {"formats"},
     "transformers": {"", "gemma"},
     "sidecars": set(),

@@ -70,6 +70,22 @@ def test_the_package_is_typed_strictly(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_options_that_are_handed_on_are_typed(tmp_path: Path) -> None:
+    program = tmp_path / "wrong.py"
+    program.write_text(
+        "import halfbyte\n"
+        'model = halfbyte.load("tiny")\n'
+        "chat = halfbyte.Conversation(model)\n"
+        'model("a", temperature=1, stop=["b"], logprobs=2)\n'
+        'model.chat("a", temprature=1)\n'
+        'model.stream("a", seed="b")\n'
+        'chat.send("a", top=1)\n'
+    )
+    done = run("mypy", "--cache-dir", tmp_path, program)
+    found = re.findall(r"wrong\.py:(\d+): error", done.stdout)
+    assert found == ["5", "6", "7"], done.stdout + done.stderr
+
+
 def test_the_stub_names_what_there_is(tmp_path: Path) -> None:
     allowed = [f"halfbyte._core.{name}" for name in CLASSES]
     allowed += [f"halfbyte._core.{name}.__init__" for name in UNBUILT]

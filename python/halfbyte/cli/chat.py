@@ -22,7 +22,7 @@ from halfbyte.cli import models, options, terminal
 from halfbyte.cli.errors import UsageError, one_line
 
 if TYPE_CHECKING:
-    from halfbyte.model import Message, Model, Stream
+    from halfbyte import Conversation, Stream
 
 __all__ = ["EXAMPLES", "chat"]
 
@@ -86,14 +86,17 @@ def chat(
     Sampling follows the model's own recommendation if its file has one, else it is
     greedy. A model without a chat template goes on with the text of the conversation.
     """
+    from halfbyte import Conversation
+
     path = models.find(model, quiet=quiet)
     loaded = models.open_model(
         path, threads, context, activations=activations, quantize=quantize
     )
     _ = loaded.tokenizer  # without one there is nothing to do
     chosen = models.sampling(loaded, temp, top_k, top_p, min_p, repeat_penalty, seed)
-    talk = _Conversation(loaded, path, chosen, max_tokens, system)
-    talk.raw_output, talk.stats, talk.quiet = raw_output, stats, quiet
+    conversation = Conversation(loaded, system=system)
+    talk = _Talk(conversation, path, {"max_tokens": max_tokens, **chosen._asdict()})
+    talk.raw_output, talk.stats = raw_output, stats
     if not quiet:
         if not loaded.has_template:
             terminal.note("no chat template in this model: it goes on with the text")
@@ -104,24 +107,16 @@ def chat(
             talk.turn(_read_message())
 
 
-class _Conversation:
-    """Messages so far, and how to add to them."""
+class _Talk:
+    """A conversation at a prompt: its commands, and what is shown."""
 
     def __init__(
-        self,
-        model: Model,
-        path: Path,
-        sampling: models.Sampling,
-        max_tokens: int,
-        system: str | None,
+        self, conversation: Conversation, path: Path, options: dict[str, Any]
     ) -> None:
-        self.model = model
+        self.conversation = conversation
         self.path = path
-        self.sampling = sampling
-        self.max_tokens = max_tokens
-        self.system = system
-        self.messages: list[Message] = []
-        self.raw_output = self.stats = self.quiet = False
+        self.options = options
+        self.raw_output = self.stats = False
         self.commands: dict[str, Callable[[str], None]] = {
             "/reset": self._reset,
             "/system": self._set_system,
@@ -149,15 +144,10 @@ class _Conversation:
             terminal.note(one_line(error))
 
     def _answer(self, text: str) -> None:
-        self.messages.append({"role": "user", "content": text})
         stream: Stream | None = None
-        pieces: list[str] = []
         try:
-            stream = self.model.stream(
-                self._request(), max_tokens=self.max_tokens, **self.sampling._asdict()
-            )
+            stream = self.conversation.send(text, **self.options)
             for piece in stream:
-                pieces.append(piece.text)
                 terminal.answer(piece.text, raw=self.raw_output)
         except KeyboardInterrupt:
             if stream is not None:
@@ -165,38 +155,24 @@ class _Conversation:
             terminal.answer("\n")
             terminal.note("(stopped)")
         except ValueError as error:  # too long for the context, above all
-            self.messages.pop()
             terminal.note(f"{one_line(error)}; /reset starts anew")
             return
         else:
             terminal.answer("\n")
-        self.messages.append({"role": "assistant", "content": "".join(pieces)})
         if self.stats and stream is not None and stream.stats is not None:
             terminal.note(models.stats_line(stream.stats))
 
-    def _request(self) -> str | list[Message]:
-        messages = list(self.messages)
-        if self.system is not None:
-            messages.insert(0, {"role": "system", "content": self.system})
-        if self.model.has_template:
-            return messages
-        # Without a template an answer simply goes on, and the next message after it.
-        text = ""
-        for message in messages:
-            joined = text.endswith(("\n", " ")) or message["role"] == "assistant"
-            text += ("" if joined or not text else "\n") + message["content"]
-        return text
-
     def _reset(self, _rest: str) -> None:
-        self.messages.clear()
+        self.conversation.reset()
         terminal.note("forgotten")
 
     def _set_system(self, rest: str) -> None:
         if rest:
-            self.system = rest
+            self.conversation.system = rest
             self._reset(rest)
         else:
-            terminal.note(terminal.printable(self.system or "no instructions"))
+            system = self.conversation.system or "no instructions"
+            terminal.note(terminal.printable(system))
 
     def _save(self, rest: str) -> None:
         words = shlex.split(rest)
@@ -205,19 +181,20 @@ class _Conversation:
         if len(names) != 1:
             raise UsageError("/save needs one file name")
         path = Path(names[0]).expanduser()
+        talk = self.conversation
         text = json.dumps(
             {
                 "schema": SCHEMA,
                 "model": str(self.path),
-                "system": self.system,
-                "messages": self.messages,
+                "system": talk.system,
+                "messages": talk.messages,
             },
             indent=2,
         )
         if path.exists() and not force:
             raise UsageError(f"{path} exists; /save --force writes over it")
         _write_whole(path, text + "\n")
-        terminal.note(f"saved {len(self.messages)} messages")
+        terminal.note(f"saved {len(talk.messages)} messages")
 
     def _load(self, rest: str) -> None:
         names = shlex.split(rest)
@@ -227,10 +204,11 @@ class _Conversation:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise UsageError(f"{path}: not a saved conversation")
         try:
-            self.system, self.messages = _parsed(json.loads(path.read_bytes()))
+            system, messages = _parsed(json.loads(path.read_bytes()))
         except (ValueError, TypeError, KeyError, RecursionError):
             raise UsageError(f"{path}: not a saved conversation") from None
-        terminal.note(f"loaded {len(self.messages)} messages")
+        self.conversation.system, self.conversation.messages = system, messages
+        terminal.note(f"loaded {len(messages)} messages")
 
     def _bye(self, _rest: str) -> None:
         raise _End
@@ -249,10 +227,10 @@ def _write_whole(path: Path, text: str) -> None:
             Path(file.name).unlink(missing_ok=True)
 
 
-def _parsed(saved: Any) -> tuple[str | None, list[Message]]:
+def _parsed(saved: Any) -> tuple[str | None, list[dict[str, Any]]]:
     """Check what /load read."""
     system = saved["system"]
-    messages: list[Message] = [
+    messages = [
         {"role": message["role"], "content": message["content"]}
         for message in saved["messages"]
     ]

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <algorithm>
 #include <map>
 #include <string>
 #include <vector>
@@ -145,6 +146,27 @@ TEST(SamplerTest, ParametersOutOfRangeAreNamed) {
   EXPECT_EQ("min_p", name({.min_p = -0.1f}));
   EXPECT_EQ("repetition_penalty", name({.repetition_penalty = 0.0f}));
   EXPECT_EQ("repetition_penalty", name({.repetition_penalty = kInf}));
+}
+
+// LogSumExp is within (4 + mean |d|) u of the logarithm of the sum (softmax_test.cc), d
+// being how far a logit is below the largest: 10 at most here, and u is 2^-24.
+TEST(LogprobsTest, AreTheLogarithmsOfTheSoftmaxTheLowerIdFirstOnATie) {
+  const std::vector<float> logits = {-3.0f, 7.0f, -INFINITY, 7.0f, 1.0f};
+  const double log_sum = log(exp(-3.0) + 2.0 * exp(7.0) + exp(1.0));
+  for (size_t top : {0, 1, 3, 9}) {
+    const std::vector<TokenLogprob> found = Logprobs(logits, 4, top);
+    const std::vector<int32_t> want = {4, 1, 3, 4, 0, 2};
+    ASSERT_EQ(1 + std::min<size_t>(top, 5), found.size());
+    for (size_t i = 0; i < found.size(); ++i) {
+      const double logit = double{logits[static_cast<size_t>(want[i])]};
+      EXPECT_EQ(want[i], found[i].id);
+      if (logit == -INFINITY) {
+        EXPECT_EQ(logit, found[i].logprob);
+      } else {
+        EXPECT_NEAR(logit - log_sum, found[i].logprob, 14.0 * 0x1p-24);
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -1,0 +1,361 @@
+# tests/python/test_conversation.py
+# SPDX-License-Identifier: Apache-2.0
+"""Conversations: what is kept of a turn, what the next one computes, and what ends it.
+
+The prompt of every turn is read back from the session's tokens and compared with what
+the model's chat format makes of the messages, so no test here trusts the bookkeeping.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import halfbyte
+import pytest
+import tiny
+from halfbyte import errors, template
+from halfbyte.conversation import _what_follows
+from halfbyte.template import Part
+
+TEMPLATE = "{{ bos_token }}{% if add_generation_prompt %}<|turn>model\n{% endif %}"
+
+# Tokens that a template strips or the text does not show: white space, controls.
+PIECES, KINDS, _ = tiny.vocabulary()
+NOT_KEPT = [
+    i
+    for i, (piece, kind) in enumerate(zip(PIECES, KINDS, strict=True))
+    if kind == 3
+    or not piece.strip("\n\u2581")
+    or (kind == 6 and int(piece[3:5], 16) < 33)
+]
+HOT = {"temperature": 1.0, "seed": 3, "max_tokens": 12}
+
+Make = Callable[..., Path]
+
+
+def talkative(folder: Path, *, suppressed: Sequence[int] = NOT_KEPT) -> halfbyte.Model:
+    """A model with a template and random answers that only the limit ends."""
+    tiny.save_hf(tiny.talkative("e2b"), folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    generation = json.dumps({"suppress_tokens": [*suppressed]})
+    (folder / "generation_config.json").write_text(generation)
+    return halfbyte.load(folder, threads=1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> halfbyte.Model:
+    return talkative(tmp_path_factory.mktemp("talk"))
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_gguf: Make) -> halfbyte.Model:
+    return halfbyte.load(tiny_gguf("e2b"), threads=1)
+
+
+@pytest.fixture(scope="module")
+def bundled() -> halfbyte.Model:
+    return halfbyte.load("halfbyte:tiny")
+
+
+def say(chat: halfbyte.Conversation, text: str, **options: Any) -> halfbyte.Stats:
+    """One turn to its end."""
+    stream = chat.send(text, **options)
+    said = "".join(piece.text for piece in stream)
+    assert chat.messages[-2:] == [
+        {"role": "user", "content": text},
+        {"role": "assistant", "content": said},
+    ]
+    assert stream.stats is not None
+    return stream.stats
+
+
+def asked(chat: halfbyte.Conversation, stats: halfbyte.Stats) -> str:
+    """Text of the prompt that the last answer followed."""
+    ids = chat._session.tokens[: stats.prompt_tokens]
+    return chat.model.tokenizer.decode(ids, special=True)
+
+
+def rendered(chat: halfbyte.Conversation) -> str:
+    """The same by the messages, the last answer left out."""
+    messages = list(chat.messages[:-1])
+    if chat.system is not None:
+        messages.insert(0, {"role": "system", "content": chat.system})
+    assert chat.model._format is not None
+    return template.render_text(chat.model._format.render(messages))
+
+
+# --- A turn computes what is new -------------------------------------------------------
+
+
+def test_the_first_answer_is_that_of_chat(model: halfbyte.Model) -> None:
+    chat = halfbyte.Conversation(model, system="Be odd.")
+    say(chat, "hello", **HOT)
+    messages = [
+        {"role": "system", "content": "Be odd."},
+        {"role": "user", "content": "hello"},
+    ]
+    assert chat.messages[-1]["content"] == model.chat(messages, **HOT).text
+
+
+def test_a_turn_computes_its_own_tokens_alone(model: halfbyte.Model) -> None:
+    chat = halfbyte.Conversation(model, system="Be odd.")
+    for turn, text in enumerate(["hello", "and the <turn|> rest", "the end", "of it"]):
+        held = chat._session.position
+        stats = say(chat, text, **HOT | {"seed": turn})
+        assert asked(chat, stats) == rendered(chat)
+        assert stats.cached_tokens == held
+        ids = chat._session.tokens[: stats.prompt_tokens]
+        alone = model.session().stream(ids, **HOT | {"seed": turn})
+        assert chat.messages[-1]["content"] == "".join(piece.text for piece in alone)
+
+
+def test_an_answer_is_kept_in_the_tokens_that_were_generated(
+    model: halfbyte.Model,
+) -> None:
+    # At such a temperature hardly an answer is split as its text would be.
+    chat = halfbyte.Conversation(model)
+    stream = chat.send("hello", temperature=1e4, seed=5, max_tokens=40)
+    text = "".join(piece.text for piece in stream)
+    assert len(stream.tokens) == 40
+    assert model.tokenize(text, bos=False) != stream.tokens
+    held = chat._session.position
+    stats = say(chat, "more", max_tokens=1)
+    assert stats.cached_tokens == held
+    assert asked(chat, stats) == rendered(chat)
+
+
+A, B, C = Part("a", marker=False), Part("b", marker=False), Part("<m>", marker=True)
+
+
+@pytest.mark.parametrize(
+    ("parts", "before", "answer", "rest"),
+    [
+        ([A, C, Part("bxy", marker=False), C], [A, C, B], "x", ["y", "<m>"]),
+        ([A, C, Part("bx", marker=False)], [A, C, B], "x", [""]),
+        ([A, C, A], [A, C], "", ["", "a"]),
+        ([A, C, B], [A, C, B], "x", None),
+        ([A, C], [A, C, B], "x", None),  # what was asked with was taken away
+        ([B, C, Part("bx", marker=False)], [A, C, B], "x", None),
+        ([A, Part("<m>x", marker=False)], [A, C], "x", None),  # only spelled
+        ([A, C], [A, Part("<m", marker=False)], ">", None),
+    ],
+)
+def test_what_follows_an_answer(
+    parts: list[Part], before: list[Part], answer: str, rest: list[str] | None
+) -> None:
+    found = _what_follows(parts, before, answer)
+    assert (None if found is None else [part.text for part in found]) == rest
+
+
+def test_answers_that_end_by_themselves(bundled: halfbyte.Model) -> None:
+    resplit = (
+        False  # whether the text of an answer has other tokens than it was made of
+    )
+    for seed in range(4):
+        chat = halfbyte.Conversation(bundled)
+        for text in ("What is love?", "And what is kindness?", "Define a house."):
+            held = chat._session.position
+            stats = say(chat, text, max_tokens=300, temperature=1.2, seed=seed)
+            assert stats.generated_tokens < 300
+            assert asked(chat, stats) == rendered(chat)
+            assert stats.cached_tokens == held
+            made = chat._session.tokens[stats.prompt_tokens :]
+            said = chat.messages[-1]["content"]
+            resplit |= bundled.tokenize(said, bos=False) != made
+    assert resplit
+
+
+def test_without_a_template_the_text_goes_on(plain: halfbyte.Model) -> None:
+    chat = halfbyte.Conversation(plain, system="the")
+    say(chat, "end", **HOT)
+    first = chat.messages[-1]["content"]
+    assert first == plain("the\nend", **HOT)
+    held = chat._session.position
+    stats = say(chat, "of the line", **HOT)
+    assert stats.cached_tokens == held
+    start = plain.tokenizer.decode(plain.tokenize(""), special=True)
+    joint = "" if first.endswith(("\n", " ")) else "\n"
+    assert asked(chat, stats) == f"{start}the\nend{first}{joint}of the line"
+
+
+# --- What is not kept ------------------------------------------------------------------
+
+
+def test_whatever_was_generated_the_template_has_its_way(tmp_path: Path) -> None:
+    model = talkative(tmp_path, suppressed=[])
+    generated = set()
+    for seed in range(20):
+        chat = halfbyte.Conversation(model)
+        for text in ("hello", "more", "and more"):
+            stats = say(chat, text, temperature=100.0, seed=seed, max_tokens=12)
+            assert asked(chat, stats) == rendered(chat)
+            generated |= {*chat._session.tokens[stats.prompt_tokens :]}
+    assert len(generated & {*NOT_KEPT}) > 10
+
+
+def test_thoughts_that_the_template_leaves_out_are_asked_without(
+    bundled: halfbyte.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thinking = template.ChatFormat("gemma4", empty_thought=True)
+    monkeypatch.setattr(bundled, "_format", thinking)
+    chat = halfbyte.Conversation(bundled)
+    say(chat, "hello", **HOT)
+    shared = rendered(chat).index("<|channel>")
+    stats = say(chat, "more", **HOT)
+    assert asked(chat, stats) == rendered(chat)
+    kept = chat._session.tokens[: stats.cached_tokens]
+    assert bundled.tokenizer.decode(kept, special=True) == rendered(chat)[:shared]
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_stop_string_is_no_part_of_what_was_said(
+    model: halfbyte.Model, size: int
+) -> None:
+    long = HOT | {"max_tokens": 60}
+    chat = halfbyte.Conversation(model)
+    say(chat, "hello", **long)
+    stop = chat.messages[-1]["content"][20 : 20 + size]
+    chat = halfbyte.Conversation(model)
+    say(chat, "hello", **long, stop=stop)
+    assert stop not in chat.messages[-1]["content"]
+    stats = say(chat, "more", **HOT)
+    assert asked(chat, stats) == rendered(chat)
+
+
+def test_messages_may_be_changed(model: halfbyte.Model) -> None:
+    chat = halfbyte.Conversation(model)
+    for text in ("one", "two", "three"):
+        say(chat, text, **HOT)
+    kept = [dict(message) for message in chat.messages[:2]]
+    del chat.messages[2:]
+    stats = say(chat, "four", **HOT)
+    assert stats.cached_tokens > 10
+    assert asked(chat, stats) == rendered(chat)
+    other = halfbyte.Conversation(model)
+    other.messages = kept
+    say(other, "four", **HOT)
+    chat.messages[1]["content"] = "something else"
+    chat.system = "Be even."
+    assert asked(chat, say(chat, "five", **HOT)) == rendered(chat)
+    chat.messages.pop()
+    assert asked(chat, say(chat, "six", **HOT)) == rendered(chat)
+
+
+def test_reset_keeps_what_the_system_text_cost(model: halfbyte.Model) -> None:
+    chat = halfbyte.Conversation(model, system="Answer as odd as you can.")
+    say(chat, "hello", **HOT)
+    first = chat.messages[-1]["content"]
+    chat.reset()
+    assert chat.messages == []
+    stats = say(chat, "hello", **HOT)
+    assert stats.cached_tokens == stats.prompt_tokens - 1
+    assert chat.messages[-1]["content"] == first
+    assert len(chat.messages) == 2
+
+
+# --- Answers that are stopped ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["close", "leave", "go on"])
+def test_an_answer_stopped_half_way_is_kept_as_far_as_it_came(
+    model: halfbyte.Model, way: str
+) -> None:
+    chat = halfbyte.Conversation(model)
+    stream = chat.send("hello", **HOT | {"max_tokens": 60})
+    said = "".join(next(stream).text for _ in range(5))
+    assert chat.messages[-1] == {"role": "assistant", "content": said}
+    assert stream.tokens
+    if way == "close":
+        stream.close()
+        assert stream.stats is not None
+    elif way == "leave":
+        del stream
+    held = chat._session.position
+    stats = say(chat, "more", **HOT)
+    assert chat.messages[1]["content"] == said
+    assert stats.cached_tokens == held
+    assert asked(chat, stats) == rendered(chat)
+    if way == "go on":
+        assert list(stream) == []
+        assert stream.stats is not None
+
+
+def test_half_a_character_is_not_said(model: halfbyte.Model) -> None:
+    chat = halfbyte.Conversation(model)
+    stream = chat.send("hello", temperature=1e4, seed=4, max_tokens=60)
+    for _ in stream:  # until a token has come that is not shown yet
+        said = chat.messages[-1]["content"]
+        if model.tokenizer.decode(stream.tokens) != said:
+            break
+    else:
+        pytest.fail("no character was ever half there")
+    stats = say(chat, "more", max_tokens=1)
+    assert chat.messages[1]["content"] == said
+    assert asked(chat, stats) == rendered(chat)
+
+
+def test_an_answer_that_nobody_read_is_empty(model: halfbyte.Model) -> None:
+    chat = halfbyte.Conversation(model)
+    chat.send("hello", **HOT)
+    assert [message["content"] for message in chat.messages] == ["hello", ""]
+    assert asked(chat, say(chat, "more", **HOT)) == rendered(chat)
+
+
+# --- Errors ----------------------------------------------------------------------------
+
+
+def test_a_full_context_is_the_error_of_any_prompt(tiny_gguf: Make) -> None:
+    model = halfbyte.load(tiny_gguf("e2b"), context=64, threads=1)
+    chat = halfbyte.Conversation(model)
+    say(chat, "the end", max_tokens=40)
+    before = [dict(message) for message in chat.messages]
+    with pytest.raises(errors.ContextOverflowError) as caught:
+        chat.send("of the line " * 20)
+    assert caught.value.code == "CONTEXT_OVERFLOW"
+    with pytest.raises(errors.ContextOverflowError) as plain:
+        model.stream(tiny.prompt(65))
+    found = str(caught.value).replace(str(caught.value.found), "65 tokens")
+    assert found == str(plain.value)
+    assert chat.messages == before
+    say(chat, "short", max_tokens=2)  # goes on where it was
+    chat.reset()
+    assert say(chat, "the end", max_tokens=40).generated_tokens == 40
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (3, {}, "text: expected a str, got int"),
+        ("more", {"top_k": -1}, "top_k: expected 0 or more, got -1"),
+        ("more", {"stop": 3}, "stop: expected a str or several, got int"),
+    ],
+)
+def test_what_is_refused_changes_nothing(
+    model: halfbyte.Model, text: Any, options: dict[str, Any], message: str
+) -> None:
+    chat = halfbyte.Conversation(model)
+    say(chat, "hello", **HOT)
+    before = [dict(message) for message in chat.messages]
+    with pytest.raises((errors.DTypeError, errors.ArgumentError)) as caught:
+        chat.send(text, **options)
+    assert str(caught.value) == message
+    assert chat.messages == before
+    assert asked(chat, say(chat, "more", **HOT)) == rendered(chat)
+
+
+def test_what_no_conversation_is_made_of(
+    model: halfbyte.Model, plain: halfbyte.Model, tiny_gguf: Make
+) -> None:
+    with pytest.raises(errors.DTypeError, match=r"^system: expected a str, got int$"):
+        halfbyte.Conversation(model, system=3)  # type: ignore[arg-type]
+    chat = halfbyte.Conversation(plain)
+    chat.messages = [{"role": "user"}]
+    with pytest.raises(errors.DTypeError, match=r"^messages\[0\]: content: expected a"):
+        chat.send("more")
+    mute = halfbyte.load(tiny_gguf("e2b", tokenizer=False))
+    with pytest.raises(errors.ModelError) as caught:
+        halfbyte.Conversation(mute).send("hello")
+    assert caught.value.code == "MODEL_TOKENIZER"
