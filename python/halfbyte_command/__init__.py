@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from types import FrameType
 
 __all__ = ["main"]
@@ -28,7 +29,12 @@ def main() -> int:
     obeyed = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if obeyed:
         signal.signal(signal.SIGINT, _end)
-    from halfbyte.cli import main as run
+    try:
+        from halfbyte.cli import main as run
+    except ValueError as error:  # a variable of the environment that asks too much
+        if sys.stderr is not None:  # 2>&-
+            sys.stderr.write(f"halfbyte: {error}\n")
+        return 2
 
     if obeyed:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,8 +11,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
+
+import halfbyte
+import pytest
 
 SCRIPT = Path(sysconfig.get_path("scripts"), "halfbyte")
 
@@ -53,3 +57,36 @@ def test_where_ctrl_c_is_ignored_it_stays_so(tmp_path: Path) -> None:
     # As a shell without job control starts what runs in the background.
     process = start("doctor", sh='trap "" INT; exec "$@"', **stand_in(tmp_path, 0.5))
     assert interrupted(process) == (7, b"", b"")
+
+
+def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-c", code]
+    return subprocess.run(
+        line,
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | env,
+        timeout=60,
+    )
+
+
+def test_a_target_that_is_not_there_is_a_usage_error() -> None:
+    known = ", ".join(halfbyte.cpu_targets())
+    process = start("doctor", HALFBYTE_FORCE_TARGET="AVX9\n")
+    stdout, stderr = process.communicate(timeout=60)
+    assert stderr.decode() == (
+        r"halfbyte: HALFBYTE_FORCE_TARGET: found 'AVX9\x0A'; "
+        f"expected what this CPU has: {known}\n"
+    )
+    assert (process.returncode, stdout) == (2, b"")
+
+
+@pytest.mark.parametrize("name", ["AVX9", "\udcff"])
+def test_a_target_that_is_not_there_is_an_argument_error(name: str) -> None:
+    done = python("import halfbyte", HALFBYTE_FORCE_TARGET=name)
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(
+        "halfbyte.errors.ArgumentError: HALFBYTE_FORCE_TARGET: found"
+    )
+    assert halfbyte.cpu_targets()[-1] in said
