@@ -90,3 +90,15 @@ def test_a_target_that_is_not_there_is_an_argument_error(name: str) -> None:
         "halfbyte.errors.ArgumentError: HALFBYTE_FORCE_TARGET: found"
     )
     assert halfbyte.cpu_targets()[-1] in said
+
+
+def test_a_warning_is_one_line(tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone\n.so")
+    process = start("run", "tiny", "hi", "-n1", HALFBYTE_ONEDNN_LIBRARY=gone)
+    stdout, stderr = process.communicate(timeout=60)
+    warned, stats = stderr.decode().splitlines()
+    assert warned.startswith("halfbyte: warning: HALFBYTE_ONEDNN_LIBRARY: oneDNN: ")
+    assert warned.endswith("; going on without it")
+    assert "Warning" not in warned
+    assert "tok/s" in stats
+    assert (process.returncode, stdout.count(b"\n")) == (0, 1)

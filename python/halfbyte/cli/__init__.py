@@ -10,7 +10,9 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = ["main"]
 
@@ -33,6 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     _die_quietly_on_a_closed_pipe()
     if not _has_streams():
         return 1
+    with warnings.catch_warnings():
+        if not _wants_debug(args):
+            warnings.showwarning = _show_warning
+        return _run(args)
+
+
+def _run(args: list[str]) -> int:
+    """Run a command; what goes wrong becomes a line and an exit code."""
     try:
         from halfbyte.cli.app import app
 
@@ -67,6 +77,13 @@ def _has_streams() -> bool:
     if sys.stdout is None:
         sys.stderr.write("halfbyte: stdout is closed: send it to a file or /dev/null\n")
     return sys.stdout is not None
+
+
+def _show_warning(message: object, *_where: Any, **_how: Any) -> None:
+    """Tell a warning of the library in one line, without the place in the code."""
+    from halfbyte.cli import terminal
+
+    terminal.note(f"halfbyte: warning: {terminal.printable(str(message))}")
 
 
 def _wants_debug(args: list[str]) -> bool:
