@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from halfbyte._sizes import size_text
 from halfbyte.cli import terminal
 from halfbyte.cli.errors import UsageError
 
@@ -100,7 +101,7 @@ def read_stdin() -> str:
     """Read a text from stdin, without the line break that ends it."""
     data = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1)
     if len(data) > _MAX_PROMPT_BYTES:
-        raise UsageError(f"stdin: more than {terminal.gib(_MAX_PROMPT_BYTES)} of text")
+        raise UsageError(f"stdin: more than {size_text(_MAX_PROMPT_BYTES)} of text")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -225,7 +226,7 @@ def stats_line(stats: Stats) -> str:
         f"{terminal.quantity(stats.prompt_tps)} tok/s | "
         f"answer {stats.generated_tokens} tokens, "
         f"{terminal.quantity(stats.decode_tps)} tok/s | "
-        f"peak memory {terminal.gib(stats.peak_rss_bytes)}"
+        f"peak memory {size_text(stats.peak_rss_bytes)}"
     )
 
 
