@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -56,10 +57,11 @@ def _run(args: list[str]) -> int:
 
         if isinstance(error.__cause__, KeyboardInterrupt):  # as older typers pass it on
             return 130
-        if _wants_debug(args):
-            traceback.print_exc()
-        else:
-            sys.stderr.write(f"halfbyte: {one_line(error)}\n")
+        with contextlib.suppress(OSError):  # stderr on a full disk: the code says it
+            if _wants_debug(args):
+                traceback.print_exc()
+            else:
+                sys.stderr.write(f"halfbyte: {one_line(error)}\n")
         return exit_code(error)
 
 
@@ -71,8 +73,10 @@ def _die_quietly_on_a_closed_pipe() -> None:
 
 
 def _has_streams() -> bool:
-    """Whether there is a stdout; a stderr that was closed (``2>&-``) is done without."""
-    if sys.stderr is None:
+    """Whether there is a stdout; the others, if they were closed, are done without."""
+    if sys.stdin is None:  # <&-
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115, PTH123
+    if sys.stderr is None:  # 2>&-
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
     if sys.stdout is None:
         sys.stderr.write("halfbyte: stdout is closed: send it to a file or /dev/null\n")

@@ -86,15 +86,11 @@ def split_positionals(
         model, text = None, first
     if model is not None:
         path = find(model, quiet=quiet)  # before waiting for a text
-    if text == "-" or (text is None and not _typed()):
+    if text == "-" or (text is None and not sys.stdin.isatty()):
         return path, read_stdin()
     if text is None:
         raise UsageError("no text: give it as an argument, or pipe it in")
     return path, text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _typed() -> bool:
-    return sys.stdin is None or sys.stdin.isatty()
 
 
 def read_stdin() -> str:
@@ -148,6 +144,8 @@ def find(model: str | Path | None, *, quiet: bool = False) -> Path:
 
 def existing(path: str) -> Path:
     """`path`, or the error that says it is not there."""
+    if not path:  # as of a variable of the shell that was never set
+        raise UsageError("a name is empty: expected that of a model or file")
     if not os.path.lexists(path):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     return Path(path)
