@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from halfbyte._sizes import size_text
 from halfbyte.cli import terminal
 from halfbyte.lineage import Lineage, lineage
 from halfbyte.lineage.identity import identify
@@ -41,7 +42,7 @@ def main() -> None:
     for what, do in looks.items():
         times = sorted(seconds(path, do) for _ in range(options.rounds))
         rows.append((what, f"{times[0]:.2f}", f"{times[-1]:.2f}"))
-    terminal.line(f"{terminal.gib(path.stat().st_size)}: {judged[0].verdict.value}")
+    terminal.line(f"{size_text(path.stat().st_size)}: {judged[0].verdict.value}")
     terminal.table(("looked at", "s, best", "s, worst"), rows, "lrr")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from halfbyte.cli import terminal
+from halfbyte._sizes import size_text
 
 __all__ = ["Contents", "Progress", "save_directory", "save_file"]
 
@@ -86,7 +86,7 @@ def _beside(path: Path) -> Path:
 
 def _require_room(folder: Path, total: int) -> None:
     if (free := shutil.disk_usage(folder).free) < total:
-        message = f"{terminal.gib(total)} needed, {terminal.gib(free)} free"
+        message = f"{size_text(total)} needed, {size_text(free)} free"
         raise OSError(errno.ENOSPC, message, str(folder))
 
 

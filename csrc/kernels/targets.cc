@@ -55,8 +55,8 @@ Choice ChoiceNamed(std::string_view name) {
   for (const Choice& c : choices) {
     known += (known.empty() ? "" : ", ") + NameOf(c.target, c.fast);
   }
-  throw Error(ErrorClass::kValue,
-              "target: found '" + Escape(name) + "'; expected one of " + known);
+  throw Error(ErrorClass::kValue, "target: found '" + Escape(name) +
+                                      "'; expected what this CPU has: " + known);
 }
 
 }  // namespace

@@ -46,8 +46,8 @@ size_t WidthOf(const JsonValue& object, const std::string& key, size_t fallback)
 
 Quantization ReadGemma(const JsonValue& config) {
   constexpr size_t kDefaultBits = 4;  // of transformers
-  Quantization q = {.method = QuantMethod::kGemma};
-  q.widths = {WidthOf(config, "num_bits", kDefaultBits)};
+  Quantization q = {.method = QuantMethod::kGemma,
+                    .widths = {WidthOf(config, "num_bits", kDefaultBits)}};
   if (const auto modules = Find(config, "module_quant_configs")) {
     for (const JsonMember& member : modules->Members()) {
       q.widths.push_back(
@@ -94,7 +94,7 @@ void CheckFormat(const std::string& key, const JsonValue& object) {
 }
 
 Quantization ReadCompressedTensors(const JsonValue& config) {
-  Quantization q = {.method = QuantMethod::kCompressedTensors};
+  Quantization q = {.method = QuantMethod::kCompressedTensors, .widths = {}};
   CheckFormat("", config);
   const auto groups = Find(config, "config_groups");
   if (!groups) return q;

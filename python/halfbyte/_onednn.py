@@ -127,7 +127,8 @@ def open_if_asked() -> None:
         use_onednn()
     except UnsupportedError as error:
         if asked != "auto":
-            warnings.warn(str(error), RuntimeWarning, stacklevel=3)
+            message = f"{VARIABLE}: {error}; going on without it"
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def status() -> Status:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from halfbyte import _core, _onednn, names, targets, template
 from halfbyte._arguments import number, string, takes_options_of, whole
 from halfbyte._arrays import F32Array, as_indices
+from halfbyte._sizes import size_text
 from halfbyte.choice import is_gguf_model, listed
 from halfbyte.errors import (
     ArgumentError,
@@ -91,11 +92,6 @@ class ModelConfig:
     layers: tuple[LayerConfig, ...]
 
 
-def _size(num_bytes: int) -> str:
-    mib = num_bytes / (1 << 20)
-    return f"{mib / 1024:.2f} GiB" if mib >= 100 else f"{mib:.2f} MiB"
-
-
 @dataclass(frozen=True)
 class Report:
     """What is loaded and how it runs. Prints as a small table."""
@@ -122,7 +118,7 @@ class Report:
     def __str__(self) -> str:
         """Render the table."""
         file, repacked, read, kv = map(
-            _size,
+            size_text,
             (
                 self.file_bytes,
                 self.repacked_bytes,
@@ -136,7 +132,7 @@ class Report:
             f"  repacked    {repacked}"
             + (f", floats rounded to {self.quantize}" if self.quantize else ""),
             *(
-                f"  {name:<11} {count} tensors, {_size(size)}"
+                f"  {name:<11} {count} tensors, {size_text(size)}"
                 for name, (count, size) in self.types.items()
             ),
             f"  context     {self.context} positions, {self.kv} cache of at most {kv}",

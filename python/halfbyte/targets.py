@@ -12,6 +12,7 @@ from contextvars import ContextVar
 
 from halfbyte import _core
 from halfbyte._arguments import string, whole
+from halfbyte.errors import ArgumentError
 
 __all__ = [
     "__version__",
@@ -30,6 +31,7 @@ __all__ = [
 
 __version__: str = _core.__version__
 
+_FORCED = "HALFBYTE_FORCE_TARGET"
 _MAX_THREADS = 1024
 
 
@@ -234,5 +236,13 @@ def threads(n: int) -> Iterator[None]:
         _scoped.reset(token)
 
 
-if _forced := os.environ.get("HALFBYTE_FORCE_TARGET"):
-    _core.set_cpu_target(_forced)
+def _force(target: str) -> None:
+    try:
+        # What is no UTF-8 in the environment is no text for the core.
+        _core.set_cpu_target(target.encode("utf-8", "backslashreplace").decode())
+    except ArgumentError as error:
+        raise ArgumentError(f"{_FORCED}: {str(error).partition(': ')[2]}") from None
+
+
+if _forced := os.environ.get(_FORCED):
+    _force(_forced)

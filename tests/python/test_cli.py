@@ -25,6 +25,7 @@ import gguf
 import pytest
 import tiny
 from halfbyte import __version__, bundled, demo, doctor, load
+from halfbyte._sizes import size_text
 from halfbyte.cli import memory, terminal
 
 HELP = Path(__file__).parent.parent / "golden" / "cli_help.txt"
@@ -398,6 +399,24 @@ def test_usage_errors_end_with_2(
     done = halfbyte(*args, code=2)
     assert words in one_error_line(done.stderr)
     assert done.stdout == b""
+
+
+def test_a_folder_for_a_file_ends_with_2(
+    halfbyte: Command, plain: Path, tmp_path: Path
+) -> None:
+    for args in (
+        ("perplexity", plain, "--file", tmp_path),
+        ("repair", tmp_path, tmp_path / "out.gguf"),
+        ("inspect", plain / "file"),
+    ):
+        assert "director" in one_error_line(halfbyte(*args, code=2).stderr)
+
+
+@pytest.mark.parametrize("command", ["run", "inspect", "tokenize"])
+def test_an_empty_name_is_said(halfbyte: Command, command: str) -> None:
+    text = ("hi",) if command != "inspect" else ()
+    said = one_error_line(halfbyte(command, "", *text, code=2).stderr)
+    assert said == "halfbyte: a name is empty: expected that of a model or file"
 
 
 @pytest.mark.parametrize("command", ["run", "inspect", "tokenize"])
@@ -1016,7 +1035,7 @@ def test_quantities_have_three_digits(value: float, shown: str) -> None:
     [(68, "68 B"), (1536, "1.5 KiB"), (250 << 20, "250.0 MiB"), (3 << 29, "1.5 GiB")],
 )
 def test_sizes_have_one_digit(size: int, shown: str) -> None:
-    assert terminal.gib(size) == shown
+    assert size_text(size) == shown
 
 
 def test_controls_are_shown_not_obeyed() -> None:
@@ -1024,6 +1043,8 @@ def test_controls_are_shown_not_obeyed() -> None:
         "a\\x1b[2J\\x0d\\x9b\\x7f\tb\n"
     )
     assert terminal.printable("a\nb\u2028") == "a\\x0ab\\u2028"
+    # A byte of a name that is no text here, and half a character of a JSON file.
+    assert terminal.printable("\udcff\ud800") == "\\xff\\ud800"
 
 
 # ---- streams that are closed
@@ -1045,6 +1066,31 @@ def test_a_closed_stdout_is_said(command: str) -> None:
         ["sh", "-c", f"{line} >/dev/null 2>&-"], check=False, timeout=60
     )
     assert quiet.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("chat halfbyte:tiny", 0),
+        ("run halfbyte:tiny", 2),
+        ("tokenize halfbyte:tiny -", 2),
+        ("perplexity halfbyte:tiny --file -", 2),
+    ],
+)
+def test_a_closed_stdin_is_an_empty_one(command: str, code: int) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m halfbyte {command} <&-"],
+        check=False,
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stderr == (b"halfbyte: stdin: no text\n" if code else b"")
+
+
+def test_an_unwritable_stderr_changes_no_exit_code(foreign: Path) -> None:
+    line = f"{sys.executable} -m halfbyte run '{foreign}' hi 2>/dev/full"
+    assert subprocess.run(["sh", "-c", line], check=False, timeout=60).returncode == 4
 
 
 @pytest.mark.parametrize("command", ["run", "chat"])

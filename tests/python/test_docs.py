@@ -53,6 +53,28 @@ def blocks(text: str, *languages: str) -> Iterator[str]:
             yield match[2]
 
 
+# ---- lines
+
+# Tables cannot be broken.
+MAX_COLUMNS = 112
+
+
+def wide_lines(text: str) -> list[str]:
+    lines = (line for line in prose(text).splitlines() if not line.startswith("|"))
+    return [line for line in lines if len(line) > MAX_COLUMNS]
+
+
+@each_page
+def test_lines_are_not_too_long(page: Path) -> None:
+    assert wide_lines(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_line_that_is_too_long_is_found() -> None:
+    wide = "word " * 30
+    text = f"short\n{wide}\n```sh\n{wide}\n```\n| {wide} |\n"
+    assert wide_lines(text) == [wide]
+
+
 # ---- links
 
 

@@ -45,6 +45,7 @@ MODULES: dict[str, set[str]] = {
     "_arguments": {"errors"},
     "_arrays": {"errors"},
     "_picture": set(),
+    "_sizes": set(),
     "targets": {"_arguments"},
     "_onednn": {"errors"},
     "formats": {"_arrays", "_picture", "targets"},
@@ -57,7 +58,7 @@ MODULES: dict[str, set[str]] = {
     "stores": {"choice"},
     "bundled": {"errors"},
     "names": {"bundled", "hub", "stores"},
-    "model": {"ops", "files", "template", "names"},
+    "model": {"ops", "files", "template", "names", "_sizes"},
     "conversation": {"model"},
     # Some when they are asked for.
     "": {
@@ -68,7 +69,7 @@ MODULES: dict[str, set[str]] = {
         "conversion",
         "torch",
     },
-    "torch": {"formats"},
+    "torch": {"formats", "_sizes"},
     "transformers": {"", "gemma"},
     "sidecars": set(),
     "origin": set(),

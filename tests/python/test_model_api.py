@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tiny
 from halfbyte import errors
+from halfbyte._sizes import size_text
 
 Make = Callable[..., Path]
 IDS = tiny.prompt(40)
@@ -143,9 +144,10 @@ def test_report(tiny_gguf: Make, monkeypatch: Any) -> None:
     session = model.session()
     session.logits([2] * 100, last=True)
     assert session.kv_bytes == report.kv_bytes_at_context
-    shown = str(report)
+    shown, kv = str(report), size_text(report.kv_bytes_at_context)
     for fact in (path.name, "gemma4", "Q4_0", "100 positions", "f16", "3 (threads=)"):
         assert fact in shown
+    assert f"cache of at most {kv}\n" in shown  # as the commands write it
     assert json.loads(json.dumps(report.to_dict()))["types"]["Q4_0"] == [*types["Q4_0"]]
 
 

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = ["main"]
 
@@ -33,6 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     _die_quietly_on_a_closed_pipe()
     if not _has_streams():
         return 1
+    with warnings.catch_warnings():
+        if not _wants_debug(args):
+            warnings.showwarning = _show_warning
+        return _run(args)
+
+
+def _run(args: list[str]) -> int:
+    """Run a command; what goes wrong becomes a line and an exit code."""
     try:
         from halfbyte.cli.app import app
 
@@ -46,10 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if isinstance(error.__cause__, KeyboardInterrupt):  # as older typers pass it on
             return 130
-        if _wants_debug(args):
-            traceback.print_exc()
-        else:
-            sys.stderr.write(f"halfbyte: {one_line(error)}\n")
+        with contextlib.suppress(OSError):  # stderr on a full disk: the code says it
+            if _wants_debug(args):
+                traceback.print_exc()
+            else:
+                sys.stderr.write(f"halfbyte: {one_line(error)}\n")
         return exit_code(error)
 
 
@@ -61,12 +73,21 @@ def _die_quietly_on_a_closed_pipe() -> None:
 
 
 def _has_streams() -> bool:
-    """Whether there is a stdout; a stderr that was closed (``2>&-``) is done without."""
-    if sys.stderr is None:
+    """Whether there is a stdout; the others, if they were closed, are done without."""
+    if sys.stdin is None:  # <&-
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115, PTH123
+    if sys.stderr is None:  # 2>&-
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
     if sys.stdout is None:
         sys.stderr.write("halfbyte: stdout is closed: send it to a file or /dev/null\n")
     return sys.stdout is not None
+
+
+def _show_warning(message: object, *_where: Any, **_how: Any) -> None:
+    """Tell a warning of the library in one line, without the place in the code."""
+    from halfbyte.cli import terminal
+
+    terminal.note(f"halfbyte: warning: {terminal.printable(str(message))}")
 
 
 def _wants_debug(args: list[str]) -> bool:

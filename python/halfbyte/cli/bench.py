@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
+from halfbyte._sizes import size_text
 from halfbyte.cli import models, options, terminal
 from halfbyte.cli.errors import INTERRUPTED, UsageError
 
@@ -226,7 +227,7 @@ def _show_model(found: list[ModelSpeed]) -> None:
             str(speed.threads),
             _plus_minus(speed.tokens_per_second, speed.sd),
             f"{speed.roof_fraction:.2f}",
-            terminal.gib(speed.peak_rss_bytes),
+            size_text(speed.peak_rss_bytes),
         ]
         for speed in found
     ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from halfbyte._sizes import size_text
 from halfbyte.cli import models, options, terminal
 
 if TYPE_CHECKING:
@@ -151,9 +152,9 @@ def _show(report: Report) -> None:
     terminal.table(COLUMNS, report.rows(), "ll" + "r" * (len(COLUMNS) - 2))
     if report.written:
         resumed = report.resumed_bytes
-        earlier = f", {terminal.gib(resumed)} of it earlier" if resumed else ""
+        earlier = f", {size_text(resumed)} of it earlier" if resumed else ""
         terminal.line(
-            f"{terminal.gib(report.bytes)} written in {report.seconds:.1f} s{earlier}"
+            f"{size_text(report.bytes)} written in {report.seconds:.1f} s{earlier}"
         )
     else:
         terminal.line(f"{report.bytes:,} bytes, nothing written")
@@ -166,7 +167,7 @@ def _clean(dst: Path, *, quiet: bool) -> None:
     for found in leftovers(target.parent):
         # This conversion goes on with one of its own, if it can.
         if found.target != target.name and remove(found) and not quiet:
-            terminal.note(f"deleted {found.path.name} ({terminal.gib(found.bytes)})")
+            terminal.note(f"deleted {found.path.name} ({size_text(found.bytes)})")
 
 
 def _mention(dst: Path) -> None:
@@ -174,6 +175,6 @@ def _mention(dst: Path) -> None:
 
     for found in leftovers(Path(os.path.realpath(dst)).parent):
         terminal.note(
-            f"{found.path.name}: {terminal.gib(found.bytes)} left by a conversion of "
+            f"{found.path.name}: {size_text(found.bytes)} left by a conversion of "
             f"{found.target} that was killed; --clean deletes it"
         )

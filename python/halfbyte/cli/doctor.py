@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from halfbyte._sizes import size_text
 from halfbyte.cli import options, terminal
 
 __all__ = ["EXAMPLES", "doctor"]
@@ -49,7 +50,7 @@ def _shown(section: str, value: object) -> str:
     if value is None:
         return "-"
     if section == "memory" and isinstance(value, int):
-        return terminal.gib(value)
+        return size_text(value)
     if isinstance(value, dict):
         return " ".join(f"{key}={item}" for key, item in value.items()) or "-"
     if isinstance(value, (list, tuple)):

@@ -44,6 +44,8 @@ def exit_code(error: BaseException) -> int:
     usage = (
         UsageError,
         FileNotFoundError,
+        IsADirectoryError,
+        NotADirectoryError,
         errors.ArgumentError,
         errors.ContextOverflowError,
         demo.DemoNotInstalledError,

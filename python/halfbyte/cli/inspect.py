@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from halfbyte._sizes import size_text
 from halfbyte.cli import memory, models, options, roles, terminal
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ def _show_summary(
     bits = f", {each:.2f} bits a weight" if each is not None else ""
     terminal.line(
         f"tensors       {len(opened.tensors):,} with {weights:,} weights "
-        f"in {terminal.gib(size)}{bits}"
+        f"in {size_text(size)}{bits}"
     )
     terminal.line()
     rows = [
@@ -230,7 +231,7 @@ def _show_summary(
             terminal.printable(group["type"]),
             f"{group['count']:,}",
             f"{group['elements']:,}",
-            terminal.gib(group["bytes"]),
+            size_text(group["bytes"]),
             _shown_bits(group["bits_per_element"]),
         )
         for group in _groups(opened.tensors)
@@ -253,7 +254,7 @@ def _show_roles(opened: File, parts: Sequence[roles.Part]) -> None:
             _shown_layers(group),
             terminal.printable(group.kept),
             f"{group.weights:,}" if group.weights else "-",
-            terminal.gib(group.bytes),
+            size_text(group.bytes),
             _shown_bits(group.bits),
         )
         for group in groups
@@ -286,7 +287,7 @@ def _shown_layers(group: roles.Group) -> str:
 def _show_footprint(parts: Sequence[roles.Part], vendor: memory.Vendor | None) -> None:
     text = roles.footprint(parts)
     rows = [
-        (label, terminal.gib(size), f"{size / 1e9:.2f}")
+        (label, size_text(size), f"{size / 1e9:.2f}")
         for label, size in (
             ("in memory, read for every token", text.resident),
             ("in the file, gathered by rows", text.mapped),
@@ -306,7 +307,7 @@ def _show_tensors(opened: File) -> None:
             terminal.printable(tensor.name),
             terminal.printable(tensor.type),
             " x ".join(map(str, tensor.shape)) or "scalar",
-            terminal.gib(tensor.bytes),
+            size_text(tensor.bytes),
             str(tensor.offset),
         )
         for tensor in opened.tensors
@@ -352,10 +353,10 @@ def _show_memory(opened: File, shape: memory.CacheShape | None) -> None:
         rows.append(
             (
                 f"{context:,}{' *' if beyond else '  '}",
-                terminal.gib(4 * size),
-                terminal.gib(2 * size),
-                terminal.gib(weights + 4 * size),
-                terminal.gib(weights + 2 * size),
+                size_text(4 * size),
+                size_text(2 * size),
+                size_text(weights + 4 * size),
+                size_text(weights + 2 * size),
             )
         )
     header = ("context  ", "KV f32", "KV f16", "with weights f32", "f16")

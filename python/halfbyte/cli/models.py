@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from halfbyte._sizes import size_text
 from halfbyte.cli import terminal
 from halfbyte.cli.errors import UsageError
 
@@ -85,22 +86,18 @@ def split_positionals(
         model, text = None, first
     if model is not None:
         path = find(model, quiet=quiet)  # before waiting for a text
-    if text == "-" or (text is None and not _typed()):
+    if text == "-" or (text is None and not sys.stdin.isatty()):
         return path, read_stdin()
     if text is None:
         raise UsageError("no text: give it as an argument, or pipe it in")
     return path, text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _typed() -> bool:
-    return sys.stdin is None or sys.stdin.isatty()
-
-
 def read_stdin() -> str:
     """Read a text from stdin, without the line break that ends it."""
     data = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1)
     if len(data) > _MAX_PROMPT_BYTES:
-        raise UsageError(f"stdin: more than {terminal.gib(_MAX_PROMPT_BYTES)} of text")
+        raise UsageError(f"stdin: more than {size_text(_MAX_PROMPT_BYTES)} of text")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -147,6 +144,8 @@ def find(model: str | Path | None, *, quiet: bool = False) -> Path:
 
 def existing(path: str) -> Path:
     """`path`, or the error that says it is not there."""
+    if not path:  # as of a variable of the shell that was never set
+        raise UsageError("a name is empty: expected that of a model or file")
     if not os.path.lexists(path):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     return Path(path)
@@ -225,7 +224,7 @@ def stats_line(stats: Stats) -> str:
         f"{terminal.quantity(stats.prompt_tps)} tok/s | "
         f"answer {stats.generated_tokens} tokens, "
         f"{terminal.quantity(stats.decode_tps)} tok/s | "
-        f"peak memory {terminal.gib(stats.peak_rss_bytes)}"
+        f"peak memory {size_text(stats.peak_rss_bytes)}"
     )
 
 

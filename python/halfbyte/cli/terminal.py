@@ -18,7 +18,6 @@ __all__ = [
     "answer",
     "document",
     "fancy",
-    "gib",
     "line",
     "note",
     "printable",
@@ -59,6 +58,8 @@ def printable(text: str) -> str:
 
 def _escape(match: re.Match[str]) -> str:
     code = ord(match.group())
+    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte of a name that is no text
+        code -= 0xDC00
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
@@ -172,14 +173,6 @@ def progress(
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def gib(size: float) -> str:
-    """Size in GiB with one digit after the point; smaller ones in MiB or KiB."""
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size >= scale * 0.95:
-            return f"{size / scale:,.1f} {unit}"
-    return f"{size:.0f} B"
 
 
 def quantity(value: float) -> str:

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from halfbyte import targets
+from halfbyte._sizes import size_text
 from halfbyte.errors import ArgumentError
 from halfbyte.formats import format_info, formats
 from halfbyte.torch import fuse as fusing
 from halfbyte.torch.foreign import Kind, Unsuitable, is_compressed, kind_of
 from halfbyte.torch.modules import QuantEmbedding, QuantLinear
 from halfbyte.torch.modules import repack as repack_layers
-from halfbyte.torch.report import LayerReport, size_text
+from halfbyte.torch.report import LayerReport
 
 __all__ = ["SKIPPED", "Acceleration", "accelerate", "restore"]
 

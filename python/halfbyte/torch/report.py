@@ -11,14 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from halfbyte import targets
+from halfbyte._sizes import size_text
 
-__all__ = ["LayerReport", "Packing", "size_text"]
-
-
-def size_text(size: int) -> str:
-    """Bytes for a person to read."""
-    gib = 1 << 30
-    return f"{size / gib:.2f} GiB" if size >= gib else f"{size / (1 << 20):.1f} MiB"
+__all__ = ["LayerReport", "Packing"]
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,0 +1,104 @@
+# tests/python/test_command.py
+# The command's first moments, and what it makes of its environment.
+# SPDX-License-Identifier: Apache-2.0
+"""The installed command `halfbyte` before it has read its arguments.
+
+What it does after that is in `test_cli.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import halfbyte
+import pytest
+
+SCRIPT = Path(sysconfig.get_path("scripts"), "halfbyte")
+
+# In place of NumPy, which is most of what the start takes.
+SLOW = (
+    'import sys, time; print("begun", flush=True); time.sleep({seconds}); sys.exit(7)'
+)
+
+
+def start(*args: object, sh: str = 'exec "$@"', **env: str) -> subprocess.Popen[bytes]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("HALFBYTE_")}
+    pipe = subprocess.PIPE
+    line = ["sh", "-c", sh, "sh", str(SCRIPT), *map(str, args)]
+    return subprocess.Popen(line, stdout=pipe, stderr=pipe, env=kept | env)
+
+
+def stand_in(folder: Path, seconds: float) -> dict[str, str]:
+    """Environment in which importing NumPy takes `seconds`, and ends with 7."""
+    (folder / "numpy.py").write_text(SLOW.format(seconds=seconds))
+    return {"PYTHONPATH": str(folder)}
+
+
+def interrupted(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
+    """Interrupt it once it says that it has begun; how it ended, and what it wrote."""
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begun\n"
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    return process.returncode, stdout, stderr
+
+
+def test_ctrl_c_during_the_imports_ends_quietly(tmp_path: Path) -> None:
+    process = start("doctor", **stand_in(tmp_path, 60))
+    assert interrupted(process) == (130, b"", b"")
+
+
+def test_where_ctrl_c_is_ignored_it_stays_so(tmp_path: Path) -> None:
+    # As a shell without job control starts what runs in the background.
+    process = start("doctor", sh='trap "" INT; exec "$@"', **stand_in(tmp_path, 0.5))
+    assert interrupted(process) == (7, b"", b"")
+
+
+def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-c", code]
+    return subprocess.run(
+        line,
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | env,
+        timeout=60,
+    )
+
+
+def test_a_target_that_is_not_there_is_a_usage_error() -> None:
+    known = ", ".join(halfbyte.cpu_targets())
+    process = start("doctor", HALFBYTE_FORCE_TARGET="AVX9\n")
+    stdout, stderr = process.communicate(timeout=60)
+    assert stderr.decode() == (
+        r"halfbyte: HALFBYTE_FORCE_TARGET: found 'AVX9\x0A'; "
+        f"expected what this CPU has: {known}\n"
+    )
+    assert (process.returncode, stdout) == (2, b"")
+
+
+@pytest.mark.parametrize("name", ["AVX9", "\udcff"])
+def test_a_target_that_is_not_there_is_an_argument_error(name: str) -> None:
+    done = python("import halfbyte", HALFBYTE_FORCE_TARGET=name)
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(
+        "halfbyte.errors.ArgumentError: HALFBYTE_FORCE_TARGET: found"
+    )
+    assert halfbyte.cpu_targets()[-1] in said
+
+
+def test_a_warning_is_one_line(tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone\n.so")
+    process = start("run", "tiny", "hi", "-n1", HALFBYTE_ONEDNN_LIBRARY=gone)
+    stdout, stderr = process.communicate(timeout=60)
+    warned, stats = stderr.decode().splitlines()
+    assert warned.startswith("halfbyte: warning: HALFBYTE_ONEDNN_LIBRARY: oneDNN: ")
+    assert warned.endswith("; going on without it")
+    assert "Warning" not in warned
+    assert "tok/s" in stats
+    assert (process.returncode, stdout.count(b"\n")) == (0, 1)
