@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from halfbyte._svg import Picture
 from peer import OURS
 from peer.problem import BITS, SHAPES
-from roof import counted
+from roof import counted, counts
 
 WIDTH, LABELS, RIGHT = 720, 190, 60  # of the picture, left of the bars, right of them
 BAR, GAP, TITLE, FOOT = 15, 14, 66, 34  # heights: a bar, between groups, above, below
@@ -38,10 +38,15 @@ def main() -> None:
     parser.add_argument("--shape", help="of the matrices; the first in the file")
     parser.add_argument("--threads", type=int, help="the first in the file")
     parser.add_argument("--formats", default=",".join(BITS), help="all")
+    parser.add_argument("--tokens", type=counts, help="all")
     options = parser.parse_args()
     result = json.loads(options.result.read_text(encoding="utf-8"))
-    formats = options.formats.split(",")
-    result["cases"] = [case for case in result["cases"] if case["format"] in formats]
+    formats, tokens = options.formats.split(","), options.tokens
+    result["cases"] = [
+        case
+        for case in result["cases"]
+        if case["format"] in formats and (tokens is None or case["tokens"] in tokens)
+    ]
     svg = draw(result, options.shape, options.threads)
     options.chart.write_text(svg, encoding="utf-8")
 
