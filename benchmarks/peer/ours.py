@@ -1,6 +1,9 @@
 # benchmarks/peer/ours.py
 # SPDX-License-Identifier: Apache-2.0
-"""halfbyte: `linear`, or `linear_codes` between static codes, on repacked weights."""
+"""halfbyte: `linear`, or `linear_codes` between static codes, on repacked weights.
+
+All matrices in one call of the core, since the graphs of other libraries hold them all.
+"""
 
 from __future__ import annotations
 
@@ -70,6 +73,17 @@ def ours(fmt: str) -> Callable[[Weights], halfbyte.Weight]:
     return PACKERS[fmt]
 
 
+def stacked(weights: Sequence[halfbyte.Weight]) -> halfbyte.Weight:
+    """Matrices on top of each other, in one memory as those of a model are."""
+    first = weights[0]
+    n, k = first.shape
+    scales = None
+    if first.scales is not None:
+        scales = np.concatenate([w.scales for w in weights])
+    data = np.concatenate([w.data.reshape(-1) for w in weights])
+    return halfbyte.Weight(data, first.format, (len(weights) * n, k), scales)
+
+
 class Peer(Side):
     """See `Side`."""
 
@@ -95,24 +109,25 @@ class Peer(Side):
         """See `Side`."""
         halfbyte.set_num_threads(case.threads)
         pack, self._case = ours(case.format), case
-        self._weights = [pack(w).repack() for w in weights]
+        stack = stacked([pack(w) for w in weights]).repack()
         static = case.format in STATIC
-        self._x: NDArray[Any] = codes_in(case, x) if static else x
-        shape = (case.tokens, case.n)
-        self._out = [np.empty(shape, self._x.dtype) for _ in weights]
-        self._multiply = halfbyte.linear
+        given: NDArray[Any] = codes_in(case, x) if static else x
+        self._out = np.empty((len(weights) * case.tokens, case.n), given.dtype)
+        asked = {"out": self._out, "begin": 0, "count": len(weights)}
+        asked |= {"x": given, "threads": case.threads}
+        multiply = stack._core.linear_each
         if static:
-            step_in, step_out = map(float, steps(case))
-            self._multiply = functools.partial(
-                halfbyte.linear_codes, x_step=step_in, y_step=step_out
-            )
+            asked["x_step"], asked["y_step"] = map(float, steps(case))
+            multiply = stack._core.linear_codes_each
+        self._multiply = functools.partial(multiply, **asked)
 
     def run(self) -> None:
         """See `Side`."""
-        for w, out in zip(self._weights, self._out, strict=True):
-            self._multiply(self._x, w, out=out)
+        self._multiply()
 
     def output(self, copy: int) -> F32Array:
         """See `Side`."""
-        static, result = self._case.format in STATIC, self._out[copy]
+        result: NDArray[Any] = self._out.reshape(-1, self._case.tokens, self._case.n)
+        result = result[copy]
+        static = self._case.format in STATIC
         return codes_out(self._case, result) if static else result

@@ -4,7 +4,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <chrono>
 #include <memory>
 #include <optional>
 #include <string>
@@ -137,27 +136,6 @@ void LinearOf(const Weight& self, const py::array& x, const py::object& bias,
   Multiply(context, xm, w, b, mode, y);
 }
 
-// Seconds that a product takes, without Python. `stacked` are matrices of out.cols rows
-// each, on top of each other: for so long, one after the other is multiplied.
-double SecondsALinear(const Weight& stacked, const py::array& x, py::array& out,
-                      double seconds, size_t threads) {
-  using Clock = std::chrono::steady_clock;
-  const Mat<const float> xm = AsMatrix(x, "x");
-  const size_t N = out.ndim() == 2 ? static_cast<size_t>(out.shape(1)) : 0;
-  const Mat<float> y = AsOutMatrix(out, "out", xm.rows, N);
-  const size_t copies = N == 0 ? 0 : stacked.view.N / N;
-  Require(copies != 0, "weights: there is no whole matrix");
-  const Context context = MakeContext(threads);
-  const GilRelease nogil;
-  const auto start = Clock::now();
-  for (size_t calls = 1;; ++calls) {
-    const WeightView w = stacked.view.Rows((calls - 1) % copies * N, N);
-    Multiply(context, xm, w, {}, ActivationMode::kAuto, y);
-    const double spent = std::chrono::duration<double>(Clock::now() - start).count();
-    if (spent >= seconds) return spent / static_cast<double>(calls);
-  }
-}
-
 // The product without a bias of what most callers have, at once: `out` or a new array.
 // Nothing if x or out is anything else than an ordinary array.
 std::optional<py::array_t<float>> LinearAtOnce(const Weight& self, const py::object& x,
@@ -219,6 +197,49 @@ void LinearCodesOf(const Weight& self, const py::array& x, float x_step, float y
   const Context context = MakeContext(threads);
   const GilRelease nogil;
   LinearCodes(context, xm, x_step, self.view, y_step, y);
+}
+
+// For benchmarks: products with many matrices that lie on top of each other, as a model
+// runs them, without a call from Python for each. Calls f(matrix, its rows of `out`)
+// for matrices [begin, begin + count) of out.cols rows; `out` is used from the top
+// again when it is full.
+template <class T, class F>
+void ForEachMatrix(const WeightView& stack, size_t M, Mat<T> out, size_t begin,
+                   size_t count, const F& f) {
+  const size_t N = out.cols, room = M == 0 ? 0 : out.rows / M;
+  Require(N != 0 && room != 0, "out: no room for a product");
+  Require(begin <= stack.N / N && count <= stack.N / N - begin, "count: too many");
+  for (size_t i = 0; i < count; ++i) {
+    f(stack.Rows((begin + i) * N, N), out.Slice(i % room * M, M));
+  }
+}
+
+size_t Size(const py::array& a, py::ssize_t axis) {
+  return a.ndim() == 2 ? static_cast<size_t>(a.shape(axis)) : 0;
+}
+
+void LinearEach(const Weight& self, const py::array& x, py::array& out, size_t begin,
+                size_t count, size_t threads) {
+  const Mat<const float> xm = AsMatrix(x, "x");
+  const Mat<float> y = AsOutMatrix(out, "out", Size(out, 0), Size(out, 1));
+  const Context context = MakeContext(threads);
+  const GilRelease nogil;
+  ForEachMatrix(self.view, xm.rows, y, begin, count,
+                [&](const WeightView& w, Mat<float> part) {
+                  Multiply(context, xm, w, {}, ActivationMode::kAuto, part);
+                });
+}
+
+void LinearCodesEach(const Weight& self, const py::array& x, float x_step, float y_step,
+                     py::array& out, size_t begin, size_t count, size_t threads) {
+  const Mat<const int8_t> xm = AsCodes(x, "x");
+  const Mat<int8_t> y = AsOutCodes(out, "out", Size(out, 0), Size(out, 1));
+  const Context context = MakeContext(threads);
+  const GilRelease nogil;
+  ForEachMatrix(self.view, xm.rows, y, begin, count,
+                [&](const WeightView& w, Mat<int8_t> part) {
+                  LinearCodes(context, xm, x_step, w, y_step, part);
+                });
 }
 
 void RowsOf(const Weight& self, const py::array& ids, py::array& out, size_t threads) {
@@ -345,12 +366,15 @@ void RegisterWeight(py::module_& m) {
       .def("linear_at", &LinearAt, py::arg("x"), py::arg("type"), py::arg("rows"),
            py::arg("x_ld"), py::arg("bias"), py::arg("out"), py::arg("activations"),
            py::arg("threads"))
-      .def("seconds_a_linear", &SecondsALinear, py::arg("x"), py::arg("out"),
-           py::arg("seconds"), py::arg("threads"))
       .def("linear_codes_at_once", &LinearCodesAtOnce, py::arg("x"), py::arg("x_step"),
            py::arg("y_step"), py::arg("out"), py::arg("threads"))
       .def("linear_codes", &LinearCodesOf, py::arg("x"), py::arg("x_step"),
            py::arg("y_step"), py::arg("out"), py::arg("threads"))
+      .def("linear_each", &LinearEach, py::arg("x"), py::arg("out"), py::arg("begin"),
+           py::arg("count"), py::arg("threads"))
+      .def("linear_codes_each", &LinearCodesEach, py::arg("x"), py::arg("x_step"),
+           py::arg("y_step"), py::arg("out"), py::arg("begin"), py::arg("count"),
+           py::arg("threads"))
       .def("rows", &RowsOf, py::arg("ids"), py::arg("out"), py::arg("threads"));
 }
 

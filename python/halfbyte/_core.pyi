@@ -137,11 +137,6 @@ class Weight:
     ) -> None:
         """Do so with addresses of rows of `type`: f32, f16 or bf16. Nothing is checked."""
 
-    def seconds_a_linear(
-        self, x: _F32, out: _F32, seconds: float, threads: int
-    ) -> float:
-        """Return how long a product takes, of one stacked matrix after the other."""
-
     def linear_codes_at_once(
         self, x: object, x_step: float, y_step: float, out: object, threads: int
     ) -> NDArray[np.int8] | None:
@@ -156,6 +151,26 @@ class Weight:
         threads: int,
     ) -> None:
         """Write the codes of ``x_step * x @ w.T / y_step`` to `out`."""
+
+    def linear_each(
+        self, x: _F32, out: _F32, begin: int, count: int, threads: int
+    ) -> None:
+        """Write products with some of the matrices that are stacked here to `out`.
+
+        Each has as many rows as `out` has columns; a full `out` is used from the top.
+        """
+
+    def linear_codes_each(
+        self,
+        x: NDArray[np.int8],
+        x_step: float,
+        y_step: float,
+        out: NDArray[np.int8],
+        begin: int,
+        count: int,
+        threads: int,
+    ) -> None:
+        """Write the codes of such products to `out`."""
 
     def rows(self, ids: _I64, out: _F32, threads: int) -> None:
         """Write the rows `ids` to `out`."""

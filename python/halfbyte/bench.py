@@ -489,7 +489,7 @@ def _check(speed: KernelSpeed, stack: halfbyte.Weight, x: F32Array) -> None:
     some = halfbyte.Weight(blocks, speed.format, (len(rows), k))
     want = reference.linear(x[tokens], some).astype(np.float64)
     out = np.empty((len(x), n), np.float32)
-    stack._core.seconds_a_linear(x, out, 0.0, speed.threads)  # the first matrix
+    stack._core.linear_each(x, out, 0, 1, speed.threads)
     got = out[np.ix_(tokens, rows)]
     off = np.linalg.norm(got - want) / np.linalg.norm(want)
     if not off <= 8 * 2.0**-24 * k**0.5:
@@ -507,7 +507,20 @@ def _kernel_round(
     macs = roofs.macs(speed.threads, floats=speed.format in _FLOATS)
     speed.read_seconds.append(_bytes_of(speed.format, n, k) / read)
     speed.math_seconds.append(len(x) * n * k / macs)
-    out = np.empty((len(x), n), np.float32)
-    speed.seconds.append(
-        stack._core.seconds_a_linear(x, out, _KERNEL_SECONDS, speed.threads)
-    )
+    speed.seconds.append(_seconds_a_product(speed, stack, x))
+
+
+def _seconds_a_product(
+    speed: KernelSpeed, stack: halfbyte.Weight, x: F32Array
+) -> float:
+    n = speed.shape[0]
+    out, copies = np.empty((len(x), n), np.float32), stack.shape[0] // n
+    products, seconds, count = 0, 0.0, 1
+    while seconds < _KERNEL_SECONDS:
+        begin = products % copies
+        count = min(2 * count, copies - begin)  # soon a call is worth many products
+        start = time.perf_counter()
+        stack._core.linear_each(x, out, begin, count, speed.threads)
+        seconds += time.perf_counter() - start
+        products += count
+    return seconds / products
