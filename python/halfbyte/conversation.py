@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from halfbyte._arguments import string, takes_options_of
+from halfbyte.errors import DTypeError
 from halfbyte.model import Message, Model, Options, Piece, Session, Stream
 from halfbyte.template import Part, encode_parts
 
@@ -58,6 +59,9 @@ class Conversation:
     """
 
     def __init__(self, model: Model, *, system: str | None = None) -> None:
+        if not isinstance(model, Model):
+            got = type(model).__name__
+            raise DTypeError(f"model: expected a Model, as load gives it, got {got}")
         self.model = model
         self.system = None if system is None else string(system, "system")
         self.messages: list[dict[str, Any]] = []

@@ -288,6 +288,69 @@ def test_stdin_that_is_no_text_is_refused(halfbyte: Command, plain: Path) -> Non
     assert "no text" in one_error_line(done.stderr)
 
 
+@pytest.mark.parametrize("text", ["one\ntwo", "one\ntwo\r\n", "\ufeffone\ntwo\n"])
+def test_the_prompt_comes_from_a_file(
+    halfbyte: Command, plain: Path, tmp_path: Path, text: str
+) -> None:
+    file = tmp_path / "question.txt"
+    file.write_bytes(text.encode())
+    options = ("-n", 8, "--quiet")
+    typed = halfbyte.json("run", plain, "one\ntwo", *options)
+    read = halfbyte.json("run", plain, "--file", file, *options)
+    assert (read["prompt"], read["text"]) == ("one\ntwo", typed["text"])
+    assert read["model"] == str(plain)
+    piped = halfbyte.json("run", plain, "--file", "-", *options, stdin=text.encode())
+    assert (piped["prompt"], piped["text"]) == ("one\ntwo", typed["text"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "{file}: no text"),
+        (b"caf\xe9", "{file}: not UTF-8 at byte 3"),
+        ("two".encode("utf-16"), "{file}: not UTF-8 at byte 0"),
+        (b"word " * 200_000, "prompt: found "),  # more than the context holds
+        (None, "{file}: No such file or directory"),
+    ],
+)
+def test_a_file_that_is_no_prompt_is_refused(
+    halfbyte: Command,
+    plain: Path,
+    tmp_path: Path,
+    content: bytes | None,
+    message: str,
+) -> None:
+    file = tmp_path / "question.txt"
+    if content is not None:
+        file.write_bytes(content)
+    done = halfbyte("run", plain, "--file", file, "--context", 100, "--quiet", code=2)
+    assert one_error_line(done.stderr).startswith(
+        f"halfbyte: {message.format(file=file)}"
+    )
+    assert done.stdout == b""
+
+
+def test_a_file_larger_than_any_prompt_is_not_read(
+    halfbyte: Command, plain: Path
+) -> None:
+    done = halfbyte("run", plain, "--file", "/dev/zero", code=2)
+    assert one_error_line(done.stderr) == (
+        "halfbyte: /dev/zero: more than 64.0 MiB of text"
+    )
+
+
+def test_a_folder_is_no_prompt(halfbyte: Command, plain: Path, tmp_path: Path) -> None:
+    done = halfbyte("run", plain, "--file", tmp_path, code=1)
+    assert one_error_line(done.stderr) == f"halfbyte: {tmp_path}: Is a directory"
+
+
+def test_two_prompts_are_refused(halfbyte: Command, plain: Path) -> None:
+    done = halfbyte("run", plain, PROMPT, "--file", "-", code=2)
+    assert "a prompt and --file" in one_error_line(done.stderr)
+    done = halfbyte("run", PROMPT, "--file", "-", stdin=b"more", code=2)
+    assert PROMPT in one_error_line(done.stderr)  # no model of that name
+
+
 def test_stdin_above_the_context_is_refused_at_once(
     halfbyte: Command, plain: Path
 ) -> None:
@@ -311,8 +374,11 @@ def test_a_lone_argument_is_the_prompt_of_the_demo_model(
     found = plain.stat()
     stamp = f"{demo.SHA256} {found.st_size} {found.st_mtime_ns}\n"
     made.with_name(demo.NAME + ".checked").write_text(stamp)
-    document = halfbyte.json("run", PROMPT, "-n", 4)
-    assert document["prompt"] == PROMPT
+    question = cache / "question.txt"
+    question.write_text(PROMPT)
+    for args in ((PROMPT,), ("--file", question)):
+        document = halfbyte.json("run", *args, "-n", 4)
+        assert document["prompt"] == PROMPT
     assert document["model"] == str(made)
     assert document["text"] == halfbyte.json("run", plain, PROMPT, "-n", 4)["text"]
     assert halfbyte.json("tokenize", "the")["model"] == str(made)

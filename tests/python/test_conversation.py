@@ -349,6 +349,8 @@ def test_what_is_refused_changes_nothing(
 def test_what_no_conversation_is_made_of(
     model: halfbyte.Model, plain: halfbyte.Model, tiny_gguf: Make
 ) -> None:
+    with pytest.raises(errors.DTypeError, match=r"^model: expected a Model, as load"):
+        halfbyte.Conversation("tiny")  # type: ignore[arg-type]
     with pytest.raises(errors.DTypeError, match=r"^system: expected a str, got int$"):
         halfbyte.Conversation(model, system=3)  # type: ignore[arg-type]
     chat = halfbyte.Conversation(plain)

@@ -11,7 +11,7 @@ import re
 import secrets
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from halfbyte._sizes import size_text
 from halfbyte.cli import terminal
@@ -26,6 +26,7 @@ __all__ = [
     "find",
     "is_model_path",
     "open_model",
+    "read_prompt",
     "read_stdin",
     "read_text",
     "sampling",
@@ -95,27 +96,39 @@ def split_positionals(
 
 def read_stdin() -> str:
     """Read a text from stdin, without the line break that ends it."""
-    data = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1)
+    return _read_prompt(sys.stdin.buffer, "stdin")
+
+
+def read_prompt(name: str) -> str:
+    """Read a file as `read_stdin` does, or stdin if it is called ``-``."""
+    if name == "-":
+        return read_stdin()
+    with existing(name).open("rb") as file:
+        return _read_prompt(file, name)
+
+
+def _read_prompt(file: BinaryIO, name: str) -> str:
+    data = file.read(_MAX_PROMPT_BYTES + 1)
     if len(data) > _MAX_PROMPT_BYTES:
-        raise UsageError(f"stdin: more than {size_text(_MAX_PROMPT_BYTES)} of text")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"stdin: not UTF-8 at byte {error.start}") from None
-    if not text:
-        raise UsageError("stdin: no text")
-    return text.removesuffix("\n").removesuffix("\r")
+        raise UsageError(f"{name}: more than {size_text(_MAX_PROMPT_BYTES)} of text")
+    if not data:
+        raise UsageError(f"{name}: no text")
+    return _decoded(data, name).removesuffix("\n").removesuffix("\r")
 
 
 def read_text(name: str) -> str:
     """Read a file, or stdin if it is called ``-``."""
     if name == "-":
         return read_stdin()
-    path = existing(name)
+    return _decoded(existing(name).read_bytes(), name)
+
+
+def _decoded(data: bytes, name: str) -> str:
+    """UTF-8, without the byte order mark that editors of Windows put first."""
     try:
-        return path.read_bytes().decode("utf-8")
+        return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 at byte {error.start}") from None
+        raise UsageError(f"{name}: not UTF-8 at byte {error.start}") from None
 
 
 def find(model: str | Path | None, *, quiet: bool = False) -> Path:

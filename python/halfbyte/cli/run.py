@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,7 +24,7 @@ EXAMPLES = """\b
 Examples:
   halfbyte run "The first thing I saw was"
   halfbyte run google/gemma-4-E2B-it-qat-q4_0-gguf "Why is it dark?" -n 256
-  halfbyte run tiny --temp 0.8 --top-p 0.95 --seed 7 "Define love."
+  halfbyte run tiny --temp 0.8 --top-p 0.95 --seed 7 --file question.txt
   git diff | halfbyte run model.gguf -s "Write a commit message." --json
 """
 
@@ -46,6 +47,15 @@ def run(
             metavar="PROMPT",
             help="- or nothing reads it from stdin, less one line break at the end.",
             show_default=False,
+        ),
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--file",
+            help="A file with the prompt, UTF-8, less one line break at the end; - is "
+            "stdin.",
+            metavar="TEXT",
         ),
     ] = None,
     max_tokens: options.MaxTokens = 128,
@@ -78,7 +88,13 @@ def run(
     model's own recommendation if its file has one, else it is greedy; --top-k, --top-p
     or --min-p alone mean --temp 1.
     """
-    name, text = models.split_positionals(model, prompt, quiet=quiet)
+    name: str | Path | None = model
+    if file is None:
+        name, text = models.split_positionals(model, prompt, quiet=quiet)
+    elif prompt is None:
+        text = models.read_prompt(file)
+    else:
+        raise UsageError("a prompt and --file: give one of them")
     path = models.find(name, quiet=quiet)
     loaded = models.open_model(
         path,
