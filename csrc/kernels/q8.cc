@@ -56,6 +56,22 @@ int32_t QuantizeI8Target(const float* x, size_t K, float step, int8_t* codes) {
   return -hn::ReduceSum(di32, sum);
 }
 
+int32_t NegativeSumTarget(const int8_t* codes, size_t K) {
+  const hn::CappedTag<int8_t, 64> di8;
+  const hn::RebindToUnsigned<decltype(di8)> du8;
+  const hn::Repartition<int32_t, decltype(di8)> di32;
+  const auto ones = hn::Set(du8, uint8_t{1});
+  const size_t lanes = hn::Lanes(di8);
+  auto sum = hn::Zero(di32);
+  for (size_t i = 0; i < K; i += lanes) {
+    const size_t n = HWY_MIN(lanes, K - i);
+    const auto v =
+        n == lanes ? hn::LoadU(di8, codes + i) : hn::LoadN(di8, codes + i, n);
+    sum = hn::SumOfMulQuadAccumulate(di32, ones, v, sum);
+  }
+  return -hn::ReduceSum(di32, sum);
+}
+
 void NegativeSums(Q8Block& b) {
   int32_t first = 0, last = 0;
   for (size_t i = 0; i < Q8Block::kLen / 2; ++i) {
@@ -103,6 +119,7 @@ namespace halfbyte {
 HWY_EXPORT(QuantizeQ8Target);
 HWY_EXPORT(MaxMagnitudeTarget);
 HWY_EXPORT(QuantizeI8Target);
+HWY_EXPORT(NegativeSumTarget);
 
 float MaxMagnitude(const float* x, size_t K) noexcept {
   return HWY_DYNAMIC_DISPATCH(MaxMagnitudeTarget)(x, K);
@@ -110,6 +127,10 @@ float MaxMagnitude(const float* x, size_t K) noexcept {
 
 int32_t QuantizeI8(const float* x, size_t K, float step, int8_t* codes) noexcept {
   return HWY_DYNAMIC_DISPATCH(QuantizeI8Target)(x, K, step, codes);
+}
+
+int32_t NegativeSum(const int8_t* codes, size_t K) noexcept {
+  return HWY_DYNAMIC_DISPATCH(NegativeSumTarget)(codes, K);
 }
 
 void QuantizeQ8(const float* x, size_t K, Q8Block* out) noexcept {

@@ -33,5 +33,8 @@ float MaxMagnitude(const float* x, size_t K) noexcept;
 // becomes 0. Returns minus their sum.
 int32_t QuantizeI8(const float* x, size_t K, float step, int8_t* codes) noexcept;
 
+// Minus the sum of codes that are there already. K is below 2^24.
+int32_t NegativeSum(const int8_t* codes, size_t K) noexcept;
+
 }  // namespace halfbyte
 #endif  // HALFBYTE_KERNELS_Q8_H_

@@ -3,7 +3,6 @@
 #include "ops/linear.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "base/error.h"
 #include "kernels/format_kernels.h"
@@ -358,10 +357,8 @@ void LinearCodes(const Context& context, Mat<const int8_t> x, float x_step,
   CheckChannels(w);
   if (x.rows == 0 || w.N == 0) return;
   std::vector<int32_t> neg_sum(x.rows);
-  ForEachRow(context, x.rows, x.cols, [&](size_t m) {
-    const int8_t* row = x.Row(m);
-    neg_sum[m] = -std::accumulate(row, row + x.cols, int32_t{0});
-  });
+  ForEachRow(context, x.rows, x.cols,
+             [&](size_t m) { neg_sum[m] = NegativeSum(x.Row(m), x.cols); });
   const std::vector<float> scale(x.rows, x_step);
   const ChannelArgs args = {.w_scale = w.row_scale,
                             .x = x.data,

@@ -56,6 +56,23 @@ TEST_P(Q8Test, CodesEqualTheScalarDefinition) {
   }
 }
 
+TEST_P(Q8Test, NegativeSumsAreExact) {
+  for (size_t K : {0, 1, 15, 64, 65, 191, 65536}) {
+    for (int code : {-128, -1, 127}) {
+      Guarded<int8_t> codes(std::vector<int8_t>(K, static_cast<int8_t>(code)),
+                            Guard::kAfter);
+      EXPECT_EQ(-code * static_cast<int32_t>(K), NegativeSum(codes.data(), K)) << K;
+    }
+    std::vector<int8_t> mixed(K);
+    int32_t want = 0;
+    for (size_t i = 0; i < K; ++i) {
+      mixed[i] = static_cast<int8_t>(static_cast<int>(i * 37 % 256) - 128);
+      want -= mixed[i];
+    }
+    EXPECT_EQ(want, NegativeSum(mixed.data(), K)) << K;
+  }
+}
+
 // x / d lies exactly between two codes: nearest even.
 TEST_P(Q8Test, TiesGoToTheEvenCode) {
   std::vector<float> x(Q8Block::kLen, 0.0f);
