@@ -14,6 +14,7 @@
 #include "bindings/array.h"
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
+#include "formats/named.h"
 #include "kernels/format_kernels.h"
 #include "kernels/search.h"
 #include "ops/cast.h"
@@ -29,9 +30,9 @@ namespace halfbyte {
 namespace {
 
 const FormatInfo& FormatNamed(std::string_view name) {
+  if (const FormatInfo* info = FindFormatNamed(name)) return *info;
   std::string known;
   for (const FormatInfo& info : kFormats) {
-    if (name == info.stem) return info;
     known += (known.empty() ? "" : ", ") + std::string(info.stem);
   }
   throw Error(ErrorClass::kValue,
@@ -43,10 +44,6 @@ ActivationMode ModeNamed(std::string_view name) {
   if (name == "f32") return ActivationMode::kF32;
   throw Error(ErrorClass::kValue,
               "activations: found '" + Escape(name) + "'; expected auto or f32");
-}
-
-bool HasRowScale(Format format) {
-  return KernelsFor(format).linear_channels != nullptr;
 }
 
 // A weight as products take it, checked once, and the arrays that it lies in.

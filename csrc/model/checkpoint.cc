@@ -14,6 +14,13 @@ std::string Text(const Shape& shape) {
   return text + "]";
 }
 
+std::string_view WithoutRoot(std::string_view name) {
+  for (const std::string_view root : kTextRoots) {
+    if (name.starts_with(root)) return name.substr(root.size());
+  }
+  return name;
+}
+
 Checkpoint::Checkpoint(std::span<const TensorView> tensors) : tensors_(tensors) {
   for (const TensorView& tensor : tensors) by_name_.emplace(tensor.name, &tensor);
 }

@@ -25,6 +25,13 @@ using Shape = std::vector<uint64_t>;
 
 std::string Text(const Shape& shape);  // "[2, 3]"
 
+// Text tensors of a directory have one of these prefixes; what lies beside them is
+// never looked at.
+inline constexpr std::string_view kTextRoots[] = {
+    "model.language_model.", "language_model.model.", "language_model.", "model."};
+// `name` without the first of them that it begins with, or as it is.
+std::string_view WithoutRoot(std::string_view name);
+
 class Checkpoint {
  public:
   // Borrows `tensors`.

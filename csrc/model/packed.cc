@@ -38,7 +38,7 @@ constexpr size_t kMaxK = 65536;
 }  // namespace
 
 bool PackedLoader::IsEmbedding(const std::string& module) const {
-  return q_.method == QuantMethod::kGemma &&
+  return (q_.method == QuantMethod::kGemma || q_.method == QuantMethod::kHalfbyte) &&
          (checkpoint_.Has(module + ".embedding_quantized") ||
           checkpoint_.Has(module + ".embedding_scale"));
 }
@@ -59,6 +59,7 @@ bool PackedLoader::Has(const std::string& module) const {
 }
 
 WeightView PackedLoader::Matrix(const std::string& module, size_t N, size_t K) {
+  if (q_.method == QuantMethod::kHalfbyte) return Rows(module, N, K);
   WeightView w = Codes(module, N, K);
   const std::string name = ScaleName(module);
   const TensorView* scale = checkpoint_.Find(name);
@@ -72,6 +73,7 @@ WeightView PackedLoader::Matrix(const std::string& module, size_t N, size_t K) {
 
 WeightView PackedLoader::Table(const std::string& module, size_t N, size_t blocks,
                                size_t K) {
+  if (q_.method == QuantMethod::kHalfbyte) return Rows(module, N, blocks * K);
   const std::string name = ScaleName(module);
   const TensorView* scale = checkpoint_.Find(name);
   const bool by_row = scale != nullptr && scale->shape == Shape{N, 1};
@@ -90,6 +92,63 @@ WeightView PackedLoader::Table(const std::string& module, size_t N, size_t block
   w.K = K;
   w.row_scale = TableScales(name, {N, blocks});
   return w;
+}
+
+WeightView PackedLoader::Rows(const std::string& module, size_t N, size_t K) {
+  const char* bytes = IsEmbedding(module) ? ".embedding_quantized" : ".weight";
+  WeightView w = Bytes(module + bytes, module, {N}, K);
+  if (w.data == nullptr || !HasRowScale(w.format)) return w;
+  if (K > kMaxK) {
+    checkpoint_.Problem("MODEL_SHAPE", module + bytes,
+                        std::to_string(K) + " weights a row",
+                        "at most " + std::to_string(kMaxK));
+    return {};
+  }
+  w.row_scale = Scales(ScaleName(module), {N, 1});
+  return w;
+}
+
+bool PackedLoader::HasExperts(const std::string& name) const {
+  if (q_.method != QuantMethod::kHalfbyte) return false;
+  const TensorView* tensor = checkpoint_.Find(name);
+  return tensor != nullptr && tensor->type == "U8";
+}
+
+WeightView PackedLoader::Experts(const std::string& name, size_t E, size_t N,
+                                 size_t K) {
+  const WeightView w = Bytes(name, name, {E, N}, K);
+  if (w.data == nullptr || !HasRowScale(w.format)) return w;
+  checkpoint_.Problem("MODEL_QUANTIZATION", name, InfoOf(w.format).name,
+                      "a format of blocks: experts have no scales of rows");
+  return {};
+}
+
+// Rows of a format, [..., bytes of a row], as they lie in memory.
+WeightView PackedLoader::Bytes(const std::string& name, const std::string& module,
+                               Shape shape, size_t K) {
+  const auto found = q_.formats.find(std::string(WithoutRoot(module)));
+  if (found == q_.formats.end()) {
+    checkpoint_.Problem("MODEL_QUANTIZATION", name, "packed bytes",
+                        "its format in quantization_config.module_formats");
+    return {};
+  }
+  const FormatInfo& info = InfoOf(found->second);
+  if (K % info.block_len != 0) {
+    checkpoint_.Problem(
+        "MODEL_SHAPE", name, std::to_string(K) + " weights a row",
+        "a multiple of " + std::to_string(info.block_len) + " for " + info.name);
+    return {};
+  }
+  size_t N = 1;
+  for (const uint64_t n : shape) N *= n;
+  shape.push_back(RowBytes(info.format, K));
+  const TensorView* tensor = checkpoint_.OfShape(name, shape);
+  if (tensor == nullptr) return {};
+  if (tensor->type != "U8") {
+    checkpoint_.Problem("MODEL_TYPE", name, tensor->type, "U8");
+    return {};
+  }
+  return {.format = info.format, .N = N, .K = K, .data = tensor->data};
 }
 
 WeightView PackedLoader::Codes(const std::string& module, size_t N, size_t K) {

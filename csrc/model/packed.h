@@ -37,6 +37,11 @@ class PackedLoader {
   // of K, with a scale a row N rows of blocks x K.
   WeightView Table(const std::string& module, size_t N, size_t blocks, size_t K);
 
+  // The same for the matrices of a mixture's experts, E of N x K in one tensor, which
+  // is a parameter of its own ("….experts.down_proj").
+  bool HasExperts(const std::string& name) const;
+  WeightView Experts(const std::string& name, size_t E, size_t N, size_t K);
+
   // Whether a layer's attention ("….self_attn.") has steps for its cache.
   bool HasCacheSteps(const std::string& attention) const;
   // A step, which 0 says is not used.
@@ -48,6 +53,9 @@ class PackedLoader {
   WeightView Codes(const std::string& module, size_t N, size_t K);
   WeightView CodesIn(const std::string& name, std::span<const CodeLayout> layouts,
                      size_t N, size_t K);
+  WeightView Rows(const std::string& module, size_t N, size_t K);
+  WeightView Bytes(const std::string& name, const std::string& module, Shape shape,
+                   size_t K);
   void CheckCompressed(const std::string& module, size_t N, size_t K);
   void LoadSteps(const std::string& module, WeightView& w);
   WeightView Grouped(const std::string& scale_name, const TensorView& scale,

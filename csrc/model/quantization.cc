@@ -9,6 +9,8 @@
 #include <utility>
 
 #include "base/error.h"
+#include "formats/named.h"
+#include "model/checkpoint.h"
 
 namespace halfbyte {
 namespace {
@@ -47,7 +49,8 @@ size_t WidthOf(const JsonValue& object, const std::string& key, size_t fallback)
 Quantization ReadGemma(const JsonValue& config) {
   constexpr size_t kDefaultBits = 4;  // of transformers
   Quantization q = {.method = QuantMethod::kGemma,
-                    .widths = {WidthOf(config, "num_bits", kDefaultBits)}};
+                    .widths = {WidthOf(config, "num_bits", kDefaultBits)},
+                    .formats = {}};
   if (const auto modules = Find(config, "module_quant_configs")) {
     for (const JsonMember& member : modules->Members()) {
       q.widths.push_back(
@@ -94,7 +97,8 @@ void CheckFormat(const std::string& key, const JsonValue& object) {
 }
 
 Quantization ReadCompressedTensors(const JsonValue& config) {
-  Quantization q = {.method = QuantMethod::kCompressedTensors, .widths = {}};
+  Quantization q = {
+      .method = QuantMethod::kCompressedTensors, .widths = {}, .formats = {}};
   CheckFormat("", config);
   const auto groups = Find(config, "config_groups");
   if (!groups) return q;
@@ -110,6 +114,29 @@ Quantization ReadCompressedTensors(const JsonValue& config) {
         Unsupported("config_groups." + side, *args, "num_bits", "8");
       }
     }
+  }
+  return q;
+}
+
+// ---- halfbyte
+
+Quantization ReadHalfbyte(const JsonValue& config) {
+  const std::string key = "module_formats";
+  const auto modules = Find(config, key);
+  if (!modules) {
+    Bad(ErrorClass::kModel, "MODEL_HPARAM", key, "none",
+        "the packed modules and their formats, as save_pretrained writes them");
+  }
+  Quantization q = {.method = QuantMethod::kHalfbyte, .widths = {}, .formats = {}};
+  for (const JsonMember& member : modules->Members()) {
+    const std::string_view name = member.value.AsString();
+    const FormatInfo* info = FindFormatNamed(name);
+    if (info == nullptr) {
+      Bad(ErrorClass::kUnsupported, "MODEL_QUANTIZATION",
+          key + "." + Escape(member.key), "'" + Escape(name) + "'",
+          "a format of halfbyte, such as 'q4_0'");
+    }
+    q.formats.emplace(WithoutRoot(member.key), info->format);
   }
   return q;
 }
@@ -130,8 +157,9 @@ Quantization QuantizationFromJson(const JsonValue& root) {
   const std::string_view name = method ? method->AsString() : "";
   if (name == "gemma") return ReadGemma(*config);
   if (name == "compressed-tensors") return ReadCompressedTensors(*config);
+  if (name == "halfbyte") return ReadHalfbyte(*config);
   Bad(ErrorClass::kUnsupported, "MODEL_QUANTIZATION", "quant_method",
-      "'" + Escape(name) + "'", "gemma or compressed-tensors");
+      "'" + Escape(name) + "'", "gemma, compressed-tensors or halfbyte");
 }
 
 }  // namespace halfbyte

@@ -7,8 +7,11 @@
 
 #include <stddef.h>
 
+#include <string>
+#include <unordered_map>
 #include <vector>
 
+#include "formats/format.h"
 #include "io/json.h"
 
 namespace halfbyte {
@@ -17,6 +20,7 @@ enum class QuantMethod {
   kNone,               // tensors are matrices
   kGemma,              // the mobile schema: codes, a scale a row, steps of activations
   kCompressedTensors,  // codes, scales of rows or groups, perhaps steps
+  kHalfbyte,           // rows of our own formats, as HalfbyteConfig packs them
 };
 
 struct Quantization {
@@ -27,6 +31,9 @@ struct Quantization {
   // repeat the tensors or contradict them, and an expression from a stranger may take
   // forever to match.
   std::vector<size_t> widths;
+  // kHalfbyte: of packed modules, and of the two matrices of a mixture's experts, by
+  // their names without the root (WithoutRoot). Bytes alone do not tell the format.
+  std::unordered_map<std::string, Format> formats;
 
   bool MayHave(size_t bits) const;
 };

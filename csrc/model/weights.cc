@@ -202,10 +202,9 @@ class Loader {
     return full.substr(0, full.rfind('.'));
   }
 
-  // Text tensors have one of these prefixes; what lies beside them is never looked at.
   std::string FindRoot() const {
-    for (const std::string root : {"model.language_model.", "language_model.model.",
-                                   "language_model.", "model."}) {
+    for (const std::string_view prefix : kTextRoots) {
+      const std::string root(prefix);
       if (Has(root + kEmbedding.hf) || Has(root + kNorm.hf)) return root;
     }
     return "model.";
@@ -225,6 +224,7 @@ class Loader {
     return View(NameOf(name), {N, K}, N, K);
   }
   WeightView Experts(const Name& name, size_t E, size_t N, size_t K) {
+    if (packed_.HasExperts(NameOf(name))) return packed_.Experts(NameOf(name), E, N, K);
     return View(NameOf(name), {E, N, K}, E * N, K);
   }
 

@@ -216,6 +216,10 @@ size_t WeightView::packed_bytes() const {
   return (N + kPanelRows - 1) / kPanelRows * panel_bytes();
 }
 
+bool HasRowScale(Format format) {
+  return KernelsFor(format).linear_channels != nullptr;
+}
+
 size_t WeightView::stored_row_bytes() const {
   if (stored == Stored::kFloats) return RowBytes(floats, K);
   if (stored == Stored::kBlocks) return row_bytes();

@@ -59,6 +59,9 @@ struct WeightView {
   WeightView Rows(size_t begin, size_t count) const;
 };
 
+// Whether weights of `format` take a row_scale.
+bool HasRowScale(Format format);
+
 // Writes w.packed_bytes() bytes of panels, aligned to 64. Changes no value.
 void PackPanels(const Context& context, const WeightView& w, uint8_t* panels);
 

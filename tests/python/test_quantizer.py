@@ -336,6 +336,79 @@ def test_a_saved_config_that_does_not_fit(
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
+# ---- saved, for halfbyte.load
+
+
+@pytest.mark.parametrize("options", [{}, {"embeddings": "q6_k"}, {"format": "w4"}])
+def test_halfbyte_load_runs_what_was_saved(
+    dense: tuple[Any, Path], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    _, folder = dense
+    made = quantized(folder, activations="f32", **options)
+    made.save_pretrained(tmp_path)
+    loaded = halfbyte.load(tmp_path, activations="f32")
+    assert loaded.unread_tensors == halfbyte.load(folder).unread_tensors
+    got, want = loaded.session().logits(IDS[0].tolist()), made(IDS).logits[0].numpy()
+    # The weights are the same, and the sums of floats in another order: the bound of
+    # test_logits_are_those_of_the_decoded_weights.
+    assert np.abs(got - want).max() < 2**-13 * np.abs(want).max()
+
+
+UP = "model.layers.3.mlp.up_proj"
+
+
+@pytest.mark.parametrize(
+    ("formats", "message"),
+    [
+        (None, "module_formats': found none; expected the packed modules"),
+        (
+            {UP: "q9_9"},
+            f"module_formats.{UP}': found 'q9_9'; expected a format of half",
+        ),
+        ({UP: 4}, "found the number 4; expected a string"),
+        (
+            {},
+            "projection.weight': found packed bytes; expected its format in quantization_",
+        ),
+        ({UP: "q8_0"}, rf"{UP}.weight': found \[512, 144\]; expected \[512, 272\]"),
+        ({UP: "w4"}, rf"{UP}.weight': found \[512, 144\]; expected \[512, 128\]"),
+    ],
+)
+def test_halfbyte_load_refuses_formats_that_do_not_fit(
+    e2b: Path, tmp_path: Path, formats: Any, message: str
+) -> None:
+    quantized(e2b).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    told = config["quantization_config"]
+    told["module_formats"] = told["module_formats"] | formats if formats else formats
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(halfbyte.Error, match=message) as caught:
+        halfbyte.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (None, r"up_proj.weight_scale': found none; expected \[512, 1\]"),
+        (torch.ones(512), r"up_proj.weight_scale': found \[512\]; expected \[512, 1\]"),
+        (-torch.ones(512, 1), r"found -1 at index 0; expected finite numbers"),
+    ],
+)
+def test_halfbyte_load_refuses_scales_that_do_not_fit(
+    e2b: Path, tmp_path: Path, changed: Any, message: str
+) -> None:
+    quantized(e2b, format="w4").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    del tensors[f"{UP}.weight_scale"]
+    if changed is not None:
+        tensors[f"{UP}.weight_scale"] = changed
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=message):
+        halfbyte.load(tmp_path)
+
+
 def test_dequantize_gives_the_decoded_model(dense: tuple[Any, Path]) -> None:
     _, folder = dense
     packed = quantized(folder, embeddings="q6_k", activations="f32")
