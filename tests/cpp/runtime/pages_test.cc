@@ -26,7 +26,7 @@ TEST(PageBufferTest, EveryByteIsThereAndCanBeWritten) {
     EXPECT_EQ(0u, reinterpret_cast<uintptr_t>(buffer.data()) % kHugePage);
     EXPECT_EQ(static_cast<ptrdiff_t>(bytes),
               std::count(buffer.data(), buffer.data() + bytes, 0));
-    memset(buffer.data(), 2, bytes);
+    std::fill_n(buffer.data(), bytes, uint8_t{2});  // memset takes no null, even for 0
   }
 }
 
