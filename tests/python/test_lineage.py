@@ -573,6 +573,11 @@ def test_what_a_directory_says_of_itself(tmp_path: Path) -> None:
     tensors["lm_head.weight"][-1, -1] ^= 1
     found = lineage(write_tensors(tmp_path / "b", tensors)).hints
     assert found[-1].found == "different"
+    # As HalfbyteConfig packs tables: the same name, and no steps.
+    for step in ("input", "output"):
+        del tensors[f"{module}{step}_activation_scale"]
+    found = lineage(write_tensors(tmp_path / "c", tensors)).hints
+    assert [hint.what for hint in found] == ["head and embedding"]
 
 
 # --- The command -----------------------------------------------------------------------

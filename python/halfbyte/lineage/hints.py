@@ -101,11 +101,12 @@ def _of_count(file: File) -> Iterator[Hint]:
 def _of_directory(file: File) -> Iterator[Hint]:
     modules = modules_of(file.tensors)
     ends = {end for module in modules.values() for end in module.tensors}
-    if "embedding_quantized" in ends:
+    steps = sum(end in STEP_NAMES for m in modules.values() for end in m.tensors)
+    # Tables of the same name, but no steps: rows that HalfbyteConfig packed.
+    if "embedding_quantized" in ends and steps:
         yield Hint("form", "mobile", "its own codes, scales and steps of activations")
     elif "weight_packed" in ends:
         yield Hint("form", "compressed-tensors", None)
-    steps = sum(end in STEP_NAMES for m in modules.values() for end in m.tensors)
     if steps:
         means = "trained, or measured on some text"
         yield Hint("steps of activations", str(steps), means)
