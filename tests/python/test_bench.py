@@ -14,15 +14,15 @@ import re
 import signal
 import statistics
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import halfbyte
 import numpy as np
 import pytest
 import tiny
-from halfbyte import bench, roof, targets
+from halfbyte import bench, reference, roof, targets
 from halfbyte.cli import main
 from halfbyte.formats import format_info
 from halfbyte.model import LayerConfig, ModelConfig
@@ -419,34 +419,74 @@ def test_the_limit_is_the_slower_of_the_two() -> None:
 @pytest.mark.parametrize("fmt", ["f32", "q8_0", "q6_k"])
 def test_weights_rotate_through_copies_that_fill_the_memory(fmt: str) -> None:
     arena = bench.kernel_arena([fmt, "q4_0"], ["wide", "flat"])
-    weights = bench._weights(fmt, "wide", arena)
-    starts = [w.data.ctypes.data for w in weights]
-    steps = {b - a for a, b in pairwise(starts)}
-    assert steps == {weights[0].nbytes}
-    assert bench.ROOF_BYTES <= len(weights) * weights[0].nbytes <= arena.size
+    stack = bench._stack(fmt, "wide", arena)
+    copies = stack.data.reshape(-1, bench._bytes_of(fmt, 96, 256))
+    assert stack.shape == (96 * len(copies), 256)
+    assert bench.ROOF_BYTES <= stack.nbytes <= arena.size
     # What is timed is what a model runs: packed weights in kernel order.
-    packed = format_info(fmt).block_len > 1
-    assert all((w.repacked_nbytes > 0) == packed for w in weights)
-    assert all((w.data == weights[0].data).all() for w in weights)
-    assert np.unique(weights[0].dequantize(), axis=0).shape[0] == 96  # no row twice
+    assert (stack.repacked_nbytes > 0) == (format_info(fmt).block_len > 1)
+    assert (copies == copies[0]).all()
+    one = halfbyte.Weight(copies[0], fmt, (96, 256))
+    assert np.unique(one.dequantize(), axis=0).shape[0] == 96  # no row twice
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("at", [(0, 0), (4, 95), (8, 50)])
+def test_one_matrix_after_the_other_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def linear_each(_x: Any, _out: Any, begin: int, count: int, _threads: int) -> None:
+        asked.append((begin, count))
+
+    monkeypatch.setattr(bench, "_KERNEL_SECONDS", 1e-3)
+    core = SimpleNamespace(linear_each=linear_each)
+    stack: Any = SimpleNamespace(shape=(96 * 13, 256), _core=core)
+    speed = bench.KernelSpeed("q4_0", "wide", 1, 1, "AVX2")
+    bench._seconds_a_product(speed, stack, np.zeros((1, 256), np.float32))
+    at = [i % 13 for begin, count in asked for i in range(begin, begin + count)]
+    assert at == [i % 13 for i in range(len(at))]
+    assert max(begin + count for begin, count in asked) == 13
+    assert len(at) > 13
+
+
+@pytest.mark.parametrize("codes", [False, True])
+def test_products_with_a_stack_of_matrices(codes: bool) -> None:
+    rng = np.random.default_rng(3)
+    stack = halfbyte.quantize(rng.standard_normal((5 * 32, 64), np.float32), "w4")
+    each, step = stack._core.linear_each, ()
+    x: Any = rng.standard_normal((3, 64), np.float32)
+    if codes:
+        each, step = stack._core.linear_codes_each, (0.1, 0.2)
+        x = rng.integers(-127, 128, (3, 64), np.int8)
+    whole = halfbyte.linear_codes(x, stack, x_step=0.1, y_step=0.2) if codes else None
+    want = halfbyte.linear(x, stack) if whole is None else whole
+    out = np.zeros((6, 32), want.dtype)  # room for two
+    each(x, *step, out, 1, 3, 1)
+    np.testing.assert_array_equal(out[:3], want[:, 96:128])  # over matrix 1
+    np.testing.assert_array_equal(out[3:], want[:, 64:96])
+    for begin, count in ((0, 6), (5, 1), (2**63, 2**63)):
+        with pytest.raises(halfbyte.ShapeError, match="count: too many"):
+            each(x, *step, out, begin, count, 1)
+    for room in ((2, 32), (3, 0), (0, 32)):
+        with pytest.raises(halfbyte.ShapeError, match="out: no room for a product"):
+            each(x, *step, np.zeros(room, want.dtype), 0, 1, 1)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("at", [(0, 0), (4, 47), (7, 18)])
 def test_a_wrong_answer_is_not_timed(
     run: Command, monkeypatch: pytest.MonkeyPatch, at: tuple[int, int]
 ) -> None:
     """One output out of hundreds, in one of the numbers of tokens, is a little off."""
-    right, wrong = halfbyte.linear, []
+    right, wrong = reference.linear, []
 
-    def linear(x: Any, w: Any, **options: Any) -> Any:
-        y = right(x, w, **options)
-        if len(x) == 9:
+    def linear(x: Any, w: Any) -> Any:
+        y = right(x, w)
+        if len(x) == 8:  # of 9
             y[at] += 0.01 * np.abs(y).max()
             wrong.append(1)
         return y
 
-    monkeypatch.setattr(halfbyte, "linear", linear)
+    monkeypatch.setattr(reference, "linear", linear)
     args = ("--formats", "q8_0", "--tokens", "1,9,4", "--matrices", "wide", "-r", 1)
     out, err = run("--kernels", *args, "--json", code=1)
     assert re.fullmatch(

@@ -340,7 +340,7 @@ def test_a_file_larger_than_any_prompt_is_not_read(
 
 
 def test_a_folder_is_no_prompt(halfbyte: Command, plain: Path, tmp_path: Path) -> None:
-    done = halfbyte("run", plain, "--file", tmp_path, code=1)
+    done = halfbyte("run", plain, "--file", tmp_path, code=2)
     assert one_error_line(done.stderr) == f"halfbyte: {tmp_path}: Is a directory"
 
 
