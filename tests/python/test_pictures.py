@@ -1,14 +1,16 @@
 # tests/python/test_pictures.py
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures in docs/ are those that their script draws, and every one is shown."""
+"""The pictures in docs/ are those that scripts draw, and every one is shown."""
 
 from __future__ import annotations
 
 import re
 import runpy
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import chart
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -23,8 +25,24 @@ def test_a_picture_is_the_one_that_is_drawn(name: str) -> None:
     assert ElementTree.fromstring(kept).find("{*}title") is not None
 
 
+def test_the_chart_is_that_of_its_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After new figures: this command, with docs/pictures/peers.svg, and look at it."""
+    figures = DOCS.parent / "benchmarks" / "results" / "xeon-peers.json"
+    words = ["--formats", "q4_0,w4,w2", "--tokens", "1,512"]
+    monkeypatch.setattr(
+        sys, "argv", ["chart", str(figures), str(tmp_path / "a.svg"), *words]
+    )
+    chart.main()
+    kept = (DOCS / "pictures" / "peers.svg").read_text(encoding="utf-8")
+    assert (tmp_path / "a.svg").read_text(encoding="utf-8") == kept
+
+
 def test_every_picture_is_shown_once() -> None:
-    text = (DOCS / "lattice.md").read_text(encoding="utf-8")
-    shown = re.findall(r"!\[[^\]]+\]\(pictures/(.+?)\)", text)
+    pages = [DOCS.parent / "README.md", *DOCS.glob("*.md")]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    shown = re.findall(r"!\[[^\]]+\]\((?:docs/)?pictures/(.+?)\)", text)
     kept = {path.name for path in (DOCS / "pictures").glob("*.svg")}
-    assert sorted(shown) == sorted(kept) == sorted(f"lattice-{n}.svg" for n in DRAWN)
+    drawn = [*(f"lattice-{n}.svg" for n in DRAWN), "peers.svg"]
+    assert sorted(shown) == sorted(kept) == sorted(drawn)
