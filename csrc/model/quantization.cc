@@ -49,8 +49,7 @@ size_t WidthOf(const JsonValue& object, const std::string& key, size_t fallback)
 Quantization ReadGemma(const JsonValue& config) {
   constexpr size_t kDefaultBits = 4;  // of transformers
   Quantization q = {.method = QuantMethod::kGemma,
-                    .widths = {WidthOf(config, "num_bits", kDefaultBits)},
-                    .formats = {}};
+                    .widths = {WidthOf(config, "num_bits", kDefaultBits)}};
   if (const auto modules = Find(config, "module_quant_configs")) {
     for (const JsonMember& member : modules->Members()) {
       q.widths.push_back(
@@ -97,8 +96,7 @@ void CheckFormat(const std::string& key, const JsonValue& object) {
 }
 
 Quantization ReadCompressedTensors(const JsonValue& config) {
-  Quantization q = {
-      .method = QuantMethod::kCompressedTensors, .widths = {}, .formats = {}};
+  Quantization q = {.method = QuantMethod::kCompressedTensors};
   CheckFormat("", config);
   const auto groups = Find(config, "config_groups");
   if (!groups) return q;
@@ -127,7 +125,7 @@ Quantization ReadHalfbyte(const JsonValue& config) {
     Bad(ErrorClass::kModel, "MODEL_HPARAM", key, "none",
         "the packed modules and their formats, as save_pretrained writes them");
   }
-  Quantization q = {.method = QuantMethod::kHalfbyte, .widths = {}, .formats = {}};
+  Quantization q = {.method = QuantMethod::kHalfbyte};
   for (const JsonMember& member : modules->Members()) {
     const std::string_view name = member.value.AsString();
     const FormatInfo* info = FindFormatNamed(name);

@@ -30,10 +30,10 @@ struct Quantization {
   // say it, lists of regular expressions over names, are not followed: they could only
   // repeat the tensors or contradict them, and an expression from a stranger may take
   // forever to match.
-  std::vector<size_t> widths;
+  std::vector<size_t> widths = {};
   // kHalfbyte: of packed modules, and of the two matrices of a mixture's experts, by
   // their names without the root (WithoutRoot). Bytes alone do not tell the format.
-  std::unordered_map<std::string, Format> formats;
+  std::unordered_map<std::string, Format> formats = {};
 
   bool MayHave(size_t bits) const;
 };
