@@ -80,6 +80,7 @@ void NegativeSums(Q8Block& b) {
   }
   b.neg_sum = -(first + last);
   b.neg_sum_last = -last;
+  b.biased_start = kSumBiasBits + 8 * b.neg_sum;
 }
 
 void QuantizeBlock(const float* x, Q8Block& b) {
@@ -88,8 +89,7 @@ void QuantizeBlock(const float* x, Q8Block& b) {
   b.d = MaxMagnitudeTarget(x, Q8Block::kLen) / 127.0f;
   if (!(b.d > 0.0f)) {  // zeros, or not finite: codes 0
     for (int8_t& q : b.q) q = 0;
-    b.neg_sum = b.neg_sum_last = 0;
-    return;
+    return NegativeSums(b);
   }
   const auto d = hn::Set(df, b.d);
   const auto limit = hn::Set(df, 127.0f);

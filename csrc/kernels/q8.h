@@ -10,6 +10,11 @@
 
 namespace halfbyte {
 
+// A sum s of integers that begins from these bits ends as the bits of the f32
+// 3 * 2^22 + s, if |s| < 2^22: it is one without being converted.
+inline constexpr int32_t kSumBiasBits = 0x4B400000;
+inline constexpr float kSumBias = 12582912.0f;
+
 // 32 activations share one step: x[i] = d * q[i] + error, |error| <= d / 2.
 struct Q8Block {
   static constexpr size_t kLen = 32;
@@ -18,6 +23,8 @@ struct Q8Block {
   // Minus the sum of all codes, and of the last 16: times a format's zero point, the
   // start value of the dot product that multiplies the same codes.
   int32_t neg_sum, neg_sum_last;
+  // kSumBiasBits - 8 * sum: the start value for Q4_0's zero point.
+  int32_t biased_start;
   int8_t q[kLen];  // -127 .. 127
 };
 

@@ -244,8 +244,10 @@ using BaseDot = DotSigned;
 #define HALFBYTE_HAVE_FAST_DOT 0
 #endif
 
-// True if bytes can be shifted. Elsewhere wider lanes are, and their bits masked.
-inline constexpr bool kShiftsBytes = HWY_TARGET_IS_NEON;
+// True if one instruction shifts bytes. Elsewhere wider lanes are shifted, and their
+// bits masked.
+inline constexpr bool kShiftsBytes =
+    HWY_TARGET_IS_NEON || (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL);
 
 // Makes the compiler believe that `v` has just changed, and costs nothing. A loop
 // that measures needs it: sums of equal terms are all one otherwise, and what does not
@@ -281,14 +283,16 @@ HWY_INLINE V Hide(V& v) {
 #endif
 
 // kBytes of a stream of weights, 4 KiB ahead: on Zen 4 into the first cache, elsewhere
-// into the second, which is enough of a head start. Measured.
+// into the second. Other x86 cores fetch them from there into the first 1 KiB ahead:
+// it has too few buffers for lines that come from memory. Measured.
 template <size_t kBytes>
 HWY_INLINE void PrefetchAhead(const uint8_t* stream) {
-  constexpr size_t kAhead = 4096;
-  constexpr int kLocality = HWY_TARGET == HWY_AVX3_ZEN4 ? 3 : 2;
+  constexpr size_t kAhead = 4096, kNear = 1024;
+  constexpr bool kZen4 = HWY_TARGET == HWY_AVX3_ZEN4;
   HALFBYTE_UNROLL
   for (size_t i = 0; i < kBytes; i += kLineBytes) {
-    __builtin_prefetch(stream + kAhead + i, 0, kLocality);
+    __builtin_prefetch(stream + kAhead + i, 0, kZen4 ? 3 : 2);
+    if (HWY_ARCH_X86 && !kZen4) __builtin_prefetch(stream + kNear + i, 0, 3);
   }
 }
 

@@ -98,25 +98,41 @@ template <class Fmt, class Dot>
 inline constexpr bool kStartsBelow =
     !Fmt::kHasMin && !(kIsWide<Fmt> && Dot::kSignsWide);
 
-// Minus the sum of the activations that meet a group of sub-scales.
+// True if sums are made as the bits of an f32 (q8.h): then a fused multiply-add takes
+// kSumBias off again while it multiplies by the scale, and rounds as if it were not
+// there.
+inline constexpr bool kBiasedSums = HWY_NATIVE_FMA;
+
+// Minus the sum of the activations that meet group `kPart` of a unit.
 template <class Fmt, size_t kPart>
 HWY_INLINE int32_t NegSum(const Q8Block& x) {
   if constexpr (Fmt::kGroupLen == 32) return x.neg_sum;
   return kPart == 0 ? x.neg_sum - x.neg_sum_last : x.neg_sum_last;
 }
 
+// What the sum over a group starts from.
+template <class Fmt, class Dot, size_t kPart>
+HWY_INLINE hn::Vec<TileI32> StartSum(const Q8Block& x) {
+  const TileI32 di32;
+  if constexpr (!kStartsBelow<Fmt, Dot>) {
+    return kBiasedSums ? hn::Set(di32, kSumBiasBits) : hn::Zero(di32);
+  } else if constexpr (kBiasedSums) {
+    constexpr int32_t kZero = 1 << Fmt::kZeroLog2;
+    return hn::Set(di32, kZero == 8 ? x.biased_start
+                                    : kSumBiasBits + kZero * NegSum<Fmt, kPart>(x));
+  } else {
+    return hn::ShiftLeft<Fmt::kZeroLog2>(hn::Set(di32, NegSum<Fmt, kPart>(x)));
+  }
+}
+
 // Exact sums over group `kPart` (of one or two) of a unit.
 template <class Fmt, class Dot, size_t kPart, size_t V, size_t T>
 HWY_INLINE void PartSums(const uint8_t* const (&unit)[V], const Q8Block* const (&x)[T],
                          hn::Vec<TileI32> (&sum)[1][V][T]) {
-  const TileI32 di32;
   const int8_t* q[T];
   HALFBYTE_UNROLL
   for (size_t t = 0; t < T; ++t) {
-    auto start = hn::Zero(di32);
-    if constexpr (kStartsBelow<Fmt, Dot>) {
-      start = hn::ShiftLeft<Fmt::kZeroLog2>(hn::Set(di32, NegSum<Fmt, kPart>(*x[t])));
-    }
+    const auto start = StartSum<Fmt, Dot, kPart>(*x[t]);
     HALFBYTE_UNROLL
     for (size_t v = 0; v < V; ++v) sum[0][v][t] = start;
     q[t] = x[t]->q;
@@ -125,10 +141,11 @@ HWY_INLINE void PartSums(const uint8_t* const (&unit)[V], const Q8Block* const (
   AddRuns<Fmt, Dot, kPart * kQuads, (kPart + 1) * kQuads>(unit, q, sum);
 }
 
-// The 16 bytes at `p`, a register of rows of them, as integers.
-HWY_INLINE hn::Vec<TileI32> SubScale(const uint8_t* p) {
-  const hn::Rebind<int8_t, TileI32> di8;
-  return hn::PromoteTo(TileI32(), hn::LoadU(di8, reinterpret_cast<const int8_t*>(p)));
+// The 16 bytes at `p`, a register of rows of them, as numbers.
+HWY_INLINE hn::Vec<TileF32> SubScale(const uint8_t* p) {
+  const hn::Rebind<int8_t, TileF32> di8;
+  const auto bytes = hn::LoadU(di8, reinterpret_cast<const int8_t*>(p));
+  return hn::ConvertTo(TileF32(), hn::PromoteTo(TileI32(), bytes));
 }
 
 template <bool kBF16>
@@ -145,88 +162,54 @@ struct TileRows {
   size_t lane;  // first row of the panel that it holds
 };
 
-// sum[v][t] = sub-scale * (codes . activations), over the groups of one unit.
-template <class Fmt, class Dot, size_t V, size_t T>
-HWY_INLINE void UnitSums(const TileRows (&rows)[V], size_t unit,
-                         const Q8Block* const (&x)[T],
-                         hn::Vec<TileI32> (&sum)[1][V][T]) {
-  using P = Panel<Fmt>;
-  const uint8_t* codes[V];
-  HALFBYTE_UNROLL
-  for (size_t v = 0; v < V; ++v) {
-    codes[v] = rows[v].super + P::UnitAt(unit) + 4 * rows[v].lane;
-  }
-  PartSums<Fmt, Dot, 0>(codes, x, sum);
-  if constexpr (Fmt::kSubScales) {
-    const auto scale = [&](size_t v, size_t part) HWY_ATTR {
-      const size_t group = unit * kUnitLen / Fmt::kGroupLen + part;
-      return SubScale(rows[v].super + P::SubScaleAt(group) + rows[v].lane);
-    };
-    HALFBYTE_UNROLL
-    for (size_t v = 0; v < V; ++v) {
-      const auto s = scale(v, 0);
-      HALFBYTE_UNROLL
-      for (size_t t = 0; t < T; ++t) sum[0][v][t] = hn::Mul(sum[0][v][t], s);
-    }
-    if constexpr (Fmt::kGroupLen == 16) {
-      hn::Vec<TileI32> more[1][V][T];
-      PartSums<Fmt, Dot, 1>(codes, x, more);
-      HALFBYTE_UNROLL
-      for (size_t v = 0; v < V; ++v) {
-        const auto s = scale(v, 1);
-        HALFBYTE_UNROLL
-        for (size_t t = 0; t < T; ++t) {
-          sum[0][v][t] = hn::Add(sum[0][v][t], hn::Mul(more[0][v][t], s));
-        }
-      }
-    }
-  }
-}
-
-// Minus the sum of minima (as integers, where there are sub-scales) times activations.
+// The scale of a group of weights, or its minimum. Exact: an f16 times a byte.
 template <class Fmt>
-HWY_INLINE hn::Vec<TileI32> MinSum(const TileRows& rows, size_t unit,
-                                   const Q8Block& x) {
-  using P = Panel<Fmt>;
-  const TileI32 di32;
-  if constexpr (!Fmt::kSubScales) return hn::Set(di32, x.neg_sum);
-  const size_t group = unit * kUnitLen / Fmt::kGroupLen;
-  const uint8_t* mins = rows.super + P::SubMinAt(group) + rows.lane;
-  auto sum = hn::Mul(SubScale(mins), hn::Set(di32, NegSum<Fmt, 0>(x)));
-  if constexpr (Fmt::kGroupLen == 16) {
-    const auto last = hn::Set(di32, NegSum<Fmt, 1>(x));
-    sum = hn::Add(sum, hn::Mul(SubScale(mins + kPanelRows), last));
-  }
-  return sum;
+HWY_INLINE hn::Vec<TileF32> GroupScale(const TileRows& rows, size_t half_at,
+                                       size_t sub_scale_at) {
+  const auto scale =
+      HalfScale<kHasBF16Scale<Fmt>>(rows.super + half_at + 2 * rows.lane);
+  if constexpr (!Fmt::kSubScales) return scale;
+  return hn::Mul(scale, SubScale(rows.super + sub_scale_at + rows.lane));
 }
 
-// acc[v][t] += d (scale * sum) + d (min * minimum's sum), over one unit.
-template <class Fmt, class Dot, size_t V, size_t T>
-HWY_INLINE void AddUnit(const TileRows (&rows)[V], size_t unit,
+// scale * sum, rounded once: kSumBias * scale is exact.
+HWY_INLINE hn::Vec<TileF32> ScaleSum(hn::Vec<TileI32> sum, hn::Vec<TileF32> scale) {
+  const TileF32 df;
+  if (!kBiasedSums) return hn::Mul(hn::ConvertTo(df, sum), scale);
+  const auto below = hn::Mul(scale, hn::Set(df, -kSumBias));
+  return hn::MulAdd(hn::BitCast(df, sum), scale, below);
+}
+
+// acc[v][t] += d * (scale * sum + min * minimum's sum), over group `kPart` of a unit.
+template <class Fmt, class Dot, size_t kPart, size_t V, size_t T>
+HWY_INLINE void AddPart(const TileRows (&rows)[V], size_t unit,
                         const Q8Block* const (&x)[T], hn::Vec<TileF32> (&acc)[V][T]) {
   using P = Panel<Fmt>;
+  static_assert(Fmt::kGroupLen * (Fmt::kMaxCode + 1) * 127 < 1 << 22, "see kSumBias");
+  const size_t group = unit * kUnitLen / Fmt::kGroupLen + kPart;
   const TileF32 df;
-  hn::Vec<TileI32> sum[1][V][T];
-  UnitSums<Fmt, Dot>(rows, unit, x, sum);
+  const uint8_t* codes[V];
   hn::Vec<TileF32> scale[V];
   HALFBYTE_UNROLL
   for (size_t v = 0; v < V; ++v) {
-    scale[v] = HalfScale<kHasBF16Scale<Fmt>>(rows[v].super + P::ScaleAt(unit) +
-                                             2 * rows[v].lane);
+    codes[v] = rows[v].super + P::UnitAt(unit) + 4 * rows[v].lane;
+    // Here, so that nothing waits for it after the sums.
+    scale[v] = GroupScale<Fmt>(rows[v], P::ScaleAt(unit), P::SubScaleAt(group));
   }
+  hn::Vec<TileI32> sum[1][V][T];
+  PartSums<Fmt, Dot, kPart>(codes, x, sum);
   HALFBYTE_UNROLL
   for (size_t t = 0; t < T; ++t) {
     const auto d = hn::Set(df, x[t]->d);
     HALFBYTE_UNROLL
     for (size_t v = 0; v < V; ++v) {
-      acc[v][t] =
-          hn::MulAdd(hn::ConvertTo(df, sum[0][v][t]), hn::Mul(scale[v], d), acc[v][t]);
+      auto scaled = ScaleSum(sum[0][v][t], scale[v]);
       if constexpr (Fmt::kHasMin) {
-        const auto min =
-            HalfScale<false>(rows[v].super + P::MinAt(unit) + 2 * rows[v].lane);
-        const auto min_sum = hn::ConvertTo(df, MinSum<Fmt>(rows[v], unit, *x[t]));
-        acc[v][t] = hn::MulAdd(min_sum, hn::Mul(min, d), acc[v][t]);
+        const auto min = GroupScale<Fmt>(rows[v], P::MinAt(unit), P::SubMinAt(group));
+        const auto neg_sum = hn::Set(TileI32(), NegSum<Fmt, kPart>(*x[t]));
+        scaled = hn::MulAdd(hn::ConvertTo(df, neg_sum), min, scaled);
       }
+      acc[v][t] = hn::MulAdd(scaled, d, acc[v][t]);
     }
   }
 }
@@ -270,7 +253,8 @@ HWY_NOINLINE void Tile(const LinearArgs& a, const size_t (&row)[V], size_t m,
       HALFBYTE_UNROLL
       for (size_t v = 0; v < V; ++v) shares[v] = rows[v].super + unit * kShare;
       fetch.template Unit<kShare>(shares);
-      AddUnit<Fmt, Dot>(rows, unit, x, acc);
+      AddPart<Fmt, Dot, 0>(rows, unit, x, acc);
+      if constexpr (Fmt::kGroupLen == 16) AddPart<Fmt, Dot, 1>(rows, unit, x, acc);
       HALFBYTE_UNROLL
       for (size_t t = 0; t < T; ++t) ++x[t];
     }

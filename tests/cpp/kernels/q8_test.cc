@@ -31,6 +31,8 @@ Q8Block Want(const float* x) {
     want.neg_sum -= want.q[i];
     if (i >= Q8Block::kLen / 2) want.neg_sum_last -= want.q[i];
   }
+  const float biased_start = kSumBias + 8.0f * static_cast<float>(want.neg_sum);
+  want.biased_start = static_cast<int32_t>(BitsOf(biased_start));
   return want;
 }
 
@@ -39,6 +41,7 @@ void ExpectEqual(const Q8Block& want, const Q8Block& got) {
   for (size_t i = 0; i < Q8Block::kLen; ++i) ASSERT_EQ(want.q[i], got.q[i]) << i;
   EXPECT_EQ(want.neg_sum, got.neg_sum);
   EXPECT_EQ(want.neg_sum_last, got.neg_sum_last);
+  EXPECT_EQ(want.biased_start, got.biased_start);
 }
 
 TEST_P(Q8Test, CodesEqualTheScalarDefinition) {
