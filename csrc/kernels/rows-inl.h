@@ -30,8 +30,8 @@ HWY_NOINLINE void FloatTile(const LinearArgs& a, size_t n, size_t m) {
   const size_t lanes = hn::Lanes(df);
   const auto* x = static_cast<const float*>(a.x) + m * a.x_ld;
   const uint8_t* w = a.w + n * a.w_row_bytes;
-  // What the next tile reads while one token is multiplied.
-  const bool early = T == 1 && IntelCore();
+  // The first pass over rows asks for what the next tile of it reads.
+  const bool early = m == 0 && IntelCore();
   const uint8_t* next = w + R * a.w_row_bytes;
   VF sum[R][T];
   HALFBYTE_UNROLL
@@ -75,16 +75,28 @@ void FloatRows(const LinearArgs& a, size_t begin, size_t end, size_t m) {
   for (; n < end; ++n) FloatTile<Fmt, 1, T>(a, n, m);
 }
 
+// Rows of so many bytes stay in the second cache while all tokens pass over them: the
+// more rows, the fewer passes the tokens, which do not fit there, have to make.
+inline size_t RowsOfBlock(size_t row_bytes) {
+  constexpr size_t kBlockBytes = size_t{384} << 10, kFewest = 16, kMost = 256;
+  return HWY_MAX(HWY_MIN(kBlockBytes / row_bytes / 16 * 16, kMost), kFewest);
+}
+
 template <class Fmt>
 void LinearRows(const LinearArgs& a) noexcept {
   constexpr size_t kRows = HALFBYTE_REGISTERS == 32 ? 4 : 2;
-  // These rows stay in the first caches while all tokens pass over them.
-  constexpr size_t kBlockRows = 16;
-  for (size_t row = a.row_begin; row < a.row_end; row += kBlockRows) {
-    const size_t end = HWY_MIN(row + kBlockRows, a.row_end);
+  constexpr size_t kT = HALFBYTE_REGISTERS == 32 ? 6 : 4;
+  const size_t block_rows = RowsOfBlock(a.w_row_bytes);
+  for (size_t row = a.row_begin; row < a.row_end; row += block_rows) {
+    const size_t end = HWY_MIN(row + block_rows, a.row_end);
     size_t m = 0;
-    for (; m + 4 <= a.M; m += 4) FloatRows<Fmt, kRows, 4>(a, row, end, m);
-    for (; m < a.M; ++m) FloatRows<Fmt, 4, 1>(a, row, end, m);
+    // Fours, until what is left is sixes and at most one.
+    for (; (a.M - m) % kT > 1 && a.M - m >= 4; m += 4) {
+      FloatRows<Fmt, kRows, 4>(a, row, end, m);
+    }
+    for (; a.M - m >= kT; m += kT) FloatRows<Fmt, kRows, kT>(a, row, end, m);
+    for (; a.M - m >= 2; m += 2) FloatRows<Fmt, kRows, 2>(a, row, end, m);
+    if (m < a.M) FloatRows<Fmt, 4, 1>(a, row, end, m);
   }
 }
 
