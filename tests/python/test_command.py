@@ -92,6 +92,17 @@ def test_a_target_that_is_not_there_is_an_argument_error(name: str) -> None:
     assert halfbyte.cpu_targets()[-1] in said
 
 
+@pytest.mark.parametrize("count", ["abc", "\udcff", "0\n0"])
+def test_a_number_of_threads_that_is_none_is_a_usage_error(count: str) -> None:
+    process = start("doctor", HALFBYTE_NUM_THREADS=count)
+    stdout, stderr = process.communicate(timeout=60)
+    assert stderr.decode() == (
+        f"halfbyte: HALFBYTE_NUM_THREADS: found {count!a}; "
+        "expected a whole number from 1 to 1024\n"
+    )
+    assert (process.returncode, stdout) == (2, b"")
+
+
 def test_a_warning_is_one_line(tmp_path: Path) -> None:
     gone = str(tmp_path / "gone\n.so")
     process = start("run", "tiny", "hi", "-n1", HALFBYTE_ONEDNN_LIBRARY=gone)
