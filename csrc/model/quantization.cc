@@ -81,8 +81,8 @@ std::string_view Text(const JsonValue& object, std::string_view key) {
 [[noreturn]] void Unsupported(const std::string& key, const JsonValue& object,
                               std::string_view member, std::string expected) {
   Bad(ErrorClass::kUnsupported, "MODEL_QUANTIZATION",
-      (key.empty() ? "" : key + ".") + std::string(member),
-      Shown(Find(object, member)), std::move(expected));
+      (key.empty() ? "" : key + ".") + std::string(member), Shown(Find(object, member)),
+      std::move(expected));
 }
 
 // Integers around zero; what else there is, floats and zero points, is refused.
