@@ -92,8 +92,9 @@ void Checkpoint::ThrowProblems() {
   first_.subject = "tensor '" + first_.tensor + "'";
   first_.expected += others_;
   if (num_problems_ > 1) {
-    first_.hint = std::to_string(num_problems_) + " tensors are missing or misshapen";
+    first_.hint = std::to_string(num_problems_) + " tensors are missing or misshapen: ";
   }
+  first_.hint += "download or convert the model again";
   throw Error(ErrorClass::kModel, first_);
 }
 

@@ -37,7 +37,12 @@ constexpr size_t kMaxK = 65536;
 
 }  // namespace
 
+bool PackedLoader::IsNamed(const std::string& module) const {
+  return q_.formats.contains(std::string(WithoutRoot(module)));
+}
+
 bool PackedLoader::IsEmbedding(const std::string& module) const {
+  if (IsNamed(module) && WithoutRoot(module).starts_with("embed_tokens")) return true;
   return (q_.method == QuantMethod::kGemma || q_.method == QuantMethod::kHalfbyte) &&
          (checkpoint_.Has(module + ".embedding_quantized") ||
           checkpoint_.Has(module + ".embedding_scale"));
@@ -49,6 +54,8 @@ std::string PackedLoader::ScaleName(const std::string& module) const {
 
 bool PackedLoader::Has(const std::string& module) const {
   if (q_.method == QuantMethod::kNone) return false;
+  // A tied head has a format too, and no tensor beside its table's.
+  if (IsNamed(module) && module != "lm_head") return true;
   if (checkpoint_.Has(ScaleName(module)) || IsEmbedding(module) ||
       checkpoint_.Has(module + ".weight_packed")) {
     return true;
@@ -110,6 +117,7 @@ WeightView PackedLoader::Rows(const std::string& module, size_t N, size_t K) {
 
 bool PackedLoader::HasExperts(const std::string& name) const {
   if (q_.method != QuantMethod::kHalfbyte) return false;
+  if (IsNamed(name)) return true;
   const TensorView* tensor = checkpoint_.Find(name);
   return tensor != nullptr && tensor->type == "U8";
 }
@@ -142,10 +150,9 @@ WeightView PackedLoader::Bytes(const std::string& name, const std::string& modul
   size_t N = 1;
   for (const uint64_t n : shape) N *= n;
   shape.push_back(RowBytes(info.format, K));
-  const TensorView* tensor = checkpoint_.OfShape(name, shape);
-  if (tensor == nullptr) return {};
-  if (tensor->type != "U8") {
-    checkpoint_.Problem("MODEL_TYPE", name, tensor->type, "U8");
+  const TensorView* tensor = checkpoint_.Find(name);
+  if (tensor == nullptr || tensor->type != "U8" || tensor->shape != shape) {
+    Mismatch(name, tensor, "U8 " + Text(shape) + ", rows of " + info.stem);
     return {};
   }
   return {.format = info.format, .N = N, .K = K, .data = tensor->data};
@@ -194,13 +201,18 @@ WeightView PackedLoader::CodesIn(const std::string& name,
             .data = tensor->data,
             .stored = layout.stored};
   }
+  Mismatch(name, tensor, expected);
+  return {};
+}
+
+void PackedLoader::Mismatch(const std::string& name, const TensorView* tensor,
+                            const std::string& expected) {
   if (tensor == nullptr) {
     checkpoint_.Problem("MODEL_MISSING_TENSOR", name, "none", expected);
   } else {
     checkpoint_.Problem("MODEL_SHAPE", name, tensor->type + " " + Text(tensor->shape),
                         expected);
   }
-  return {};
 }
 
 // What compressed-tensors says of a packed matrix beside its codes.

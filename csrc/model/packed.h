@@ -48,6 +48,7 @@ class PackedLoader {
   float Step(const std::string& name);
 
  private:
+  bool IsNamed(const std::string& module) const;  // by Quantization::formats
   bool IsEmbedding(const std::string& module) const;
   std::string ScaleName(const std::string& module) const;
   WeightView Codes(const std::string& module, size_t N, size_t K);
@@ -56,6 +57,9 @@ class PackedLoader {
   WeightView Rows(const std::string& module, size_t N, size_t K);
   WeightView Bytes(const std::string& name, const std::string& module, Shape shape,
                    size_t K);
+  // Notes a tensor that is missing (null), or of another type or shape.
+  void Mismatch(const std::string& name, const TensorView* tensor,
+                const std::string& expected);
   void CheckCompressed(const std::string& module, size_t N, size_t K);
   void LoadSteps(const std::string& module, WeightView& w);
   WeightView Grouped(const std::string& scale_name, const TensorView& scale,

@@ -22,7 +22,7 @@ constexpr const char* kKey = "quantization_config";
   ErrorInfo info;
   info.kind = "model";
   info.code = code;
-  info.key = std::string(kKey) + "." + key;
+  info.key = kKey + (key.empty() ? "" : "." + key);
   info.subject = "key '" + info.key + "'";
   info.found = std::move(found);
   info.expected = std::move(expected);
@@ -33,6 +33,18 @@ constexpr const char* kKey = "quantization_config";
 std::optional<JsonValue> Find(const JsonValue& object, std::string_view key) {
   std::optional<JsonValue> v = object.Find(key);
   return v && v->IsNull() ? std::nullopt : v;
+}
+
+// What a message calls a value: its text if it is one.
+std::string Shown(const std::optional<JsonValue>& v) {
+  if (!v) return "none";
+  return v->IsString() ? "'" + Escape(v->AsString()) + "'" : v->Describe();
+}
+
+// The members of `value`, which `key` has in the config.
+JsonMembers MembersOf(const JsonValue& value, const std::string& key) {
+  if (value.IsObject()) return value.Members();
+  Bad(ErrorClass::kModel, "MODEL_HPARAM", key, Shown(value), "an object");
 }
 
 // The bits that `object` names, 2, 4 or 8; `fallback` if it names none.
@@ -51,7 +63,7 @@ Quantization ReadGemma(const JsonValue& config) {
   Quantization q = {.method = QuantMethod::kGemma,
                     .widths = {WidthOf(config, "num_bits", kDefaultBits)}};
   if (const auto modules = Find(config, "module_quant_configs")) {
-    for (const JsonMember& member : modules->Members()) {
+    for (const JsonMember& member : MembersOf(*modules, "module_quant_configs")) {
       q.widths.push_back(
           WidthOf(member.value, "module_quant_configs.num_bits", q.widths.front()));
     }
@@ -68,11 +80,9 @@ std::string_view Text(const JsonValue& object, std::string_view key) {
 
 [[noreturn]] void Unsupported(const std::string& key, const JsonValue& object,
                               std::string_view member, std::string expected) {
-  const auto v = Find(object, member);
-  std::string found = "none";
-  if (v) found = v->IsString() ? "'" + Escape(v->AsString()) + "'" : v->Describe();
-  Bad(ErrorClass::kUnsupported, "MODEL_QUANTIZATION", key + "." + std::string(member),
-      std::move(found), std::move(expected));
+  Bad(ErrorClass::kUnsupported, "MODEL_QUANTIZATION",
+      (key.empty() ? "" : key + ".") + std::string(member), Shown(Find(object, member)),
+      std::move(expected));
 }
 
 // Integers around zero; what else there is, floats and zero points, is refused.
@@ -100,7 +110,7 @@ Quantization ReadCompressedTensors(const JsonValue& config) {
   CheckFormat("", config);
   const auto groups = Find(config, "config_groups");
   if (!groups) return q;
-  for (const JsonMember& member : groups->Members()) {
+  for (const JsonMember& member : MembersOf(*groups, "config_groups")) {
     const JsonValue& group = member.value;
     CheckFormat("config_groups", group);
     if (const auto weights = Find(group, "weights")) {
@@ -118,6 +128,15 @@ Quantization ReadCompressedTensors(const JsonValue& config) {
 
 // ---- halfbyte
 
+Format FormatNamedBy(const JsonValue& value, const std::string& key) {
+  const FormatInfo* info =
+      value.IsString() ? FindFormatNamed(value.AsString()) : nullptr;
+  if (info != nullptr) return info->format;
+  Bad(value.IsString() ? ErrorClass::kUnsupported : ErrorClass::kModel,
+      value.IsString() ? "MODEL_QUANTIZATION" : "MODEL_HPARAM", key, Shown(value),
+      "a format of halfbyte, such as 'q4_0'");
+}
+
 Quantization ReadHalfbyte(const JsonValue& config) {
   const std::string key = "module_formats";
   const auto modules = Find(config, key);
@@ -126,15 +145,15 @@ Quantization ReadHalfbyte(const JsonValue& config) {
         "the packed modules and their formats, as save_pretrained writes them");
   }
   Quantization q = {.method = QuantMethod::kHalfbyte};
-  for (const JsonMember& member : modules->Members()) {
-    const std::string_view name = member.value.AsString();
-    const FormatInfo* info = FindFormatNamed(name);
-    if (info == nullptr) {
-      Bad(ErrorClass::kUnsupported, "MODEL_QUANTIZATION",
-          key + "." + Escape(member.key), "'" + Escape(name) + "'",
-          "a format of halfbyte, such as 'q4_0'");
-    }
-    q.formats.emplace(WithoutRoot(member.key), info->format);
+  for (const JsonMember& member : MembersOf(*modules, key)) {
+    const std::string module = key + "." + Escape(member.key);
+    const Format format = FormatNamedBy(member.value, module);
+    const auto [at, is_new] = q.formats.emplace(WithoutRoot(member.key), format);
+    // Two names of one module differ by their roots.
+    if (is_new || at->second == format) continue;
+    Bad(ErrorClass::kModel, "MODEL_HPARAM", module,
+        Shown(member.value) + ", and '" + InfoOf(at->second).stem + "' by another name",
+        "one format of a module");
   }
   return q;
 }
@@ -151,13 +170,17 @@ Quantization QuantizationFromJson(const JsonValue& root) {
     config = Find(*text, kKey);
   }
   if (!config) return {};
+  if (!config->IsObject()) {
+    Bad(ErrorClass::kModel, "MODEL_HPARAM", "", Shown(config), "an object");
+  }
   const auto method = Find(*config, "quant_method");
-  const std::string_view name = method ? method->AsString() : "";
+  const std::string_view name =
+      method && method->IsString() ? method->AsString() : std::string_view();
   if (name == "gemma") return ReadGemma(*config);
   if (name == "compressed-tensors") return ReadCompressedTensors(*config);
   if (name == "halfbyte") return ReadHalfbyte(*config);
-  Bad(ErrorClass::kUnsupported, "MODEL_QUANTIZATION", "quant_method",
-      "'" + Escape(name) + "'", "gemma, compressed-tensors or halfbyte");
+  Bad(ErrorClass::kUnsupported, "MODEL_QUANTIZATION", "quant_method", Shown(method),
+      "gemma, compressed-tensors or halfbyte");
 }
 
 }  // namespace halfbyte

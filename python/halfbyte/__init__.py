@@ -5,6 +5,11 @@
 import typing as _typing
 from importlib import import_module as _import_module
 
+import halfbyte_command as _command
+
+if _command.is_asked_for():
+    _command.end_on_interrupt()
+
 from halfbyte import errors, lattice, reference
 from halfbyte._onednn import use_onednn
 from halfbyte.conversation import Conversation

@@ -5,7 +5,7 @@
 
 import sys
 
-from halfbyte.cli import main
+from halfbyte_command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,11 +6,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from halfbyte.files import File, TensorInfo
 
-__all__ = ["CODES", "SCALES", "STEP_NAMES", "Codes", "Module", "codes_of", "modules_of"]
+__all__ = [
+    "CODES",
+    "SCALES",
+    "STEP_NAMES",
+    "Codes",
+    "Module",
+    "codes_of",
+    "formats_of",
+    "modules_of",
+]
 
 _ROOTS = ("model.language_model.", "language_model.model.", "language_model.", "model.")
 _LAYER = re.compile(
@@ -48,14 +57,41 @@ class Codes(NamedTuple):
     columns: int
 
 
+def _without_root(name: str) -> str:
+    root = next((r for r in _ROOTS if name.startswith(r)), "")
+    return name.removeprefix(root)
+
+
+def formats_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read which modules `HalfbyteConfig` packed, and in what formats.
+
+    Parameters
+    ----------
+    config : mapping
+        The content of a ``config.json``, not checked: nor are the formats.
+
+    Returns
+    -------
+    dict of str to object, or None
+        By the names of `Module`. None if the config is of no such checkpoint.
+    """
+    for outer in (config, config.get("text_config")):
+        told = outer.get("quantization_config") if isinstance(outer, Mapping) else None
+        if isinstance(told, Mapping) and told.get("quant_method") == "halfbyte":
+            formats = told.get("module_formats")
+            known = formats if isinstance(formats, Mapping) else {}
+            return {_without_root(name): format for name, format in known.items()}
+    return None
+
+
 def modules_of(tensors: Iterable[TensorInfo]) -> dict[str, Module]:
     """Put tensors together by their names, without what these begin and end with."""
     found: dict[str, Module] = {}
     for tensor in tensors:
-        root = next((r for r in _ROOTS if tensor.name.startswith(r)), "")
-        name, _, end = tensor.name.removeprefix(root).rpartition(".")
+        own = _without_root(tensor.name)
+        name, _, end = own.rpartition(".")
         if not name or end not in _SUFFIXES:
-            name, end = tensor.name.removeprefix(root), ""
+            name, end = own, ""
         layer = _LAYER.fullmatch(name)
         leaf = layer[2] if layer else name
         number = int(layer[1]) if layer else None

@@ -32,6 +32,7 @@ __all__ = [
 __version__: str = _core.__version__
 
 _FORCED = "HALFBYTE_FORCE_TARGET"
+_THREADS = "HALFBYTE_NUM_THREADS"
 _MAX_THREADS = 1024
 
 
@@ -103,13 +104,10 @@ def _valid(n: int, name: str) -> int:
     return whole(n, name, 1, _MAX_THREADS)
 
 
-def _from_environment(*names: str) -> tuple[int, str] | None:
-    for name in names:
-        # OMP_NUM_THREADS may be a list, one number for each level of nesting.
-        text = os.environ.get(name, "").split(",")[0].strip()
-        if text.isdecimal() and 1 <= int(text) <= _MAX_THREADS:
-            return int(text), f"{name}={text}"
-    return None
+def _count(text: str) -> int | None:
+    # int() refuses thousands of digits, in an error of its own.
+    n = int(text) if text.isdecimal() and len(text) < 10 else 0
+    return n if 1 <= n <= _MAX_THREADS else None
 
 
 # What follows is asked before each operation, and looked up once: the environment takes
@@ -118,12 +116,24 @@ def _from_environment(*names: str) -> tuple[int, str] | None:
 
 @functools.cache
 def _told() -> tuple[int, str] | None:
-    return _from_environment("HALFBYTE_NUM_THREADS")
+    text = os.environ.get(_THREADS, "").strip()
+    if not text:
+        return None
+    if (n := _count(text)) is None:
+        raise ArgumentError(
+            f"{_THREADS}: found {text[:64]!a}; "
+            f"expected a whole number from 1 to {_MAX_THREADS}"
+        )
+    return n, f"{_THREADS}={n}"
 
 
 @functools.cache
 def _default() -> tuple[int, str]:
-    return _from_environment("OMP_NUM_THREADS") or _core.default_threads()
+    # The variable of others: a list, one number for each level of nesting, and what we
+    # do not understand in it may be for them.
+    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    n = _count(text)
+    return _core.default_threads() if n is None else (n, f"OMP_NUM_THREADS={n}")
 
 
 def _asked() -> tuple[int, str] | None:
@@ -156,6 +166,12 @@ def num_threads() -> int:
         process may use: allowed by affinity and control group, one a physical core.
         Environment and CPUs are looked at once; ``set_num_threads(None)`` has them
         looked at again.
+
+    Raises
+    ------
+    ArgumentError
+        If ``HALFBYTE_NUM_THREADS`` is not from 1 to 1024. Importing `halfbyte` raises
+        it, and what would use the number if the variable was set since.
     """
     return _threads_and_reason()[0]
 
@@ -207,13 +223,14 @@ def set_num_threads(n: int | None) -> None:
     Raises
     ------
     ArgumentError
-        If `n` is not from 1 to 1024.
+        If `n` is not from 1 to 1024; for None, if ``HALFBYTE_NUM_THREADS`` is not.
     """
     global _chosen
     _chosen = None if n is None else _valid(n, "n")
     if n is None:
         _told.cache_clear()
         _default.cache_clear()
+        _told()
 
 
 @contextmanager
@@ -246,3 +263,5 @@ def _force(target: str) -> None:
 
 if _forced := os.environ.get(_FORCED):
     _force(_forced)
+_told()
+_told.cache_clear()  # a program may set the variable before it computes

@@ -14,7 +14,7 @@ import signal
 import sys
 from types import FrameType
 
-__all__ = ["main"]
+__all__ = ["end_on_interrupt", "is_asked_for", "main"]
 
 
 def main() -> int:
@@ -25,10 +25,7 @@ def main() -> int:
     int
         The exit code.
     """
-    # Where the shell has Ctrl-C ignored, as for a job in the background, it stays so.
-    obeyed = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if obeyed:
-        signal.signal(signal.SIGINT, _end)
+    end_on_interrupt()
     try:
         from halfbyte.cli import main as run
     except ValueError as error:  # a variable of the environment that asks too much
@@ -36,9 +33,29 @@ def main() -> int:
             sys.stderr.write(f"halfbyte: {error}\n")
         return 2
 
-    if obeyed:
+    if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     return run()
+
+
+def is_asked_for() -> bool:
+    """Whether the process is ``python -m halfbyte``, which imports the package first.
+
+    Returns
+    -------
+    bool
+        False also once Python has found what it was to run.
+    """
+    line = sys.orig_argv
+    is_finding = sys.argv[:1] == ["-m"]
+    return is_finding and "-m" in line and line[line.index("-m") + 1] == "halfbyte"
+
+
+def end_on_interrupt() -> None:
+    """Have Ctrl-C end the process at once, until `main` has imported everything."""
+    # Where the shell has Ctrl-C ignored, as for a job in the background, it stays so.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
 
 
 def _end(_signal: int, _frame: FrameType | None) -> None:

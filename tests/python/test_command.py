@@ -26,10 +26,15 @@ SLOW = (
 )
 
 
-def start(*args: object, sh: str = 'exec "$@"', **env: str) -> subprocess.Popen[bytes]:
+COMMANDS = {"script": [str(SCRIPT)], "module": [sys.executable, "-m", "halfbyte"]}
+
+
+def start(
+    *args: object, sh: str = 'exec "$@"', command: str = "script", **env: str
+) -> subprocess.Popen[bytes]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("HALFBYTE_")}
     pipe = subprocess.PIPE
-    line = ["sh", "-c", sh, "sh", str(SCRIPT), *map(str, args)]
+    line = ["sh", "-c", sh, "sh", *COMMANDS[command], *map(str, args)]
     return subprocess.Popen(line, stdout=pipe, stderr=pipe, env=kept | env)
 
 
@@ -48,15 +53,43 @@ def interrupted(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
     return process.returncode, stdout, stderr
 
 
-def test_ctrl_c_during_the_imports_ends_quietly(tmp_path: Path) -> None:
-    process = start("doctor", **stand_in(tmp_path, 60))
+@pytest.mark.parametrize("command", COMMANDS)
+def test_ctrl_c_during_the_imports_ends_quietly(command: str, tmp_path: Path) -> None:
+    process = start("doctor", command=command, **stand_in(tmp_path, 60))
     assert interrupted(process) == (130, b"", b"")
 
 
-def test_where_ctrl_c_is_ignored_it_stays_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_where_ctrl_c_is_ignored_it_stays_so(command: str, tmp_path: Path) -> None:
     # As a shell without job control starts what runs in the background.
-    process = start("doctor", sh='trap "" INT; exec "$@"', **stand_in(tmp_path, 0.5))
+    ignored = 'trap "" INT; exec "$@"'
+    process = start("doctor", sh=ignored, command=command, **stand_in(tmp_path, 0.5))
     assert interrupted(process) == (7, b"", b"")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["-c", "import halfbyte", "-m", "halfbyte"],
+        ["-m", "other", "-m", "halfbyte"],
+        ["-m", "halfbyte.bench"],
+    ],
+    ids=" ".join,
+)
+def test_ctrl_c_is_left_to_programs_that_import_us(
+    line: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "__init__.py").write_text("import halfbyte")
+    (tmp_path / "other" / "__main__.py").touch()
+    process = subprocess.Popen(
+        [sys.executable, *line],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | stand_in(tmp_path, 60),
+    )
+    code, _, stderr = interrupted(process)
+    assert (code, stderr.splitlines()[-1]) == (-signal.SIGINT, b"KeyboardInterrupt")
 
 
 def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -90,6 +123,17 @@ def test_a_target_that_is_not_there_is_an_argument_error(name: str) -> None:
         "halfbyte.errors.ArgumentError: HALFBYTE_FORCE_TARGET: found"
     )
     assert halfbyte.cpu_targets()[-1] in said
+
+
+@pytest.mark.parametrize("count", ["abc", "\udcff", "0\n0"])
+def test_a_number_of_threads_that_is_none_is_a_usage_error(count: str) -> None:
+    process = start("doctor", HALFBYTE_NUM_THREADS=count)
+    stdout, stderr = process.communicate(timeout=60)
+    assert stderr.decode() == (
+        f"halfbyte: HALFBYTE_NUM_THREADS: found {count!a}; "
+        "expected a whole number from 1 to 1024\n"
+    )
+    assert (process.returncode, stdout) == (2, b"")
 
 
 def test_a_warning_is_one_line(tmp_path: Path) -> None:

@@ -234,13 +234,19 @@ def test_a_broken_tensor_is_named(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"format": "nvfp4-pack-quantized"}, "nvfp4-pack-quantized"),
+        (
+            {"format": "nvfp4-pack-quantized"},
+            "'quantization_config.format': found 'nvfp4-pack-quantized'",
+        ),
         ({"weights": {"type": "float"}}, "'float'"),
         ({"weights": {"symmetric": False}}, "zero points"),
         ({"weights": {"num_bits": 3}}, "2, 4 or 8"),
         ({"input_activations": {"num_bits": 4, "type": "int"}}, "num_bits"),
         ({"input_activations": {"num_bits": 8, "type": "float"}}, "'float'"),
-        ({"group format": "mxfp4-pack-quantized"}, "mxfp4-pack-quantized"),
+        (
+            {"group format": "mxfp4-pack-quantized"},
+            "config_groups.format': found 'mxfp4",
+        ),
     ],
 )
 def test_other_schemes_are_refused(

@@ -365,13 +365,16 @@ UP = "model.layers.3.mlp.up_proj"
             {UP: "q9_9"},
             f"module_formats.{UP}': found 'q9_9'; expected a format of half",
         ),
-        ({UP: 4}, "found the number 4; expected a string"),
+        ({UP: 4}, "found the number 4; expected a format of halfbyte"),
         (
             {},
             "projection.weight': found packed bytes; expected its format in quantization_",
         ),
-        ({UP: "q8_0"}, rf"{UP}.weight': found \[512, 144\]; expected \[512, 272\]"),
-        ({UP: "w4"}, rf"{UP}.weight': found \[512, 144\]; expected \[512, 128\]"),
+        (
+            {UP: "q8_0"},
+            r"found U8 \[512, 144\]; expected U8 \[512, 272\], rows of q8_0",
+        ),
+        ({UP: "w4"}, r"found U8 \[512, 144\]; expected U8 \[512, 128\], rows of w4"),
     ],
 )
 def test_halfbyte_load_refuses_formats_that_do_not_fit(

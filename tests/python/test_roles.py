@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -27,8 +28,11 @@ import tiny
 import torch
 from halfbyte.cli import main, memory, roles
 from halfbyte.files import TensorInfo
+from halfbyte.modules import formats_of
+from halfbyte.transformers import HalfbyteConfig
 from safetensors.torch import save_file
 from synth import gguf_file, shapes
+from transformers import AutoModelForCausalLM
 
 Inspect = Callable[..., Any]
 
@@ -175,7 +179,8 @@ def computed(path: Path) -> roles.Footprint:
     config = path / "config.json"
     told = json.loads(config.read_text()) if path.is_dir() else opened.metadata
     shape = memory.cache_shape(told)
-    parts = roles.parts(opened, len(shape.layers))
+    formats = formats_of(told) if path.is_dir() else None
+    parts = roles.parts(opened, len(shape.layers), formats)
     rows = {t.name: 4 * math.prod(t.shape) for t in opened.tensors}
     per_row = [p for p in parts if p.kept.endswith("per row") and p.role != "unused"]
     found = roles.footprint(
@@ -239,6 +244,113 @@ def test_groups_keep_what_load_reads_for_a_token(
     found = by_role(inspect(folder))
     assert [group["kept"] for group in found["MLP"]] == [f"4 bit, per {size}"]
     assert [group["kept"] for group in found["embedding"]] == ["BF16"]
+
+
+# ---- rows that HalfbyteConfig packed
+
+
+@cache
+def dense(name: str, folder: Path) -> Path:
+    """A float checkpoint, and beside it what is packed from it."""
+    return tiny.save_hf(tiny.build(name, wide=True), folder / name)
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Write a checkpoint and a packed copy of it; both their directories."""
+    base = tmp_path_factory.mktemp("packed")
+
+    @cache
+    def make(name: str, format: str, embeddings: str | bool) -> tuple[Path, Path]:
+        source, folder = dense(name, base), base / f"{name}-{format}-{embeddings}"
+        config = HalfbyteConfig(format=format, embeddings=embeddings, repack="never")
+        model = AutoModelForCausalLM.from_pretrained(source, quantization_config=config)
+        model.save_pretrained(folder)
+        return source, folder
+
+    return make
+
+
+# Bits of a weight: a block of 32 has 18 bytes in Q4_0 and 34 in Q8_0, one of 256 has 210
+# in Q6_K.
+PACKED = [
+    ("e2b", "q4_0", "q6_k", {"MLP": ("Q4_0", 4.5), "embedding": ("Q6_K", 6.562)}),
+    ("26b", "q4_0", "q6_k", {"experts": ("Q4_0", 4.5), "router": ("F32", 32.0)}),
+    ("12b", "q8_0", False, {"attention": ("Q8_0", 8.5), "embedding": ("F32", 32.0)}),
+    ("e2b", "w4", False, {"MLP": ("4 bit, per row", None)}),
+]
+
+
+@pytest.mark.parametrize(("name", "format", "embeddings", "want"), PACKED)
+def test_packed_rows_have_the_weights_that_were_packed(
+    name: str,
+    format: str,
+    embeddings: str | bool,
+    want: dict[str, tuple[str, float | None]],
+    packed: Callable[..., tuple[Path, Path]],
+    inspect: Inspect,
+) -> None:
+    source, folder = packed(name, format, embeddings)
+    before, document = inspect(source), inspect(folder)
+    assert document["weights"] == before["weights"]
+    bits = 8 * document["bytes"] / before["weights"]
+    assert document["bits_per_weight"] == round(bits, 3)
+    found = by_role(document)
+    for role, groups in by_role(before).items():
+        assert [g["weights"] for g in found[role]] == [g["weights"] for g in groups]
+    for role, (how, each) in want.items():
+        (group,) = found[role]
+        assert group["kept"] == how
+        assert each in (None, group["bits_per_weight"])
+    assert sum(g["bytes"] for g in document["roles"]) == document["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "embeddings"), [case[:3] for case in PACKED if case[0] != "26b"]
+)
+def test_packed_rows_keep_what_load_reads_for_a_token(
+    name: str,
+    format: str,
+    embeddings: str | bool,
+    packed: Callable[..., tuple[Path, Path]],
+) -> None:
+    _, folder = packed(name, format, embeddings)
+    assert computed(folder).resident == halfbyte.load(folder).report().bytes_per_token
+
+
+@pytest.mark.parametrize("formats", [None, {}, [], "q4_0", {"mlp": 4}, {"": "q4_0"}])
+def test_packed_rows_without_formats_are_unclear(
+    formats: Any,
+    packed: Callable[..., tuple[Path, Path]],
+    tmp_path: Path,
+    inspect: Inspect,
+) -> None:
+    _, whole = packed("e2b", "q4_0", "q6_k")
+    folder = Path(shutil.copytree(whole, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["module_formats"] = formats
+    (folder / "config.json").write_text(json.dumps(config))
+    (group,) = by_role(inspect(folder))["MLP"]
+    assert (group["kept"], group["weights"]) == ("U8, unclear", None)
+
+
+@pytest.mark.parametrize("format", ["q9", "Q4_0", 4, None, ["q4_0"], "q6_k"])
+def test_packed_rows_of_another_format_are_unclear(
+    format: Any,
+    packed: Callable[..., tuple[Path, Path]],
+    tmp_path: Path,
+    inspect: Inspect,
+) -> None:
+    """No rows of 144 bytes are blocks of Q6_K."""
+    _, whole = packed("e2b", "q4_0", "q6_k")
+    folder = Path(shutil.copytree(whole, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["module_formats"]["model.layers.1.mlp.up_proj"] = (
+        format
+    )
+    (folder / "config.json").write_text(json.dumps(config))
+    found = {g["kept"]: g["layers"] for g in by_role(inspect(folder))["MLP"]}
+    assert found == {"Q4_0": [[0, 11]], "U8, unclear": [[1, 1]]}
 
 
 # ---- the released sizes, by their published bytes

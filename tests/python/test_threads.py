@@ -321,9 +321,12 @@ def test_what_does_not(n: int, path: Path) -> None:
             3,
             "HALFBYTE_NUM_THREADS=3",
         ),
-        ({"HALFBYTE_NUM_THREADS": "0"}, None, "allowed"),
-        ({"HALFBYTE_NUM_THREADS": "many"}, None, "allowed"),
+        ({"HALFBYTE_NUM_THREADS": " 1024 "}, 1024, "HALFBYTE_NUM_THREADS=1024"),
         ({"HALFBYTE_NUM_THREADS": ""}, None, "allowed"),
+        # Not ours: others may make something of it.
+        ({"OMP_NUM_THREADS": "many"}, None, "allowed"),
+        ({"OMP_NUM_THREADS": "0"}, None, "allowed"),
+        ({"OMP_NUM_THREADS": "9" * 5000}, None, "allowed"),
     ],
 )
 def test_the_environment(
@@ -341,6 +344,47 @@ def test_the_environment(
     assert reason in targets.thread_reason()
     halfbyte.set_num_threads(2)
     assert halfbyte.num_threads() == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("many", "'many'"),
+        ("0", "'0'"),
+        ("-1", "'-1'"),
+        ("1.5", "'1.5'"),
+        ("1025", "'1025'"),
+        ("4,2", "'4,2'"),
+        ("9" * 5000, f"'{'9' * 64}'"),  # more digits than int() takes
+        ("1\n2", r"'1\n2'"),
+    ],
+)
+def test_a_number_in_the_environment_that_is_none(
+    text: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HALFBYTE_NUM_THREADS", text)
+    expected = (
+        f"HALFBYTE_NUM_THREADS: found {found}; expected a whole number from 1 to 1024"
+    )
+    with pytest.raises(halfbyte.ArgumentError) as caught:
+        halfbyte.set_num_threads(None)
+    assert str(caught.value) == expected
+    with pytest.raises(halfbyte.ArgumentError, match="HALFBYTE_NUM_THREADS"):
+        halfbyte.rms_norm(np.ones((2, 32), np.float32), np.ones(32, np.float32))
+    halfbyte.set_num_threads(2)  # what was asked for by name goes before it
+    assert halfbyte.num_threads() == 2
+
+
+def test_a_variable_may_be_set_after_the_import() -> None:
+    code = """
+import halfbyte, os
+os.environ["HALFBYTE_NUM_THREADS"] = "3"
+print(halfbyte.num_threads())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, timeout=60
+    )
+    assert done.stdout == b"3\n"
 
 
 def test_affinity_is_respected() -> None:

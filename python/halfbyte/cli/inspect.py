@@ -57,13 +57,15 @@ def inspect(
     run here.
     """
     from halfbyte.files import open_file
+    from halfbyte.modules import formats_of
 
     path = models.find(file)
     opened = open_file(path)
     metadata = dict(opened.metadata)
     config = _config(path)
     shape = memory.cache_shape(config or metadata)
-    parts = roles.parts(opened, len(shape.layers) if shape else None)
+    owners = len(shape.layers) if shape else None
+    parts = roles.parts(opened, owners, formats_of(config))
     vendor = memory.vendor(config or metadata)
     if json:
         document = _document(path, opened, metadata | config, shape, parts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from halfbyte.choice import is_encoder_tensor
 from halfbyte.modules import (
@@ -124,7 +124,9 @@ class ScaleRange(NamedTuple):
     max: float
 
 
-def parts(opened: File, owners: int | None) -> list[Part]:
+def parts(
+    opened: File, owners: int | None, formats: Mapping[str, Any] | None = None
+) -> list[Part]:
     """Tell what the tensors of a file are for.
 
     Parameters
@@ -133,6 +135,8 @@ def parts(opened: File, owners: int | None) -> list[Part]:
         Its header is read, and two numbers for each matrix of compressed-tensors.
     owners : int or None
         Layers with keys and values of their own, the first ones; None: all.
+    formats : mapping of str to object, optional
+        What bytes are rows of, from `formats_of`.
 
     Returns
     -------
@@ -153,7 +157,7 @@ def parts(opened: File, owners: int | None) -> list[Part]:
         for module in modules.values()
     )
     for module in modules.values():
-        for part in _module_parts(opened, module, modules):
+        for part in _module_parts(opened, module, modules, formats):
             dead = (
                 owners is not None
                 and part.layer is not None
@@ -185,7 +189,10 @@ def _role(module: Module) -> str:
 
 
 def _module_parts(
-    opened: File, module: Module, modules: Mapping[str, Module]
+    opened: File,
+    module: Module,
+    modules: Mapping[str, Module],
+    formats: Mapping[str, Any] | None,
 ) -> list[Part]:
     steps = [t for end, t in module.tensors.items() if end in STEP_NAMES]
     found = [
@@ -198,17 +205,29 @@ def _module_parts(
     role, size = _role(module), sum(t.bytes for t in own)
     tensor, scale = module.find(CODES) or own[0], module.find(SCALES)
     if scale is None:
-        count = _count(tensor)
+        kept, count = tensor.type, _count(tensor)
+        if formats is not None and tensor.type == "U8":
+            kept, count = _rows(tensor, formats.get(module.name))
         is_float = role in (_VECTORS, _STEPS)
         resident = 4 * count if is_float else size
-        part = Part(
-            role, module.layer, tensor.type, len(own), count, size, resident, None
-        )
+        part = Part(role, module.layer, kept, len(own), count, size, resident, None)
     else:
         codes = codes_of(opened, module, modules)
         part = _packed(role, module.layer, tensor, scale, codes)
         part = part._replace(tensors=len(own), bytes=size)
     return [*found, part]
+
+
+def _rows(tensor: TensorInfo, format: object) -> tuple[str, int]:
+    """How a tensor of bytes is kept, and how many weights it has, by its format."""
+    from halfbyte.formats import format_info, formats
+
+    if isinstance(format, str) and format in formats() and tensor.shape:
+        info = format_info(format)
+        if tensor.shape[-1] % info.block_bytes == 0:
+            blocks = tensor.bytes // info.block_bytes
+            return format.upper(), blocks * info.block_len
+    return f"{tensor.type}, unclear", 0
 
 
 def _packed(
