@@ -79,7 +79,8 @@ void FloatRows(const LinearArgs& a, size_t begin, size_t end, size_t m) {
 // more rows, the fewer passes the tokens, which do not fit there, have to make.
 inline size_t RowsOfBlock(size_t row_bytes) {
   constexpr size_t kBlockBytes = size_t{384} << 10, kFewest = 16, kMost = 256;
-  return HWY_MAX(HWY_MIN(kBlockBytes / row_bytes / 16 * 16, kMost), kFewest);
+  const size_t rows = kBlockBytes / HWY_MAX(row_bytes, size_t{1});
+  return HWY_MAX(HWY_MIN(rows / 16 * 16, kMost), kFewest);
 }
 
 template <class Fmt>
