@@ -160,8 +160,9 @@ LinearArgs ArgsFor(const Packed& w, const Input& x, float* y, size_t M, size_t N
 // The sum in double, and a bound on what f32 may add to it.
 //
 // Each of at most K accumulations rounds a partial sum that is no larger than the sum
-// of the magnitudes of the terms: K u. Scale times d, the decoded weight and the
-// activation are rounded once each, and the last sum over lanes adds four more: 8 u.
+// of the magnitudes of the terms: K u. The scaled sum of a group, the decoded weight
+// and the activation are rounded once each, and the last sum over lanes adds four more:
+// 8 u.
 //
 // The terms are w x, except where a format has a minimum: there they are s n x and m x
 // with w = s n - m. Of 16 random codes some two are half the range apart (the chance
@@ -367,8 +368,9 @@ TEST_P(FormatsTest, CodesAndActivationsAtTheirExtremes) {
           sum += double{row[k]} * x.values[m * K + k];
           magnitude += (2.0 * fabs(low[k]) + fabs(high[k])) * 127.0;
         }
-        // A unit of 32 is one term: K / 32 of them, each rounded four times at most.
-        ASSERT_NEAR(sum, y[m * N + n], (K / 32.0 + 8.0) * kU * magnitude)
+        // A group of 16 at least is one term: K / 16 sums are rounded, and each term
+        // four times at most.
+        ASSERT_NEAR(sum, y[m * N + n], (K / 16.0 + 8.0) * kU * magnitude)
             << info.name << " fill " << int{kFills[n]};
       }
     }
