@@ -113,7 +113,7 @@ struct ChannelTiles {
   using Args = ChannelArgs;
   // Sums stay integers, so registers hold more of them.
   static constexpr size_t kT = HALFBYTE_REGISTERS == 32 ? 8 : 4;
-  static constexpr size_t kFarSums = 16;
+  static constexpr size_t FarStreams(size_t T) { return HWY_MIN(16 / T, size_t{3}); }
   static size_t ActivationBytes(size_t K) { return K; }
 
   template <size_t V, size_t T, class Fetch>

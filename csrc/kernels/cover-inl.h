@@ -82,7 +82,7 @@ struct FetchNext {
 // `Tiles` has
 //   Args               the slice: w, w_row_bytes, row_begin, row_end, M, K
 //   kT                 tokens in a tile of longer prompts
-//   kFarSums           sums that streams of weights far apart share the registers for
+//   FarStreams(T)      streams of weights far apart for T tokens, on Intel's cores
 //   ActivationBytes(K) of one token
 //   Run<V, T>(args, row, m, fetch)
 //                      rows [row[v], row[v] + kTileRows) for each v, against tokens
@@ -126,30 +126,24 @@ void CoverFar(const typename Tiles::Args& a) {
   CoverTokens<Tiles, T>(a, a.row_begin + V * far, a.row_end, 0);
 }
 
-// Streams of weights for T tokens on Intel's cores, where several pay always and three
-// are a little better than two and than four; as many as registers have sums for.
+// The same for as many tokens as there are, at most T.
 template <class Tiles, size_t T>
-inline constexpr size_t kFarStreams = HWY_MIN(Tiles::kFarSums / T, size_t{3});
-
-// The same for as many tokens as there are, at most T; false if a tile of another
-// kind is the better one for so many.
-template <class Tiles, size_t T>
-bool CoverFarUpTo(const typename Tiles::Args& a) {
-  if (a.M == T) {
-    constexpr size_t V = kFarStreams<Tiles, T>;
-    if constexpr (V > 1) CoverFar<Tiles, V, T>(a);
-    return V > 1;
-  }
-  if constexpr (T > 1) return CoverFarUpTo<Tiles, T - 1>(a);
-  return false;
+void CoverFarUpTo(const typename Tiles::Args& a) {
+  if (a.M == T) return CoverFar<Tiles, Tiles::FarStreams(T), T>(a);
+  if constexpr (T > 1) CoverFarUpTo<Tiles, T - 1>(a);
 }
 
-// On Zen 4 two streams pay for one token whose codes fill much of the first cache.
+// True if it has covered everything. On Intel's cores several streams pay for all that
+// is no longer prompt, on Zen 4 two for one token whose codes fill much of the first
+// cache.
 template <class Tiles>
 bool CoverStreams(const typename Tiles::Args& a) {
   constexpr size_t kStreamBytes = 10 * 1024;
   if constexpr (kTileRows == kPanelRows) {
-    if (IntelCore()) return a.M <= kMaxTokens && CoverFarUpTo<Tiles, kMaxTokens>(a);
+    if (IntelCore() && a.M <= kMaxTokens) {
+      CoverFarUpTo<Tiles, kMaxTokens>(a);
+      return true;
+    }
     if (a.M == 1 && Tiles::ActivationBytes(a.K) >= kStreamBytes) {
       CoverFar<Tiles, 2, 1>(a);
       return true;
