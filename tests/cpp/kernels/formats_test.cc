@@ -202,7 +202,7 @@ TEST_P(FormatsTest, ProductsStayInsideTheBound) {
           const auto row =
               DecodeRef(info, rows.data() + n * RowBytes(info.format, K), K);
           for (size_t m = 0; m < M; ++m) {
-            Expect(info, row, &x.values[m * K], K, y.At(m * N + n), n);
+            Expect(info, row, x.values.data() + m * K, K, y.At(m * N + n), n);
             if (HasFatalFailure()) return;
           }
         }
