@@ -82,7 +82,8 @@ struct FetchNext {
 // `Tiles` has
 //   Args               the slice: w, w_row_bytes, row_begin, row_end, M, K
 //   kT                 tokens in a tile of longer prompts
-//   FarStreams(T)      streams of weights far apart for T tokens, on Intel's cores
+//   FarStreams(T)      streams of weights far apart for T tokens, on Intel's cores: two
+//                      at least pay, three a little better if registers hold the sums
 //   ActivationBytes(K) of one token
 //   Run<V, T>(args, row, m, fetch)
 //                      rows [row[v], row[v] + kTileRows) for each v, against tokens

@@ -1,8 +1,8 @@
 // csrc/kernels/tile-inl.h
 // The inner product of panels with 8-bit activations: V registers of rows against T
-// tokens. Per unit of 32 weights the codes are unpacked once, multiplied with each
-// token's codes into exact 32-bit sums, and added to the token's f32 sums. The sum of
-// one output takes the units in order whatever V and T are, so its bits depend on
+// tokens. Per group of 16 or 32 weights the codes are unpacked once, multiplied with
+// each token's codes into exact 32-bit sums, and added to the token's f32 sums. The sum
+// of one output takes the groups in order whatever V and T are, so its bits depend on
 // neither. Bound by memory at T = 1, by the dot product from T = 8.
 // SPDX-License-Identifier: Apache-2.0
 

@@ -318,37 +318,40 @@ def test_packed_rows_keep_what_load_reads_for_a_token(
     assert computed(folder).resident == halfbyte.load(folder).report().bytes_per_token
 
 
+@pytest.fixture
+def with_formats(
+    packed: Callable[..., tuple[Path, Path]], tmp_path: Path
+) -> Callable[[Callable[[Any], Any]], Path]:
+    """Copy a packed checkpoint, its ``module_formats`` as the function gives them."""
+
+    def make(change: Callable[[Any], Any]) -> Path:
+        _, whole = packed("e2b", "q4_0", "q6_k")
+        folder = Path(shutil.copytree(whole, tmp_path / "model"))
+        config = json.loads((folder / "config.json").read_text())
+        told = config["quantization_config"]
+        told["module_formats"] = change(told["module_formats"])
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return make
+
+
 @pytest.mark.parametrize("formats", [None, {}, [], "q4_0", {"mlp": 4}, {"": "q4_0"}])
 def test_packed_rows_without_formats_are_unclear(
-    formats: Any,
-    packed: Callable[..., tuple[Path, Path]],
-    tmp_path: Path,
-    inspect: Inspect,
+    formats: Any, with_formats: Callable[..., Path], inspect: Inspect
 ) -> None:
-    _, whole = packed("e2b", "q4_0", "q6_k")
-    folder = Path(shutil.copytree(whole, tmp_path / "model"))
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"]["module_formats"] = formats
-    (folder / "config.json").write_text(json.dumps(config))
+    folder = with_formats(lambda _: formats)
     (group,) = by_role(inspect(folder))["MLP"]
     assert (group["kept"], group["weights"]) == ("U8, unclear", None)
 
 
 @pytest.mark.parametrize("format", ["q9", "Q4_0", 4, None, ["q4_0"], "q6_k"])
 def test_packed_rows_of_another_format_are_unclear(
-    format: Any,
-    packed: Callable[..., tuple[Path, Path]],
-    tmp_path: Path,
-    inspect: Inspect,
+    format: Any, with_formats: Callable[..., Path], inspect: Inspect
 ) -> None:
     """No rows of 144 bytes are blocks of Q6_K."""
-    _, whole = packed("e2b", "q4_0", "q6_k")
-    folder = Path(shutil.copytree(whole, tmp_path / "model"))
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"]["module_formats"]["model.layers.1.mlp.up_proj"] = (
-        format
-    )
-    (folder / "config.json").write_text(json.dumps(config))
+    module = "model.layers.1.mlp.up_proj"
+    folder = with_formats(lambda formats: formats | {module: format})
     found = {g["kept"]: g["layers"] for g in by_role(inspect(folder))["MLP"]}
     assert found == {"Q4_0": [[0, 11]], "U8, unclear": [[1, 1]]}
 
