@@ -61,7 +61,7 @@ HWY_NOINLINE void ChannelTile(const ChannelArgs& a, const size_t (&row)[V], size
   using P = Panel<Fmt>;
   using Codes = CodesFor<Fmt, Dot, V * T>;
   // Dot products in flight: more than their latency, if registers allow.
-  constexpr size_t C = HWY_MAX(HWY_MIN(kMaxSums / (V * T), size_t{4}), kPlanes<Codes>);
+  constexpr size_t C = HWY_MAX(HWY_MIN(kMaxSums / (V * T), kMaxChains), kPlanes<Codes>);
   const TileI32 di32;
   hn::Vec<TileI32> sum[C][V][T];
   const uint8_t* codes[V];
@@ -69,7 +69,7 @@ HWY_NOINLINE void ChannelTile(const ChannelArgs& a, const size_t (&row)[V], size
   HALFBYTE_UNROLL
   for (size_t v = 0; v < V; ++v) {
     codes[v] = a.w + row[v] / kPanelRows * a.w_row_bytes + row[v] % kPanelRows * 4;
-    PrefetchLine(reinterpret_cast<const uint8_t*>(a.w_scale + row[v]));
+    Prefetch<2>(reinterpret_cast<const uint8_t*>(a.w_scale + row[v]));
   }
   HALFBYTE_UNROLL
   for (size_t t = 0; t < T; ++t) {
@@ -86,7 +86,7 @@ HWY_NOINLINE void ChannelTile(const ChannelArgs& a, const size_t (&row)[V], size
     }
   }
   for (size_t unit = 0; unit < a.K / kUnitLen; ++unit) {
-    fetch.template Unit<P::kUnitBytes>(codes);
+    fetch.template Unit<Fmt, P::kUnitBytes>(codes);
     AddRuns<Codes, Dot, 0, kUnitLen / 4>(codes, q, sum);
     HALFBYTE_UNROLL
     for (size_t v = 0; v < V; ++v) codes[v] += P::kUnitBytes;

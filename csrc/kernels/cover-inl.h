@@ -29,11 +29,13 @@ inline constexpr size_t kTileRows = HWY_MAX_LANES_D(TileF32);
 // Tokens that one pass over the weights serves without unpacking them again, and the
 // registers of rows in a tile of longer prompts. Two registers share each broadcast of
 // activations: 32 x 6 reaches more of the dot product's peak than 16 x 8. kMaxSums is
-// what a tile of few tokens may keep in registers, beside codes, masks and scales.
+// what a tile of few tokens may keep in registers, beside codes, masks and scales;
+// where there are 16, f32 sums wait on the stack while a unit is summed. kMaxChains are
+// the dot products in flight for one sum: 16-bit runs have no latency to cover.
 #if HALFBYTE_REGISTERS == 32
-inline constexpr size_t kMaxTokens = 8, kGemmV = 2, kMaxSums = 8;
+inline constexpr size_t kMaxTokens = 8, kGemmV = 2, kMaxSums = 8, kMaxChains = 4;
 #else
-inline constexpr size_t kMaxTokens = 4, kGemmV = 1, kMaxSums = 2;
+inline constexpr size_t kMaxTokens = 4, kGemmV = 2, kMaxSums = 8, kMaxChains = 1;
 #endif
 
 // Registers of rows for T tokens: neighbours in one panel.
@@ -49,14 +51,18 @@ inline constexpr size_t kStreams = kTileRows == kPanelRows ? V : 1;
 // reads on in its own stream of weights.
 template <size_t T>
 struct FetchStream {
-  bool early = IntelCore();
+  bool on_intel = IntelCore();
 
-  template <size_t kUnitBytes, size_t V>
+  template <class Fmt, size_t kUnitBytes, size_t V>
   HWY_INLINE void Unit(const uint8_t* const (&stream)[V]) const {
-    if (T < kPrefetchTokens && !early) return;
+    // Sub-scales lie apart from the codes, which a prefetcher does not follow when a
+    // unit takes many instructions: one token of Q6_K took 1.4 times as long.
+    constexpr bool kLost = Fmt::kSubScales && kTileRows < kPanelRows;
+    const bool intel = HWY_TARGET != HWY_AVX3_ZEN4 && on_intel;
+    if (T < kPrefetchTokens && !kLost && !intel) return;
     HALFBYTE_UNROLL
     for (size_t v = 0; v < kStreams<V>; ++v) {
-      PrefetchAhead<kUnitBytes>(stream[v]);
+      PrefetchAhead<kUnitBytes>(stream[v], intel);
     }
   }
 };
@@ -68,9 +74,9 @@ struct FetchNext {
   const uint8_t* end = nullptr;
   size_t lines = 0;  // a unit
 
-  template <size_t /*kUnitBytes*/, size_t V>
+  template <class /*Fmt*/, size_t /*kUnitBytes*/, size_t V>
   HWY_INLINE void Unit(const uint8_t* const (&/*stream*/)[V]) {
-    for (size_t i = 0; i < lines; ++i, next += kLineBytes) PrefetchLine(next);
+    for (size_t i = 0; i < lines; ++i, next += kLineBytes) Prefetch<2>(next);
   }
   // Moves on by what a tile of so many units has asked for.
   void Skip(size_t units) {

@@ -21,10 +21,15 @@ inline constexpr size_t kPrefetchTokens = 3;
 // it costs: its core and its prefetcher do well alone.
 bool IntelCore();
 
-// Into the second cache. Always inlined: a function that only prefetches has no effect,
-// thinks GCC 12, and drops calls of it that it has not inlined by then.
-[[gnu::always_inline]] inline void PrefetchLine(const uint8_t* line) {
-  __builtin_prefetch(line, 0, 2);
+// Always inlined, and so are its callers: a function that only prefetches has no
+// effect, thinks GCC 12, and drops calls of it that it has not inlined by then. kBytes
+// from `data` on, into the first cache or the second.
+template <int kCache, size_t kBytes = kLineBytes>
+[[gnu::always_inline]] inline void Prefetch(const uint8_t* data) {
+#pragma GCC unroll 16
+  for (size_t i = 0; i < kBytes; i += kLineBytes) {
+    __builtin_prefetch(data + i, 0, kCache == 1 ? 3 : 2);
+  }
 }
 
 }  // namespace halfbyte

@@ -43,7 +43,7 @@ HWY_NOINLINE void FloatTile(const LinearArgs& a, size_t n, size_t m) {
     for (size_t r = 0; r < R; ++r) {
       row[r] = LoadWeights(Fmt(), df, w + r * a.w_row_bytes, k);
       if (early) {
-        PrefetchLine(next + r * a.w_row_bytes + k * sizeof(typename Fmt::Block));
+        Prefetch<2>(next + r * a.w_row_bytes + k * sizeof(typename Fmt::Block));
       }
     }
     HALFBYTE_UNROLL

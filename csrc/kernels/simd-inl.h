@@ -282,17 +282,18 @@ HWY_INLINE V Hide(V& v) {
 #define HALFBYTE_REGISTERS 16
 #endif
 
-// kBytes of a stream of weights, 4 KiB ahead: on Zen 4 into the first cache, elsewhere
-// into the second. Other x86 cores fetch them from there into the first 1 KiB ahead:
-// it has too few buffers for lines that come from memory. Measured.
+// kBytes of a stream of weights, some KiB ahead: into the first cache on Zen 4, else
+// into the second. Intel's cores fetch them from there into the first, which has too
+// few buffers for lines that come from memory. Measured; AVX2 on Zen 4.
 template <size_t kBytes>
-HWY_INLINE void PrefetchAhead(const uint8_t* stream) {
-  constexpr size_t kAhead = 4096, kNear = 1024;
-  constexpr bool kZen4 = HWY_TARGET == HWY_AVX3_ZEN4;
-  HALFBYTE_UNROLL
-  for (size_t i = 0; i < kBytes; i += kLineBytes) {
-    __builtin_prefetch(stream + kAhead + i, 0, kZen4 ? 3 : 2);
-    if (HWY_ARCH_X86 && !kZen4) __builtin_prefetch(stream + kNear + i, 0, 3);
+HWY_INLINE void PrefetchAhead(const uint8_t* stream, bool on_intel) {
+  if constexpr (HWY_TARGET == HWY_AVX3_ZEN4) {
+    Prefetch<1, kBytes>(stream + 4096);
+  } else if (on_intel) {
+    Prefetch<2, kBytes>(stream + 4096);
+    Prefetch<1, kBytes>(stream + 1024);
+  } else {
+    Prefetch<2, kBytes>(stream + 8192);
   }
 }
 

@@ -252,7 +252,7 @@ HWY_NOINLINE void Tile(const LinearArgs& a, const size_t (&row)[V], size_t m,
       const uint8_t* shares[V];
       HALFBYTE_UNROLL
       for (size_t v = 0; v < V; ++v) shares[v] = rows[v].super + unit * kShare;
-      fetch.template Unit<kShare>(shares);
+      fetch.template Unit<Fmt, kShare>(shares);
       AddPart<Fmt, Dot, 0>(rows, unit, x, acc);
       if constexpr (Fmt::kGroupLen == 16) AddPart<Fmt, Dot, 1>(rows, unit, x, acc);
       HALFBYTE_UNROLL
