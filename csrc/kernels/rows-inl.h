@@ -30,8 +30,9 @@ HWY_NOINLINE void FloatTile(const LinearArgs& a, size_t n, size_t m) {
   const size_t lanes = hn::Lanes(df);
   const auto* x = static_cast<const float*>(a.x) + m * a.x_ld;
   const uint8_t* w = a.w + n * a.w_row_bytes;
-  // The first pass over rows asks for what the next tile of it reads.
-  const bool early = m == 0 && IntelCore();
+  // The first pass over rows asks for what the next tile of it reads: prefetchers lose
+  // several rows that are read side by side.
+  const bool first = m == 0;
   const uint8_t* next = w + R * a.w_row_bytes;
   VF sum[R][T];
   HALFBYTE_UNROLL
@@ -42,7 +43,7 @@ HWY_NOINLINE void FloatTile(const LinearArgs& a, size_t n, size_t m) {
     HALFBYTE_UNROLL
     for (size_t r = 0; r < R; ++r) {
       row[r] = LoadWeights(Fmt(), df, w + r * a.w_row_bytes, k);
-      if (early) {
+      if (first) {
         Prefetch<2>(next + r * a.w_row_bytes + k * sizeof(typename Fmt::Block));
       }
     }
@@ -78,14 +79,15 @@ void FloatRows(const LinearArgs& a, size_t begin, size_t end, size_t m) {
 // Rows of so many bytes stay in the second cache while all tokens pass over them: the
 // more rows, the fewer passes the tokens, which do not fit there, have to make.
 inline size_t RowsOfBlock(size_t row_bytes) {
-  constexpr size_t kBlockBytes = size_t{384} << 10, kFewest = 16, kMost = 256;
+  constexpr size_t kBlockBytes = size_t{384} << 10, kMost = 252;
+  constexpr size_t kTiles = 12;  // whole tiles of three and of four rows
   const size_t rows = kBlockBytes / HWY_MAX(row_bytes, size_t{1});
-  return HWY_MAX(HWY_MIN(rows / 16 * 16, kMost), kFewest);
+  return HWY_MAX(HWY_MIN(rows / kTiles * kTiles, kMost), kTiles);
 }
 
 template <class Fmt>
 void LinearRows(const LinearArgs& a) noexcept {
-  constexpr size_t kRows = HALFBYTE_REGISTERS == 32 ? 4 : 2;
+  constexpr size_t kRows = HALFBYTE_REGISTERS == 32 ? 4 : 3;
   constexpr size_t kT = HALFBYTE_REGISTERS == 32 ? 6 : 4;
   const size_t block_rows = RowsOfBlock(a.w_row_bytes);
   for (size_t row = a.row_begin; row < a.row_end; row += block_rows) {
