@@ -245,9 +245,11 @@ using BaseDot = DotSigned;
 #endif
 
 // True if one instruction shifts bytes. Elsewhere wider lanes are shifted, and their
-// bits masked.
+// bits masked: on Zen 4 too, where that instruction takes the slot of a dot product,
+// and a shift and a mask take none.
 inline constexpr bool kShiftsBytes =
-    HWY_TARGET_IS_NEON || (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL);
+    HWY_TARGET_IS_NEON ||
+    (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL && HWY_TARGET != HWY_AVX3_ZEN4);
 
 // Makes the compiler believe that `v` has just changed, and costs nothing. A loop
 // that measures needs it: sums of equal terms are all one otherwise, and what does not
