@@ -13,7 +13,7 @@ namespace halfbyte {
 inline constexpr size_t kLineBytes = 64;
 
 // From so many tokens on, a pass over weights computes for longer than it reads, and
-// prefetching pays on every CPU.
+// prefetching pays on every CPU, or costs nothing.
 inline constexpr size_t kPrefetchTokens = 3;
 
 // Here it pays from one token on. Intel's cores hold too few waiting instructions to
