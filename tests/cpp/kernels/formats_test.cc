@@ -236,6 +236,33 @@ TEST_P(FormatsTest, ARowOfABatchEqualsThatRowAloneBitForBit) {
   }
 }
 
+// Rows so long that a block of them, 384 KiB, holds a dozen: two blocks and a rest.
+TEST_P(FormatsTest, FloatRowsOfSeveralBlocksEqualEachRowAlone) {
+  constexpr size_t N = 29;
+  for (const FormatInfo& info : kFormats) {
+    if (info.block_len != 1) continue;
+    const size_t K = (size_t{36} << 10) / info.block_bytes + 3;
+    const auto rows = SaneRows(info, N, K);
+    const Packed w(info, rows.data(), N, K);
+    const FormatKernels& kernels = KernelsFor(info.format);
+    for (size_t M : {1, 5, 8}) {
+      const Input x(kernels, M, K);
+      std::vector<float> all(M * N), alone(M * N);
+      kernels.linear(ArgsFor(w, x, all.data(), M, N, K));
+      for (size_t n = 0; n < N; ++n) {
+        LinearArgs args = ArgsFor(w, x, alone.data(), M, N, K);
+        args.row_begin = n;
+        args.row_end = n + 1;
+        kernels.linear(args);
+      }
+      for (size_t i = 0; i < M * N; ++i) {
+        ASSERT_EQ(BitsOf(alone[i]), BitsOf(all[i]))
+            << info.name << " " << M << " " << i;
+      }
+    }
+  }
+}
+
 // Whole blocks of rows, and only as many tokens as fill tiles.
 TEST_P(FormatsTest, CodesSpreadToBytesGiveTheSameBits) {
   constexpr size_t N = 4 * kPanelRows;
