@@ -203,7 +203,17 @@ def cpu_quota(root: str | os.PathLike[str] = "") -> float | None:
 
 
 def memory_limit(root: str | os.PathLike[str] = "") -> int | None:
-    """Bytes that the control groups of this process allow; see `cpu_quota`."""
+    """Bytes that the control groups of this process allow; None without a limit.
+
+    Parameters
+    ----------
+    root : str or path-like
+        As for `cpu_quota`.
+
+    Returns
+    -------
+    int or None
+    """
     return _core.memory_limit(os.fspath(root))
 
 
