@@ -33,8 +33,10 @@ class Status(NamedTuple):
 
     version: str | None
     path: str | None
+    """Of the library; None, as the version is, if none can be opened."""
     used: bool
-    reason: str  # why it is used, or not used, or not there
+    reason: str
+    """Why it is used, or not used, or not there."""
 
 
 def _asked() -> str:
@@ -81,9 +83,9 @@ def use_onednn(on: bool = True) -> None:
 
     That concerns prompts: products with 64 rows of `x` or more, or 32 if the weight is
     BF16. They are faster, and their sums run in another order: a row of a batch is no
-    longer the same bits as that row alone. A product with BF16 weights also rounds `x` to bfloat16, unless
-    ``activations="f32"`` forbids it; it takes a CPU that multiplies bfloat16
-    (AVX512_BF16 or AMX). Any number of threads still gives the same bits.
+    longer the same bits as that row alone. A product with BF16 weights also rounds `x`
+    to bfloat16, unless ``activations="f32"`` forbids it; it takes a CPU that multiplies
+    bfloat16 (AVX512_BF16 or AMX). Any number of threads still gives the same bits.
 
     Parameters
     ----------

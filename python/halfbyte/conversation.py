@@ -47,6 +47,11 @@ class Conversation:
         one grows as it is generated. They may be changed, taken away or replaced: the
         next turn computes what follows the change again.
 
+    Raises
+    ------
+    DTypeError
+        If `model` is no `Model`, or `system` no str.
+
     Notes
     -----
     A model without a chat template goes on with the text of all messages, each of the

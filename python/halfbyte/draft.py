@@ -39,9 +39,12 @@ class Leftover(NamedTuple):
     """A draft whose process ended without finishing it."""
 
     path: Path
-    target: str  # name of the file that it was to become
+    target: str
+    """Name of the file that it was to become."""
     pid: int
-    bytes: int  # that it takes on the disk
+    """Of the process that wrote it."""
+    bytes: int
+    """That it takes on the disk."""
 
 
 @final
@@ -301,7 +304,8 @@ def leftovers(folder: Path) -> list[Leftover]:
     Returns
     -------
     list of Leftover
-        By name. Those of a living process are never among them.
+        By name. Those of a living process are never among them; none of a folder that
+        cannot be read.
     """
     found = []
     try:
@@ -319,7 +323,23 @@ def leftovers(folder: Path) -> list[Leftover]:
 
 
 def remove(leftover: Leftover) -> bool:
-    """Delete a leftover, unless somebody has gone on with it; says whether."""
+    """Delete a leftover, unless somebody has gone on with it.
+
+    Parameters
+    ----------
+    leftover : Leftover
+        One of `leftovers`.
+
+    Returns
+    -------
+    bool
+        Whether it was deleted.
+
+    Raises
+    ------
+    OSError
+        If its folder may not be written to.
+    """
     fd = _owned(leftover.path)
     if fd is None:
         return False

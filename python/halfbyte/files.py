@@ -165,6 +165,8 @@ class File:
             If there is no such tensor.
         UnsupportedError
             If its type cannot be decoded.
+        FileChangedError
+            If the file was changed in place since it was opened.
         """
         tensor = self._tensors[self._index[name]]
         if tensor.format is None:
@@ -199,7 +201,8 @@ def open_gguf(path: PathLike) -> File:
         If the file breaks a rule; ``code``, ``offset``, ``found`` and ``expected`` say
         which, where and how. `TruncatedFileError` and `LimitError` are kinds of it.
     UnsupportedError
-        If it is a GGUF file of a version or byte order that is not handled.
+        If it is a GGUF file of a version or byte order that is not handled, or a pipe,
+        a socket or a device.
     OSError
         If it cannot be opened.
     """
@@ -221,6 +224,8 @@ def open_safetensors(path: PathLike) -> File:
     ------
     FormatError
         If a file or the index breaks a rule, as for `open_gguf`.
+    UnsupportedError
+        If it is a pipe, a socket or a device.
     OSError
         If it cannot be opened.
     """
@@ -272,6 +277,11 @@ class StreamDecoder:
         Returns
         -------
         str
+
+        Raises
+        ------
+        ArgumentError
+            If the id is not in the vocabulary.
         """
         return self._core.push(id)
 
@@ -311,6 +321,8 @@ class Tokenizer:
         ------
         FormatError, ModelError, OSError
             If the file or its vocabulary is not sound.
+        UnsupportedError
+            If the vocabulary is of a kind that is not handled.
         """
         return cls(_core.Tokenizer.from_gguf(os.fsencode(path)))
 
@@ -330,6 +342,8 @@ class Tokenizer:
         ------
         FormatError, ModelError, OSError
             If the file or its vocabulary is not sound.
+        UnsupportedError
+            If the vocabulary is of a kind that is not handled.
         """
         return cls(_core.Tokenizer.from_json(os.fsencode(path)))
 
@@ -408,6 +422,8 @@ class Tokenizer:
         ------
         ArgumentError
             If an id is not in the vocabulary.
+        DTypeError
+            If they are no integers.
         """
         known = as_indices(ids, "ids", self._core.num_tokens).tolist()
         return self._core.decode(known, special).decode("utf-8", "replace")

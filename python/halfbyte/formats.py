@@ -29,12 +29,19 @@ class FormatInfo(NamedTuple):
     """What a format's blocks are."""
 
     name: str
+    """One of `formats`."""
     type_id: int
+    """Of its tensors in GGUF files; 1000 and up where GGUF has no such type."""
     block_len: int
+    """Weights a block."""
     block_bytes: int
+    """Bytes a block."""
     writable: bool
-    row_scaled: bool  # one float32 scale a row, kept beside the blocks
-    searched: bool  # whether `quantize` has quantizers other than "rtn"
+    """Whether `quantize` makes it."""
+    row_scaled: bool
+    """One float32 scale a row, kept beside the blocks."""
+    searched: bool
+    """Whether `quantize` has quantizers other than ``"rtn"``."""
 
 
 _FORMATS = {entry[0]: FormatInfo(*entry) for entry in _core.formats()}
@@ -79,7 +86,8 @@ class Weight:
     Parameters
     ----------
     data : uint8 array
-        The blocks, row after row. Not copied: it may be a mapped file. Any shape.
+        The blocks, row after row. Not copied if contiguous: it may be a mapped file.
+        Any shape.
     format : str
         One of `formats`.
     shape : (int, int)
@@ -158,7 +166,7 @@ class Weight:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits that one weight takes, its share of the scales included."""
+        """Bits that one weight takes, its share of what else is in a block included."""
         info = _FORMATS[self._format]
         return 8 * info.block_bytes / info.block_len
 
@@ -362,7 +370,7 @@ def dequantize(
     ArgumentError
         If a row does not exist.
     DTypeError, ShapeError
-        If `out` does not fit.
+        If `rows` or `out` does not fit.
     """
     n, k = w.shape
     ids = np.arange(n) if rows is None else as_indices(rows, "rows", n)

@@ -61,11 +61,14 @@ class LayerConfig:
     """Shape of one layer."""
 
     sliding: bool
+    """Whether it sees `ModelConfig.sliding_window` positions, or else all."""
     head_dim: int
     num_kv_heads: int
     ffn_len: int
-    kv_source: int  # the layer whose keys and values it attends to
-    value_is_key: bool  # no matrix for values: they are the keys as they come
+    kv_source: int
+    """The layer whose keys and values it attends to."""
+    value_is_key: bool
+    """No matrix for values: they are the keys as they come."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +81,22 @@ class ModelConfig:
     num_layers: int
     num_heads: int
     context_length: int
+    """Positions that the model was made for."""
     sliding_window: int
+    """Positions that a query of a sliding layer sees, its own included."""
     norm_eps: float
     logit_softcap: float
+    """Logits are bent to stay below it; 0: they are not."""
     rope_base_sliding: float
     rope_base_full: float
-    rope_factor_full: float  # positions of full layers are divided by it
+    rope_factor_full: float
+    """Positions of full layers are divided by it."""
     attention_scale: float
+    """Scores are multiplied by it."""
     per_layer_embedding: int
+    """Numbers that each layer has for a token; 0: none."""
     num_experts: int
+    """0 of a dense model, as the next two are."""
     num_experts_used: int
     expert_ffn_len: int
     layers: tuple[LayerConfig, ...]
@@ -98,16 +108,23 @@ class Report:
 
     path: str
     architecture: str
-    types: dict[str, tuple[int, int]]  # type: tensors, bytes
+    types: dict[str, tuple[int, int]]
+    """Number of tensors and their bytes, by the file's name of the type."""
     file_bytes: int
-    repacked_bytes: int  # copied into kernel order; 0: used where the file maps them
-    quantize: str | None  # what float matrices were rounded to as they were copied
+    repacked_bytes: int
+    """Copied into kernel order; 0: used where the file maps them."""
+    quantize: str | None
+    """What float matrices were rounded to as they were copied."""
     bytes_per_token: int
+    """Of weights, that computing a token reads."""
     context: int
+    """Positions that a session holds at most."""
     kv: str
     kv_bytes_at_context: int
+    """Of keys and values, when a session is full."""
     activations: str
     target: str
+    """As `halfbyte.cpu_target` names it."""
     threads: int
     threads_reason: str
 
@@ -149,11 +166,15 @@ class Stats:
     """What one answer took. Times are in seconds of wall clock."""
 
     prompt_tokens: int
-    cached_tokens: int  # of the prompt, found in the session
+    cached_tokens: int
+    """Of the prompt, found in the session."""
     generated_tokens: int
     prompt_seconds: float
+    """Up to the first token."""
     decode_seconds: float
-    peak_rss_bytes: int  # of the process so far
+    """From the first token to the last."""
+    peak_rss_bytes: int
+    """Of the process so far."""
 
     @property
     def prompt_tps(self) -> float:
@@ -199,6 +220,7 @@ class Reply:
 
     text: str
     finish_reason: str
+    """``"stop"`` or ``"length"``, as of the last `Piece`."""
     stats: Stats
     pieces: tuple[Piece, ...] = field(repr=False)
 
@@ -428,6 +450,11 @@ class Session:
         int
             How many tokens are left. Sliding layers remember only so much: where that
             is too little to go on after `length` tokens, none are left.
+
+        Raises
+        ------
+        ArgumentError, DTypeError
+            If `length` is below 0, or no whole number.
         """
         kept = whole(length, "length", 0)
         self._sequence.turn += 1
@@ -450,10 +477,12 @@ class Session:
 
         Raises
         ------
-        ArgumentError
-            If an id is not in the vocabulary.
+        ArgumentError, DTypeError
+            If `ids` are not integers of one dimension, or not in the vocabulary.
         ContextOverflowError
             If the context holds fewer tokens. Nothing is appended then.
+        FileChangedError
+            If the file was changed in place since it was loaded.
         """
         tokens = self._model._ids(ids)
         rows = min(int(last), len(tokens)) if last else len(tokens)
@@ -790,10 +819,12 @@ class Model:
 
         Raises
         ------
-        ArgumentError
-            If an id is not in the vocabulary.
+        ArgumentError, DTypeError
+            If `ids` are not integers of one dimension, or not in the vocabulary.
         ContextOverflowError
             If there are too many.
+        FileChangedError
+            If the file was changed in place since it was loaded.
         """
         self._session.reset()
         return self._session.logits(ids, last=last)
@@ -820,8 +851,8 @@ class Model:
 
         Raises
         ------
-        ArgumentError
-            If there are fewer than two ids, or one is not in the vocabulary.
+        ArgumentError, DTypeError, FileChangedError
+            If there are fewer than two ids, or as by `logits`.
         """
         return self._session.perplexity(ids, progress=progress)
 
@@ -840,6 +871,11 @@ class Model:
         -------
         str
             The continuation alone.
+
+        Raises
+        ------
+        ArgumentError, DTypeError, ContextOverflowError, ModelError
+            As by `stream`.
         """
         return self._session(prompt, **options)
 
@@ -865,6 +901,8 @@ class Model:
         ------
         ModelError
             If the files have no chat template.
+        ArgumentError, DTypeError, ContextOverflowError
+            As by `stream`.
         """
         return self._session.chat(messages, **options)
 
@@ -917,6 +955,9 @@ class Model:
             tokenizer.
         RuntimeError
             From the iterator, if the session was used for something else meanwhile.
+        FileChangedError, NumericalError
+            From the iterator, if the file was changed in place, or a logit is NaN or
+            +inf.
         """
         return self._session.stream(prompt, **options)
 
@@ -1039,8 +1080,8 @@ def load(
     FormatError, UnsupportedError, ModelError
         If the files are damaged, of a kind not handled, or no model that can run. The
         message names the tensor or key.
-    ArgumentError
-        If an option is none of those it may be.
+    ArgumentError, DTypeError
+        If an option is none of those it may be, or of another type.
     OutOfMemoryError
         If the weights that every token needs exceed the memory there is.
     OSError

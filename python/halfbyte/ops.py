@@ -91,8 +91,9 @@ def linear(
     out : float32 array, shape (..., N), optional
         Written and returned; must not overlap `x`.
     activations : {"auto", "f32"}
-        ``"auto"`` rounds `x` to 8-bit codes, 32 to a step, if `w` is quantized;
-        ``"f32"`` never does and is slow.
+        ``"auto"`` rounds `x` to 8-bit codes if `w` is quantized: 32 neighbours share a
+        step, or all of a row if `w` has one scale a row. ``"f32"`` never does and is
+        slow.
 
     Returns
     -------
@@ -108,8 +109,8 @@ def linear(
 
     Notes
     -----
-    8-bit codes are ``rint(x / d)`` with ``d = max |x| / 127`` over 32 neighbours, so each
-    product is off by at most ``d / 2 * |w|``. Integer sums are exact.
+    8-bit codes are ``rint(x / d)`` with ``d = max |x| / 127`` over those that share the
+    step, so each product is off by at most ``d / 2 * |w|``. Integer sums are exact.
 
     Examples
     --------

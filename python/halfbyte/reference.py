@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every public operation again, in slow NumPy.
 
-Each function has the signature of its twin in `halfbyte` and says with a few lines of
+Each function is called as its twin in `halfbyte` and says with a few lines of
 arithmetic what that one computes: documentation, oracle of the tests, and a fallback.
+(`dequantize` takes no `out`; `recover` takes no quantizer, and returns a pair, as
+`repair` does.)
 Sums are taken in float64 and rounded to float32 once. Nothing here is compiled or fast.
 """
 
@@ -674,16 +676,19 @@ def quantize(
     Notes
     -----
     ``q4_0``: d = (element of largest magnitude) / -8, code = min(15, trunc(x / d + 8.5)).
-    ``w8``, ``w4``, ``w2``: scale = max |row| / 127, 7 or 1, level = x / scale rounded half
-    to even. ``q8_0``: d = max |x| / 127, code = x / d rounded half away from zero. The codes use
-    the float32 d, the block stores it as float16. ``q6_k`` searches a step for every 16
-    weights and stores it as an 8-bit multiple of a float16.
+    ``q8_0``: d = max |x| / 127, code = x / d rounded half away from zero. The codes use
+    the float32 d, the block stores it as float16. ``w4g32``: d = max |x| / 7.5 as it is
+    stored, in bfloat16, level = x / d rounded half to even. ``w8``, ``w4``, ``w2``:
+    scale = max |row| / 127, 7 or 1, level = x / scale rounded half to even. ``q6_k``
+    searches a step for every 16 weights and stores it as an 8-bit multiple of a
+    float16.
 
     ``"mse"`` and ``"imatrix"`` try the step of the above; then 0.4 to 1.2 times
     (largest magnitude) / (lowest level), for rows 0.08 to 1.2 times, in 31 steps of equal
-    ratio, with both signs for ``q4_0`` and ``q8_0`` and else in 62; then 15 near the best, and the step that fits the levels
-    of the best one by least squares; and that once more. Each is rounded to what the
-    format stores, with level = x / step rounded half to even.
+    ratio, with both signs for ``q4_0`` and ``q8_0`` and else in 62; then 15 near the
+    best, and the step that fits the levels of the best one by least squares; and that
+    once more. Each is rounded to what the format stores, with level = x / step rounded
+    half to even.
     """
     values, form = _as_f32(x, "x"), _format_named(format)
     if form.encode is None and form.row_bits == 0:
@@ -1019,8 +1024,8 @@ def linear(
     out : float32 array, shape (..., N), optional
         Written and returned.
     activations : {"auto", "f32"}
-        ``"auto"`` rounds `x` to 8-bit codes, 32 to a step, if `w` is quantized;
-        ``"f32"`` never does.
+        ``"auto"`` rounds `x` to 8-bit codes if `w` is quantized: 32 neighbours share a
+        step, or all of a row if `w` has one scale a row. ``"f32"`` never does.
 
     Returns
     -------

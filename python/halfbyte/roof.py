@@ -79,10 +79,31 @@ def dot_peak(*, threads: int | None = None) -> float:
     -------
     float
         GMAC/s (10^9 multiply-adds).
+
+    Raises
+    ------
+    ArgumentError, DTypeError
+        If `threads` is not from 1 to 1024.
     """
     return _core.dot_peak(_threads(threads))
 
 
 def fma_peak(*, threads: int | None = None) -> float:
-    """Measure fused multiply-adds of float32 on registers alone, as `dot_peak` does."""
+    """Measure fused multiply-adds of float32 on registers alone.
+
+    Parameters
+    ----------
+    threads : int, optional
+        `halfbyte.num_threads` by default.
+
+    Returns
+    -------
+    float
+        GMAC/s, as of `dot_peak`.
+
+    Raises
+    ------
+    ArgumentError, DTypeError
+        If `threads` is not from 1 to 1024.
+    """
     return _core.fma_peak(_threads(threads))

@@ -85,8 +85,8 @@ def use_target(name: str) -> Iterator[None]:
 
     Raises
     ------
-    ArgumentError
-        If this CPU or this build does not have it.
+    ArgumentError, DTypeError
+        If this CPU or this build does not have it, or `name` is no str.
     """
     before = _core.cpu_target()
     _core.set_cpu_target(string(name, "target"))
@@ -203,7 +203,17 @@ def cpu_quota(root: str | os.PathLike[str] = "") -> float | None:
 
 
 def memory_limit(root: str | os.PathLike[str] = "") -> int | None:
-    """Bytes that the control groups of this process allow; see `cpu_quota`."""
+    """Bytes that the control groups of this process allow; None without a limit.
+
+    Parameters
+    ----------
+    root : str or path-like
+        As for `cpu_quota`.
+
+    Returns
+    -------
+    int or None
+    """
     return _core.memory_limit(os.fspath(root))
 
 
@@ -222,8 +232,9 @@ def set_num_threads(n: int | None) -> None:
 
     Raises
     ------
-    ArgumentError
-        If `n` is not from 1 to 1024; for None, if ``HALFBYTE_NUM_THREADS`` is not.
+    ArgumentError, DTypeError
+        If `n` is no number from 1 to 1024; for None, if ``HALFBYTE_NUM_THREADS`` is
+        not one.
     """
     global _chosen
     _chosen = None if n is None else _valid(n, "n")
@@ -243,8 +254,8 @@ def threads(n: int) -> Iterator[None]:
 
     Raises
     ------
-    ArgumentError
-        If `n` is not from 1 to 1024.
+    ArgumentError, DTypeError
+        If `n` is no number from 1 to 1024.
     """
     token = _scoped.set(_valid(n, "n"))
     try:

@@ -53,7 +53,8 @@ def convert(
     ----------
     src : str or path-like
         A directory with config.json and safetensors, or a GGUF file, of weights in BF16,
-        F16 or F32; or a name as for `halfbyte.load`.
+        F16 or F32; or a name as for `halfbyte.load`. To ``"safetensors"`` only a
+        directory is converted.
     dst : str or path-like
         The file to write. One that is there is replaced, also if it is `src`. Of
         ``"safetensors"`` a folder, which has to be new or empty.
@@ -88,10 +89,11 @@ def convert(
     Raises
     ------
     ArgumentError
-        If an option is none of those it may be.
+        If an option is none of those it may be, or what is there under `dst` is not to
+        be replaced: a folder of other files, or no regular file.
     FormatError, ModelError, UnsupportedError
-        If the source is damaged, no model that can run, or packed already. The message
-        names the tensor or key.
+        If the source is damaged, no model that can run, packed already, or has no such
+        form. The message names the tensor or key.
     NumericalError
         If a weight is not finite, or does not fit into float16.
     FileChangedError

@@ -104,6 +104,8 @@ def repair(
 
     Raises
     ------
+    ArgumentError
+        If `threads` is out of range, or `dst` is there and no regular file.
     UnsupportedError
         If the weights are not ``qat-requantized`` to `halfbyte.lineage`, or a tensor has a
         type that cannot be decoded.

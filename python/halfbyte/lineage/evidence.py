@@ -17,10 +17,15 @@ class Evidence(NamedTuple):
     """One number of every tensor of a kind, and what it would be expected to be."""
 
     kind: str
+    """As of `TensorTrace`."""
     what: str
+    """What the number counts."""
     values: tuple[float, ...]
+    """One a tensor that has it, in the order of the file."""
     trained: str
+    """What is expected of weights that were trained for 4 bits."""
     other: str
+    """What is expected of others."""
 
 
 # Field of a trace, what it counts, and what is expected, by the kinds that show it.

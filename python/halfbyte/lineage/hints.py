@@ -44,8 +44,11 @@ class Hint:
     """Something that a file says of itself."""
 
     what: str
+    """A key, or what was looked at."""
     found: str
+    """The value there, on one line; a long one is cut off."""
     means: str | None
+    """What that says of the file; None: no more than it is."""
 
 
 def hints(file: File) -> tuple[Hint, ...]:

@@ -51,7 +51,8 @@ def export(model: Any, directory: str | Path, *, tokenizer: Any = None) -> Path:
     Raises
     ------
     ArgumentError
-        If the model was not prepared.
+        If the model was not prepared, or `tokenizer` is neither a tokenizer nor a
+        directory.
     UnsupportedError
         If its scheme has no form in files.
     """

@@ -31,6 +31,7 @@ class Preparation:
     """What `prepare` did to a model."""
 
     model: str
+    """Its class."""
     scheme: Scheme
     swapped: dict[str, Grid]
     """Names of layers."""
@@ -144,6 +145,11 @@ def ptq(
     Returns
     -------
     Preparation
+
+    Raises
+    ------
+    UnsupportedError, ArgumentError, ModelError, NumericalError
+        As by `prepare` and `calibrate`.
     """
     report = prepare(model, scheme, **options)
     if report.scheme.activations:

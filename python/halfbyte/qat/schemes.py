@@ -14,12 +14,18 @@ __all__ = ["Grid", "Scheme", "mobile", "named", "q4_0"]
 
 @dataclass(frozen=True)
 class Grid:
-    """The numbers that a matrix may hold: integers times a step."""
+    """The numbers that a matrix may hold: integers times a step.
+
+    Raises
+    ------
+    ArgumentError
+        If `bits` or `group` is none of those it may be.
+    """
 
     bits: int = 4
     """2, 4 or 8: the integers go from ``-2**(bits - 1)`` to ``2**(bits - 1) - 1``."""
     group: int | None = 32
-    """Neighbours in a row that share a step; the whole row if None."""
+    """Neighbours in a row that share a step, 1 or more; the whole row if None."""
     half: bool = True
     """Whether steps are float16 numbers, and not float32."""
 
@@ -50,7 +56,13 @@ class Grid:
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a whole model is quantized."""
+    """How a whole model is quantized.
+
+    Raises
+    ------
+    ArgumentError
+        If it has the name of one that `export` writes, and is another one.
+    """
 
     name: str
     """``"q4_0"`` is exported as bfloat16 on the lattice, ``"mobile"`` as packed."""

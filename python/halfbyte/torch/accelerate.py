@@ -34,11 +34,16 @@ _Packed = QuantLinear | QuantEmbedding
 class Acceleration(LayerReport):
     """What `accelerate` did to a model."""
 
-    swapped: dict[str, tuple[int, int, int]]  # kind, format: layers, bytes then, now
-    copied_bytes: int  # of those after: not where the model had them
-    repacked_bytes: int  # beside them, in the order in which products read
-    kept_bytes: int  # held only so that `restore` can put them back
-    fused: int  # modules between the products
+    swapped: dict[str, tuple[int, int, int]]
+    """Number of layers, and their bytes before and after, by kind and format."""
+    copied_bytes: int
+    """Of those after: not where the model had them."""
+    repacked_bytes: int
+    """Beside them, in the order in which products read."""
+    kept_bytes: int
+    """Held only so that `restore` can put them back."""
+    fused: int
+    """Modules between the products."""
     threads: int
     threads_reason: str
 

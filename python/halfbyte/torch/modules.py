@@ -63,6 +63,14 @@ class QuantLinear(PackedModule, nn.Linear):
         With `static`; 0 means that none was trained.
     bias : float parameter, shape (N,), or None
 
+    Raises
+    ------
+    ArgumentError
+        If the format is unknown, or has no scale a row for `static`, or `activations`
+        is none of those it may be.
+    ShapeError
+        If `in_features` is no whole number of blocks.
+
     Notes
     -----
     Computes in float32 whatever the input, and rounds once to the input's type. The
@@ -129,6 +137,7 @@ class QuantLinear(PackedModule, nn.Linear):
         weight : uint8 or int8 tensor, shape (N, bytes of a row)
         format : str
         scale : float32 tensor of N elements, optional
+            Needed by the formats with one scale a row.
         bias : float tensor, shape (N,), optional
         steps : two float32 tensors of one element, optional
             Of the codes going in and coming out.
@@ -182,6 +191,11 @@ class QuantLinear(PackedModule, nn.Linear):
         Returns
         -------
         QuantLinear
+
+        Raises
+        ------
+        ArgumentError, DTypeError, ShapeError
+            As by `halfbyte.torch.quantize`.
         """
         weight, scale = ops.quantize(linear.weight, format)
         return cls.from_packed(
@@ -335,6 +349,13 @@ class QuantEmbedding(PackedModule):
     embedding_quantized : uint8 parameter, shape (N, bytes of a row)
     embedding_scale : float32 parameter, shape (N, groups)
         Formats with one scale a row.
+
+    Raises
+    ------
+    ArgumentError
+        If the format is unknown.
+    ShapeError
+        If `embedding_dim` is no whole number of blocks.
     """
 
     embedding_scale: nn.Parameter | None
@@ -378,12 +399,18 @@ class QuantEmbedding(PackedModule):
         table : uint8 or int8 tensor, shape (N, bytes of a row)
         format : str
         scale : float32 tensor, shape (N, groups), optional
+            Needed by the formats with one scale a row.
         embed_scale : float
         output_dtype : torch.dtype
 
         Returns
         -------
         QuantEmbedding
+
+        Raises
+        ------
+        ArgumentError, ShapeError
+            If the format is unknown, or `table` no matrix of bytes.
         """
         layer = cls(
             table.shape[0],
@@ -409,6 +436,11 @@ class QuantEmbedding(PackedModule):
         Returns
         -------
         tensor of `output_dtype`, shape (*ids.shape, K)
+
+        Raises
+        ------
+        ArgumentError, DTypeError
+            If an id is out of range, or they are no integers.
         """
         plain = ops.embedding_rows(
             ids, self.embedding_quantized, self.format, scales=self.embedding_scale

@@ -21,9 +21,13 @@ class LayerReport:
     """What all reports say. Prints as a small table, also in a notebook."""
 
     model: str
-    skipped: dict[str, tuple[str, ...]]  # why: names of layers
-    bytes_before: int  # of the layers that were swapped
+    """Its class."""
+    skipped: dict[str, tuple[str, ...]]
+    """Names of layers, by the reason."""
+    bytes_before: int
+    """Of the layers that were swapped."""
     bytes_after: int
+    """Of those in their place."""
     activations: str
     target: str
 
@@ -66,7 +70,8 @@ class LayerReport:
 class Packing(LayerReport):
     """What was packed of a model while it was loaded."""
 
-    swapped: dict[str, str]  # names of layers to their formats
+    swapped: dict[str, str]
+    """Names of layers to their formats."""
 
     @classmethod
     def of(

@@ -114,7 +114,15 @@ class HalfbyteQuantizer(HfQuantizer):
     _renamings: list[WeightRenaming]
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse devices other than the CPU, and releases that cannot pack."""
+        """Refuse devices other than the CPU, and releases that cannot pack.
+
+        Raises
+        ------
+        ArgumentError
+            If a part of the model is to be elsewhere.
+        UnsupportedError
+            If this Transformers cannot pack a checkpoint as it reads it.
+        """
         if not (self.pre_quantized or hasattr(HfQuantizer, "get_new_dtype")):
             # They cast a tensor to the type of what it is packed into, and then pack.
             raise UnsupportedError(

@@ -142,6 +142,7 @@ def verify(
     activations : {"auto", "static", "dynamic", "f32"}, optional
         As for `load`, for both. ``"f32"`` compares the weights alone, and is slow.
     threads : int, optional
+        `halfbyte.num_threads` by default.
     progress : callable, optional
         Called with what is being done, and with how much of it is done and of how much.
 
