@@ -53,6 +53,10 @@ def static(fmt: str = "w4", steps: tuple[float, float] = (0.05, 0.1)) -> QuantLi
     return QuantLinear.from_packed(w, fmt, scale=scale, steps=both)
 
 
+def bytes_of(fmt: str) -> Tensor:
+    return quantize(torch.ones(4, 32), fmt)[0]
+
+
 def same(got: Tensor, want: Tensor) -> None:
     torch.testing.assert_close(got, want, rtol=0, atol=0)
 
@@ -337,6 +341,30 @@ def test_other_devices_are_refused_before_anything_moves() -> None:
             lambda: QuantLinear.from_packed(layer().weight, "q4_0", bias=torch.ones(2)),
             ShapeError,
             r"bias: expected shape \(19,\), got \(2,\)",
+        ),
+        (
+            lambda: QuantLinear.from_packed(bytes_of("w8"), "w8"),
+            DTypeError,
+            "scale: expected float32, one a row of w8, got None",
+        ),
+        (
+            lambda: QuantEmbedding.from_packed(bytes_of("w8"), "w8"),
+            DTypeError,
+            "scale: expected float32, one a row of w8, got None",
+        ),
+        (
+            lambda: QuantEmbedding.from_packed(
+                bytes_of("w8"), "w8", scale=torch.ones(3, 1)
+            ),
+            ShapeError,
+            r"scale: expected shape \(4, groups\), got \(3, 1\)",
+        ),
+        (
+            lambda: QuantEmbedding.from_packed(
+                bytes_of("q4_0"), "q4_0", scale=torch.ones(4)
+            ),
+            ArgumentError,
+            "scale: q4_0 has its scales in the blocks",
         ),
         (lambda: layer()(torch.randn(2, K).double()), DTypeError, "call .float"),
         (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from halfbyte import _core
-from halfbyte.errors import ArgumentError, ShapeError
+from halfbyte.errors import ArgumentError, DTypeError, ShapeError
 from halfbyte.formats import FormatInfo, format_info
 from halfbyte.torch import ops
 from halfbyte.torch._dispatch import at_once, check_vector, num_threads
@@ -30,6 +30,20 @@ def _check_length(name: str, k: int, info: FormatInfo) -> None:
 def _zeros(*shape: int, device: str | torch.device) -> nn.Parameter:
     # Whatever the default type: a skeleton is often built under another one.
     return frozen(torch.zeros(shape, dtype=torch.float32, device=device))
+
+
+def _scale(scale: Tensor | None, info: FormatInfo) -> Tensor | None:
+    """The scales of rows, which are there if the format needs them, and only then."""
+    if not info.row_scaled:
+        if scale is not None:
+            raise ArgumentError(f"scale: {info.name} has its scales in the blocks")
+        return None
+    if scale is None or scale.dtype != torch.float32:
+        got = None if scale is None else scale.dtype
+        raise DTypeError(
+            f"scale: expected float32, one a row of {info.name}, got {got}"
+        )
+    return scale
 
 
 def _empty_rows(n: int, width: int, device: str | torch.device) -> nn.Parameter:
@@ -152,7 +166,8 @@ class QuantLinear(PackedModule, nn.Linear):
         ArgumentError, DTypeError, ShapeError
             If the tensors do not fit together.
         """
-        k = ops.features(weight, format_info(format))
+        info = format_info(format)
+        k, scale = ops.features(weight, info), _scale(scale, info)
         layer = cls(
             k,
             weight.shape[0],
@@ -163,7 +178,7 @@ class QuantLinear(PackedModule, nn.Linear):
             device="meta",
         )
         layer.weight = frozen(weight)
-        if layer.weight_scale is not None and scale is not None:
+        if scale is not None:
             layer.weight_scale = frozen(scale.reshape(-1, 1))
         if bias is not None:
             check_vector(bias, "bias", layer.out_features)
@@ -398,7 +413,7 @@ class QuantEmbedding(PackedModule):
         ----------
         table : uint8 or int8 tensor, shape (N, bytes of a row)
         format : str
-        scale : float32 tensor, shape (N, groups), optional
+        scale : float32 tensor, shape (N,) or (N, groups), optional
             Needed by the formats with one scale a row.
         embed_scale : float
         output_dtype : torch.dtype
@@ -409,12 +424,22 @@ class QuantEmbedding(PackedModule):
 
         Raises
         ------
-        ArgumentError, ShapeError
-            If the format is unknown, or `table` no matrix of bytes.
+        ArgumentError, DTypeError, ShapeError
+            If the format is unknown, `table` no matrix of bytes, or `scale` not there
+            where the format needs it, not float32 or of another shape.
         """
+        info = format_info(format)
+        k, scale = ops.features(table, info), _scale(scale, info)
+        if scale is not None and scale.dim() == 1:
+            scale = scale.unsqueeze(1)
+        if scale is not None and (scale.dim() != 2 or len(scale) != len(table)):
+            raise ShapeError(
+                f"scale: expected shape ({len(table)}, groups), "
+                f"got {tuple(scale.shape)}"
+            )
         layer = cls(
             table.shape[0],
-            ops.features(table, format_info(format)),
+            k,
             format,
             embed_scale=embed_scale,
             output_dtype=output_dtype,
