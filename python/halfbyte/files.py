@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte import _core
+from halfbyte._arguments import whole
 from halfbyte._arrays import as_indices
 from halfbyte.errors import DTypeError, UnsupportedError
 from halfbyte.formats import Weight
@@ -467,7 +468,7 @@ class Tokenizer:
 
     def is_end(self, id: int) -> bool:
         """Whether generation ends with this token."""
-        return self._core.is_eog(id)
+        return self._core.is_eog(whole(id, "id", 0, 2**31 - 1))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tokenizer:
         """Return the tokenizer itself: nothing in it changes."""

@@ -485,7 +485,8 @@ class Session:
             If the file was changed in place since it was loaded.
         """
         tokens = self._model._ids(ids)
-        rows = min(int(last), len(tokens)) if last else len(tokens)
+        wanted = int(last) if isinstance(last, bool) else whole(last, "last", 0)
+        rows = min(wanted, len(tokens)) if wanted else len(tokens)
         self._sequence.turn += 1
         return self._sequence.core.run(tokens, rows, self._model.threads)
 
@@ -801,7 +802,7 @@ class Model:
         return self.tokenizer.decode(ids)
 
     def logits(
-        self, ids: Sequence[int] | NDArray[Any], *, last: bool = False
+        self, ids: Sequence[int] | NDArray[Any], *, last: bool | int = False
     ) -> F32Array:
         """Run a sequence from its start and return the logits that follow each token.
 
@@ -809,12 +810,12 @@ class Model:
         ----------
         ids : integers, shape (T,)
             At most `context` of them.
-        last : bool
-            Only those after the last token.
+        last : bool or int
+            Only those after the last token, or after so many of the last.
 
         Returns
         -------
-        float32 array, shape (T, vocab_size), or (1, vocab_size)
+        float32 array, shape (T, vocab_size), or (last, vocab_size)
             After the final softcap.
 
         Raises

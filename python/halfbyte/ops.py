@@ -476,15 +476,16 @@ def attention(
         raise ShapeError(f"v: expected shape {keys.shape}, got {values.shape}")
     if heads and (keys.shape[1] == 0 or heads % keys.shape[1]):
         raise ShapeError(f"k: {keys.shape[1]} heads do not divide the {heads} of q")
-    if window is not None and (window < 1 or not causal):
-        raise ArgumentError(f"window: expected 1 or more, and causal, got {window}")
-    factor = max(head_dim, 1) ** -0.5 if scale is None else float(scale)
+    seen_keys = 0 if window is None else whole(window, "window", 1, 2**62)
+    if seen_keys and not causal:
+        raise ArgumentError(f"window: expected causal with it, got {window} alone")
+    factor = max(head_dim, 1) ** -0.5 if scale is None else number(scale, "scale")
     if not math.isfinite(factor):
         raise ArgumentError(f"scale: expected a finite number, got {factor}")
     seen = None if mask is None else _mask(mask, (*queries.shape[:3], keys.shape[2]))
     result = new_or_checked(out, queries.shape)
     _core.attention(
-        queries, keys, values, seen, factor, causal, window or 0, result, num_threads()
+        queries, keys, values, seen, factor, causal, seen_keys, result, num_threads()
     )
     return result
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte import _core, targets
+from halfbyte._arguments import whole
 
 __all__ = ["buffer", "dot_peak", "fma_peak", "read_bandwidth"]
 
@@ -39,8 +40,10 @@ def buffer(size: int = 512 << 20) -> NDArray[np.uint8]:
     ------
     OutOfMemoryError
         If this process cannot have as much.
+    ArgumentError, DTypeError
+        If `size` is below 0, or no whole number.
     """
-    return _core.huge_buffer(size, targets.num_threads())
+    return _core.huge_buffer(whole(size, "size", 0, 2**62), targets.num_threads())
 
 
 def read_bandwidth(data: NDArray[np.uint8], *, threads: int | None = None) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 import halfbyte
 import numpy as np
 import pytest
+from halfbyte import roof
 from halfbyte.cli.terminal import printable
 from halfbyte.errors import (
     ArgumentError,
@@ -74,6 +75,70 @@ def test_options_of_an_answer(
     model: halfbyte.Model, option: str, value: Any, error: type[Exception]
 ) -> None:
     check(lambda: model.stream("a", **{option: value}), error, f"{option}: expected")
+
+
+HEADS = np.ones((1, 1, 2, 8), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "begins"),
+    [
+        (
+            lambda _: halfbyte.attention(HEADS, HEADS, HEADS, scale="x"),
+            DTypeError,
+            "scale: expected a number, got str",
+        ),
+        (
+            lambda _: halfbyte.attention(HEADS, HEADS, HEADS, causal=True, window=1.5),
+            DTypeError,
+            "window: expected a whole number, got float",
+        ),
+        (
+            lambda m: m.session().logits([1], last="1"),
+            DTypeError,
+            "last: expected a whole number, got str",
+        ),
+        (
+            lambda m: m.session().logits([1], last=-1),
+            ArgumentError,
+            "last: expected 0 or more, got -1",
+        ),
+        (
+            lambda m: m.tokenizer.is_end("a"),
+            DTypeError,
+            "id: expected a whole number, got str",
+        ),
+        (
+            lambda _: roof.buffer(-1),
+            ArgumentError,
+            "size: expected 0 to ",
+        ),
+        (
+            lambda _: roof.buffer(1.5),
+            DTypeError,
+            "size: expected a whole number, got float",
+        ),
+    ],
+)
+def test_numbers(
+    model: halfbyte.Model,
+    call: Callable[[halfbyte.Model], Any],
+    error: type[Exception],
+    begins: str,
+) -> None:
+    check(lambda: call(model), error, begins)
+
+
+def test_logits_of_so_many_of_the_last_tokens(model: halfbyte.Model) -> None:
+    ids = model.tokenize("Rain fell on the")
+    want = model.logits(ids)
+    for last, rows in (
+        (False, want),
+        (True, want[-1:]),
+        (np.int64(2), want[-2:]),
+        (99, want),
+    ):
+        np.testing.assert_array_equal(model.logits(ids, last=last), rows)
 
 
 HAND_ON = [
