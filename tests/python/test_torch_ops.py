@@ -585,6 +585,11 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] =
         ShapeError,
         r"weight: expected shape \(32,\), got \(33,\)",
     ),
+    "eps": (
+        lambda _: rms_norm(GOOD, eps=-1.0),
+        ArgumentError,
+        "eps: expected a finite number, 0 or more, got -1.0",
+    ),
     "gate": (
         lambda _: gelu_mul(GOOD, GOOD[1:]),
         ShapeError,

@@ -48,7 +48,7 @@ def _fresh(x: Tensor) -> Tensor:
 
 
 def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    _check_norm(x, weight)
+    _check_norm(x, weight, eps)
     k, y = x.shape[-1], _fresh(x)
     if x.numel():
         factor = None if weight is None else as_vector(weight, "weight", k).numpy()
@@ -56,14 +56,16 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return y.to(x.dtype)
 
 
-def _check_norm(x: Tensor, weight: Tensor | None) -> None:
+def _check_norm(x: Tensor, weight: Tensor | None, eps: float) -> None:
     check_float(x, "x")
+    if not 0 <= eps < math.inf:
+        raise ArgumentError(f"eps: expected a finite number, 0 or more, got {eps}")
     if weight is not None:
         check_vector(weight, "weight", x.shape[-1])
 
 
-def _rms_norm_fake(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:  # noqa: ARG001
-    _check_norm(x, weight)
+def _rms_norm_fake(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    _check_norm(x, weight, eps)
     return x.new_empty(x.shape)
 
 
