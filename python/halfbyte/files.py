@@ -468,7 +468,10 @@ class Tokenizer:
 
     def is_end(self, id: int) -> bool:
         """Whether generation ends with this token."""
-        return self._core.is_eog(whole(id, "id", 0, 2**31 - 1))
+        try:
+            return self._core.is_eog(id)
+        except TypeError:  # said in one line; checked before, it would cost each token
+            return self._core.is_eog(whole(id, "id", 0, 2**31 - 1))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tokenizer:
         """Return the tokenizer itself: nothing in it changes."""

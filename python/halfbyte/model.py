@@ -485,7 +485,9 @@ class Session:
             If the file was changed in place since it was loaded.
         """
         tokens = self._model._ids(ids)
-        wanted = int(last) if isinstance(last, bool) else whole(last, "last", 0)
+        wanted = (
+            int(last) if isinstance(last, bool | np.bool_) else whole(last, "last", 0)
+        )
         rows = min(wanted, len(tokens)) if wanted else len(tokens)
         self._sequence.turn += 1
         return self._sequence.core.run(tokens, rows, self._model.threads)
