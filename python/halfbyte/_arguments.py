@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from halfbyte.errors import ArgumentError, DTypeError
 
-__all__ = ["number", "string", "takes_options_of", "whole"]
+__all__ = ["not_negative", "number", "string", "takes_options_of", "whole"]
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -58,6 +59,14 @@ def number(value: Any, name: str) -> float:
     except (TypeError, ValueError, OverflowError, RuntimeError):
         got = type(value).__name__
         raise DTypeError(f"{name}: expected a number, got {got}") from None
+
+
+def not_negative(value: Any, name: str) -> float:
+    """`value` as a finite float, 0 or more."""
+    result = number(value, name)
+    if not 0 <= result < math.inf:
+        raise ArgumentError(f"{name}: expected a finite number, 0 or more, got {value}")
+    return result
 
 
 def string(value: Any, name: str) -> str:

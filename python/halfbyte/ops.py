@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from halfbyte import _core, _onednn
-from halfbyte._arguments import number, whole
+from halfbyte._arguments import not_negative, number, whole
 from halfbyte._arrays import (
     F32Array,
     as_f32,
@@ -272,8 +272,7 @@ def rms_norm(
     array([0.84852815, 1.1313709 ], dtype=float32)
     """
     values = _input(x, "x")
-    if not 0 <= (added := number(eps, "eps")) < math.inf:
-        raise ArgumentError(f"eps: expected a finite number, 0 or more, got {eps}")
+    added = not_negative(eps, "eps")
     factor = None if weight is None else as_vector(weight, "weight", _core.from_dlpack)
     if factor is not None and factor.shape != values.shape[-1:]:
         want = values.shape[-1:]

@@ -92,21 +92,5 @@ def dot_peak(*, threads: int | None = None) -> float:
 
 
 def fma_peak(*, threads: int | None = None) -> float:
-    """Measure fused multiply-adds of float32 on registers alone.
-
-    Parameters
-    ----------
-    threads : int, optional
-        `halfbyte.num_threads` by default.
-
-    Returns
-    -------
-    float
-        GMAC/s, as of `dot_peak`.
-
-    Raises
-    ------
-    ArgumentError, DTypeError
-        If `threads` is not from 1 to 1024.
-    """
+    """Measure fused multiply-adds of float32 on registers alone, as `dot_peak` does."""
     return _core.fma_peak(_threads(threads))

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import re
 import subprocess
@@ -367,11 +366,7 @@ def test_an_installed_side_gives_right_answers(name: str) -> None:
                 how = kind.how(case)
             except ours.NotInThisBuildError:
                 continue
-            if how is None:
-                continue
-            if (name, fmt) in SATURATES and not HAS_VNNI:
-                with contextlib.suppress(WrongAnswerError):
-                    peers.answer(case, 2, worker, how)
+            if how is None or ((name, fmt) in SATURATES and not HAS_VNNI):
                 continue
             peers.answer(case, 2, worker, how)
             assert worker.run(2) > 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from halfbyte import _core
-from halfbyte.errors import ArgumentError, DTypeError, ShapeError
+from halfbyte.errors import ArgumentError, ShapeError
 from halfbyte.formats import FormatInfo, format_info
 from halfbyte.torch import ops
 from halfbyte.torch._dispatch import at_once, check_vector, num_threads
@@ -34,16 +34,11 @@ def _zeros(*shape: int, device: str | torch.device) -> nn.Parameter:
 
 def _scale(scale: Tensor | None, info: FormatInfo) -> Tensor | None:
     """The scales of rows, which are there if the format needs them, and only then."""
-    if not info.row_scaled:
-        if scale is not None:
-            raise ArgumentError(f"scale: {info.name} has its scales in the blocks")
-        return None
-    if scale is None or scale.dtype != torch.float32:
-        got = None if scale is None else scale.dtype
-        raise DTypeError(
-            f"scale: expected float32, one a row of {info.name}, got {got}"
-        )
-    return scale
+    if info.row_scaled:
+        return ops.check_scales(scale, "scale", info)
+    if scale is not None:
+        raise ArgumentError(f"scale: {info.name} has its scales in the blocks")
+    return None
 
 
 def _empty_rows(n: int, width: int, device: str | torch.device) -> nn.Parameter:

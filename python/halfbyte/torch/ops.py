@@ -67,14 +67,20 @@ def _step(step: Tensor | None, name: str, info: FormatInfo) -> float:
     return value
 
 
-def _scales(scales: Tensor | None, info: FormatInfo) -> np.ndarray[Any, Any] | None:
-    if not info.row_scaled:
-        return None
+def check_scales(scales: Tensor | None, name: str, info: FormatInfo) -> Tensor:
+    """The scales of rows, which a format that has them needs in float32."""
     if scales is None or scales.dtype != torch.float32:
         got = None if scales is None else scales.dtype
         raise DTypeError(
-            f"scales: expected float32, one a row of {info.name}, got {got}"
+            f"{name}: expected float32, one a row of {info.name}, got {got}"
         )
+    return scales
+
+
+def _scales(scales: Tensor | None, info: FormatInfo) -> np.ndarray[Any, Any] | None:
+    if not info.row_scaled:
+        return None
+    scales = check_scales(scales, "scales", info)
     return scales.detach().reshape(-1).contiguous().numpy()
 
 

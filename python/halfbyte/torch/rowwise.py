@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from halfbyte import _core
+from halfbyte._arguments import not_negative
 from halfbyte.errors import ArgumentError, ShapeError
 from halfbyte.torch._dispatch import (
     as_vector,
@@ -58,8 +59,7 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 def _check_norm(x: Tensor, weight: Tensor | None, eps: float) -> None:
     check_float(x, "x")
-    if not 0 <= eps < math.inf:
-        raise ArgumentError(f"eps: expected a finite number, 0 or more, got {eps}")
+    not_negative(eps, "eps")
     if weight is not None:
         check_vector(weight, "weight", x.shape[-1])
 
