@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/half.h"
+#include "formats/traits.h"
 
 namespace halfbyte {
 
@@ -21,35 +22,25 @@ inline constexpr int kLowestLevel = -(1 << Fmt::kZeroLog2);
 template <class Fmt>
 inline constexpr int kHighestLevel = -kLowestLevel<Fmt> - 1;
 
-// The step is f32 and lies apart; else it is a bf16 or an f16 of the block.
-template <class Fmt>
-inline constexpr bool kStepOfRow = requires {
-  Fmt::kRowScale;
-};
-template <class Fmt>
-inline constexpr bool kStepIsBF16 = requires {
-  Fmt::kBF16Scale;
-};
-
 // Bits of infinity; what is below them is a positive step, in ascending order.
 template <class Fmt>
-inline constexpr uint16_t kInfiniteStep = kStepIsBF16<Fmt> ? 0x7F80 : 0x7C00;
+inline constexpr uint16_t kInfiniteStep = kHasBF16Scale<Fmt> ? 0x7F80 : 0x7C00;
 
 template <class Fmt>
 inline uint16_t StepBits(float step) noexcept {
-  return kStepIsBF16<Fmt> ? BF16FromF32(step) : F16FromF32(step);
+  return kHasBF16Scale<Fmt> ? BF16FromF32(step) : F16FromF32(step);
 }
 
 template <class Fmt>
 inline float StepOfBits(uint16_t bits) noexcept {
-  return kStepIsBF16<Fmt> ? F32FromBF16(bits) : F32FromF16(bits);
+  return kHasBF16Scale<Fmt> ? F32FromBF16(bits) : F32FromF16(bits);
 }
 
 // The nearest step that the format stores: finite, and 0 if its reciprocal is not.
 template <class Fmt>
 inline float StorableStep(float step) noexcept {
   float stored = step;
-  if constexpr (!kStepOfRow<Fmt>) {
+  if constexpr (!kHasRowScale<Fmt>) {
     stored = StepOfBits<Fmt>(StepBits<Fmt>(step));
     if (isinf(stored)) {
       const float largest = StepOfBits<Fmt>(kInfiniteStep<Fmt> - 1);

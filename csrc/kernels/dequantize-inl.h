@@ -11,31 +11,13 @@
 
 #include <stddef.h>
 
+#include "formats/traits.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace halfbyte {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-template <class Fmt>
-inline constexpr bool kIsFloat = Fmt::kBlockLen == 1;
-
-// Weights are levels, to be multiplied by a scale of their row that lies elsewhere.
-template <class Fmt>
-inline constexpr bool kHasRowScale = requires {
-  Fmt::kRowScale;
-};
-
-// The scale of a block is a bf16 instead of an f16.
-template <class Fmt>
-inline constexpr bool kHasBF16Scale = requires {
-  Fmt::kBF16Scale;
-};
-
-// Groups of a block: weights that share a scale.
-template <class Fmt>
-inline constexpr size_t kGroups = Fmt::kBlockLen / Fmt::kGroupLen;
 
 template <class Fmt>
 HWY_INLINE void DecodeFloats(const uint8_t* w, size_t K, float* HWY_RESTRICT out) {

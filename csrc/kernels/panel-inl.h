@@ -31,8 +31,8 @@
 #include <string.h>
 
 #include "base/half.h"
+#include "formats/traits.h"
 #include "hwy/highway.h"
-#include "kernels/dequantize-inl.h"  // kGroups
 #include "kernels/format_kernels.h"  // kPanelRows
 #include "kernels/simd-inl.h"
 

@@ -46,16 +46,16 @@ constexpr size_t kNear = 16;
 // Of the largest magnitude over the lowest level, where trials begin, and how far each
 // is from the next: 31 of them reach 1.2. The larger of many weights is further out.
 template <class Fmt>
-constexpr float kFirst = kStepOfRow<Fmt> ? 0.08f : 0.4f;
+constexpr float kFirst = kHasRowScale<Fmt> ? 0.08f : 0.4f;
 template <class Fmt>
-constexpr float kRatio = kStepOfRow<Fmt> ? 1.0945f : 1.0373f;
+constexpr float kRatio = kHasRowScale<Fmt> ? 1.0945f : 1.0373f;
 
 // Readers of safetensors take no step below 0. There the trials that the other sign
 // would be are between the first, by the root of the ratio.
 template <class Fmt>
-constexpr bool kBothSigns = !kStepOfRow<Fmt> && !kStepIsBF16<Fmt>;
+constexpr bool kBothSigns = !kHasRowScale<Fmt> && !kHasBF16Scale<Fmt>;
 template <class Fmt>
-constexpr float kBetween = kStepOfRow<Fmt> ? 1.0462f : 1.0185f;
+constexpr float kBetween = kHasRowScale<Fmt> ? 1.0462f : 1.0185f;
 
 // Weights that share a step, and how much the error of each counts.
 struct Group {
@@ -195,7 +195,7 @@ template <class Fmt>
 float EncodeRow(const float* x, const float* importance, size_t K, uint8_t* w) {
   static_assert(Fmt::kBlockLen == kBlock && Fmt::kGroupLen == kBlock);
   auto* blocks = reinterpret_cast<typename Fmt::Block*>(w);
-  if constexpr (kStepOfRow<Fmt>) {
+  if constexpr (kHasRowScale<Fmt>) {
     const float ordinary = Fmt::EncodeRowScaledRef(x, K / kBlock, blocks);
     const float largest = MaxMagnitude(x, K);
     if (!isfinite(largest)) return ordinary;

@@ -6,7 +6,7 @@
 // of kRun groups of four: Begin, then Add for each group g, with what Load gives of the
 // activations, then End. Between Begin and End the sum may live in 16 bits, where that
 // is what the multiplier gives. kTakesBytes: any u8 will do, whatever a format's
-// largest code is. kSignsWide: codes above 127 are taken as signed, less 128.
+// largest code is. kSigns<Fmt>: the format's codes are taken as signed, less 128.
 // SPDX-License-Identifier: Apache-2.0
 
 #if defined(HALFBYTE_KERNELS_SIMD_INL_TOGGLE) == defined(HWY_TARGET_TOGGLE)
@@ -22,6 +22,7 @@
 
 #include <type_traits>
 
+#include "formats/traits.h"
 #include "hwy/highway.h"
 #include "kernels/prefetch.h"
 
@@ -29,11 +30,6 @@ HWY_BEFORE_NAMESPACE();
 namespace halfbyte {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-// Codes above 127 are no signed bytes. Where both factors must be signed they are taken
-// as code - 128, which needs no start value.
-template <class Fmt>
-inline constexpr bool kIsWide = Fmt::kMaxCode > 127;
 
 // The four activations of group g in every lane.
 struct LoadQuad {
@@ -51,7 +47,8 @@ struct DotQuads : LoadQuad {
   template <class Fmt>
   static constexpr size_t kRun = 8;
   static constexpr bool kTakesBytes = true;
-  static constexpr bool kSignsWide = false;
+  template <class Fmt>
+  static constexpr bool kSigns = false;
 
   template <class Fmt, class DI32>
   static HWY_INLINE hn::Vec<DI32> Begin(DI32 /*di32*/, hn::Vec<DI32> sum) {
@@ -90,7 +87,8 @@ struct DotVnni : DotQuads {
 
 // Pairs of products are summed in 16 bits, with saturation: a run is as long as the
 // largest codes allow, 2 * kMaxCode * 128 * kRun < 2^15. Codes above 127 allow none:
-// their products are widened to 32 bits at once.
+// their products are widened to 32 bits at once. Signed, a pair of them fits, if the
+// activations can take over the signs: a step for each block leaves out -128.
 struct DotPairs : LoadQuad {
   static constexpr const char* kName = "MADD";
   template <class Fmt>
@@ -99,7 +97,9 @@ struct DotPairs : LoadQuad {
                                  : Fmt::kMaxCode <= 63 ? 2
                                                        : 8;
   static constexpr bool kTakesBytes = false;
-  static constexpr bool kSignsWide = false;
+  template <class Fmt>
+  static constexpr bool kSigns =
+      kIsWide<Fmt> && !kHasRowScale<Fmt> && HWY_TARGET <= HWY_SSSE3;
 
   template <class Fmt, class DI32>
   using Run =
@@ -117,7 +117,17 @@ struct DotPairs : LoadQuad {
   static HWY_INLINE Run<Fmt, DI32> Add(DI32 di32, VU8 codes, VI8 q,
                                        Run<Fmt, DI32> run) {
     const hn::Repartition<int16_t, DI32> di16;
-    if constexpr (kIsWide<Fmt>) {
+    if constexpr (kSigns<Fmt>) {
+      const hn::Repartition<int8_t, DI32> di8;
+      const auto level = hn::Xor(hn::BitCast(di8, codes), hn::Set(di8, int8_t{-128}));
+      const auto magnitude =
+          hn::BitCast(hn::Repartition<uint8_t, DI32>(), hn::Abs(level));
+      // Anything will do where the level is 0.
+      const auto x = hn::IfNegativeThenNegOrUndefIfZero(level, q);
+      const auto pairs = hn::SatWidenMulPairwiseAdd(di16, magnitude, x);
+      run =
+          hn::Add(run, hn::WidenMulPairwiseAdd(di32, pairs, hn::Set(di16, int16_t{1})));
+    } else if constexpr (kIsWide<Fmt>) {
       const auto c = hn::BitCast(di16, codes), x = hn::BitCast(di16, q);
       const auto even_c = hn::And(c, hn::Set(di16, int16_t{255}));
       const auto odd_c = hn::BitCast(
@@ -153,7 +163,8 @@ struct DotPairs : LoadQuad {
 struct DotSigned : DotQuads {
   static constexpr const char* kName = "SIGNED";
   static constexpr bool kTakesBytes = false;
-  static constexpr bool kSignsWide = true;
+  template <class Fmt>
+  static constexpr bool kSigns = kIsWide<Fmt>;
 
   template <class Fmt, class DI32, class VU8>
   static HWY_INLINE auto Signed(DI32 /*di32*/, VU8 codes) {

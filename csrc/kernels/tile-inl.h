@@ -95,8 +95,7 @@ HWY_INLINE void AddRuns(const uint8_t* const (&unit)[V], const int8_t* const (&q
 // True if codes are multiplied as they are, and sums start from minus their zero point
 // times the sum of the activations.
 template <class Fmt, class Dot>
-inline constexpr bool kStartsBelow =
-    !Fmt::kHasMin && !(kIsWide<Fmt> && Dot::kSignsWide);
+inline constexpr bool kStartsBelow = !Fmt::kHasMin && !Dot::template kSigns<Fmt>;
 
 // True if sums are made as the bits of an f32 (q8.h): then a fused multiply-add takes
 // kSumBias off again while it multiplies by the scale, and rounds as if it were not
