@@ -7,8 +7,52 @@
 
 #include <algorithm>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace halfbyte {
 namespace {
+
+// While it lives, floating point as results are defined: subnormals kept, rounded to
+// nearest. Other libraries change that for a thread; which thread takes a task must
+// not change our bits. Reading the mode takes a few cycles, so it is written only where
+// it differs.
+class DefaultFloats {
+ public:
+#if defined(__x86_64__)
+  DefaultFloats() : mode_(_mm_getcsr() & ~kFlags) {
+    if (mode_ != kDefault) _mm_setcsr(kDefault);
+  }
+  ~DefaultFloats() {
+    if (mode_ != kDefault) _mm_setcsr(mode_);
+  }
+
+ private:
+  static constexpr unsigned kFlags = 0x3F, kDefault = 0x1F80;
+  const unsigned mode_;
+#elif defined(__aarch64__)
+  DefaultFloats() {
+    asm volatile("mrs %0, fpcr" : "=r"(mode_));
+    if (mode_ != 0) asm volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
+  }
+  ~DefaultFloats() {
+    if (mode_ != 0) asm volatile("msr fpcr, %0" : : "r"(mode_));
+  }
+
+ private:
+  uint64_t mode_;
+#else
+  DefaultFloats() {
+    fegetenv(&mode_);
+    fesetenv(FE_DFL_ENV);
+  }
+  ~DefaultFloats() { fesetenv(&mode_); }
+
+ private:
+  fenv_t mode_;
+#endif
+};
 
 // About 50 us: longer than the pause between two loops of a decode step, short enough
 // to be no burden on a machine that has other work.
@@ -77,7 +121,7 @@ void ThreadPool::Job::Work(const Poll* poll) {
 }
 
 bool ThreadPool::Enter() {
-  uint32_t gate = gate_.load(std::memory_order_relaxed);
+  uint32_t gate = gate_.load(std::memory_order_acquire);
   for (;;) {
     if ((gate & 1) == 0 || gate / 2 >= max_workers_.load(std::memory_order_relaxed)) {
       return false;
@@ -94,9 +138,7 @@ void ThreadPool::Leave() {
 }
 
 void ThreadPool::WorkerLoop(uint32_t seen) {
-  // A thread inherits the mode of the one that started it; flush-to-zero set by some
-  // other library must not change our bits.
-  fesetenv(FE_DFL_ENV);
+  const DefaultFloats floats;  // a thread inherits the mode of the one that started it
   for (;;) {
     seen = AwaitChange(generation_, seen);
     if (!Enter()) continue;
@@ -116,6 +158,7 @@ void ThreadPool::Run(size_t num_tasks, size_t max_threads, Task task, void* data
   Job job(task, data, num_tasks);
   const size_t num_workers = std::min(max_threads, num_tasks) - (num_tasks != 0);
   if (num_tasks == 0) return;
+  const DefaultFloats floats;
   if (num_workers == 0 || busy_.exchange(true, std::memory_order_acquire)) {
     job.Work(&poll);
     if (job.error) std::rethrow_exception(job.error);

@@ -31,7 +31,7 @@ class ThreadPool {
   // called on the caller's thread between its tasks; if it throws, no new task starts
   // and the exception leaves from here. So does the exception of the first task that
   // threw. While the pool is busy, and inside a task, the loop runs on the caller
-  // alone.
+  // alone. Tasks compute in the default floating-point mode, whatever the caller's is.
   void Run(size_t num_tasks, size_t max_threads, Task task, void* data,
            const Poll& poll);
 

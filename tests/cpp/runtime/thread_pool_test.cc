@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/thread_pool.h"
 
+#include <fenv.h>
 #include <gtest/gtest.h>
 #include <stddef.h>
 #include <sys/wait.h>
@@ -139,6 +140,23 @@ TEST(ThreadPoolTest, AForkedChildStartsItsOwnThreads) {
   int status = 0;
   ASSERT_EQ(child, waitpid(child, &status, 0));
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+}
+
+TEST(ThreadPoolTest, TheCallersFloatingPointModeIsNotTheTasks) {
+  // As a caller has it that flushes subnormals, or rounds otherwise, for speed.
+  for (size_t threads : {1, 2}) {
+    ASSERT_EQ(0, fesetround(FE_UPWARD));
+    const volatile float one = 1.0f, little = 1e-10f;
+    std::vector<float> sums(64);
+    Context{.num_threads = threads, .poll = {}}.ParallelFor(64, [&](size_t i) {
+      Nap();
+      sums[i] = one + little;
+    });
+    const float above = one + little;
+    fesetround(FE_TONEAREST);
+    EXPECT_LT(1.0f, above);
+    EXPECT_EQ(std::vector<float>(64, 1.0f), sums);
+  }
 }
 
 }  // namespace
