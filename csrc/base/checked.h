@@ -9,9 +9,7 @@
 #include <stdint.h>
 
 #include <bit>
-#include <concepts>
 #include <optional>
-#include <utility>
 
 namespace halfbyte {
 
@@ -35,12 +33,6 @@ namespace halfbyte {
     return std::nullopt;
   }
   return (a + (alignment - 1)) & ~(alignment - 1);
-}
-
-template <std::integral To, std::integral From>
-[[nodiscard]] constexpr std::optional<To> Narrow(From value) noexcept {
-  if (!std::in_range<To>(value)) return std::nullopt;
-  return static_cast<To>(value);
 }
 
 // An integer as a file states it. It compares but does not compute: whoever wants

@@ -54,12 +54,6 @@ class Cursor {
     return true;
   }
 
-  [[nodiscard]] bool Seek(uint64_t pos) noexcept {
-    if (pos > bytes_.size()) return false;
-    pos_ = pos;
-    return true;
-  }
-
  private:
   std::span<const uint8_t> bytes_;
   uint64_t pos_ = 0;

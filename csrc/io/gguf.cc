@@ -25,19 +25,6 @@ constexpr uint64_t kMinTensorBytes = 24;
 // No tensor and no sum of tensors reaches this, so that later sums cannot wrap.
 constexpr uint64_t kMaxBytes = uint64_t{1} << 63;
 
-// Offset of the first byte that is no clean UTF-8: invalid, NUL or a control character.
-size_t FirstUnclean(std::string_view s) {
-  size_t i = 0;
-  while (i < s.size()) {
-    const size_t len = Utf8Length(s.substr(i));
-    const auto byte = static_cast<uint8_t>(s[i]);
-    const bool c1 = len == 2 && byte == 0xC2 && static_cast<uint8_t>(s[i + 1]) < 0xA0;
-    if (len == 0 || byte < 0x20 || byte == 0x7F || c1) break;
-    i += len;
-  }
-  return i;
-}
-
 std::string Bytes(uint64_t n) {
   return std::to_string(n) + (n == 1 ? " byte" : " bytes");
 }

@@ -71,6 +71,7 @@ class Parser {
     tree_->text = text.data();
     tree_->kind = options.kind;
     tree_->base_offset = options.base_offset;
+    tree_->path = options.path;
   }
 
   std::unique_ptr<Tree> Run();
@@ -118,6 +119,7 @@ class Parser {
 
 ErrorInfo Parser::InfoAt(const char* code, size_t at) const {
   ErrorInfo info;
+  info.path = options_.path;
   info.kind = options_.kind;
   info.subject = options_.subject;
   info.code = code;
@@ -409,6 +411,7 @@ std::string JsonValue::Describe() const {
 
 void JsonValue::WrongType(const char* expected) const {
   ErrorInfo info;
+  info.path = tree_->path;
   info.kind = tree_->kind;
   info.code = "JSON_TYPE";
   info.offset = offset();
@@ -484,6 +487,11 @@ std::optional<JsonValue> JsonValue::Find(std::string_view key) const {
   return std::nullopt;
 }
 
+std::optional<JsonValue> JsonValue::Get(std::string_view key) const {
+  const std::optional<JsonValue> v = Find(key);
+  return v && v->IsNull() ? std::nullopt : v;
+}
+
 JsonDocument ParseJson(std::string_view text, const JsonOptions& options,
                        std::shared_ptr<const void> owner) {
   std::unique_ptr<Tree> tree = Parser(text, options).Run();
@@ -494,12 +502,9 @@ JsonDocument ParseJson(std::string_view text, const JsonOptions& options,
 JsonDocument ReadJsonFile(const std::string& path, const JsonOptions& options) {
   const std::shared_ptr<const MappedFile> file = MappedFile::Open(path);
   const std::span<const uint8_t> b = file->bytes();
-  try {
-    return ParseJson({reinterpret_cast<const char*>(b.data()), b.size()}, options,
-                     file);
-  } catch (const Error& e) {
-    throw e.WithPath(path);
-  }
+  JsonOptions named = options;
+  named.path = path;
+  return ParseJson({reinterpret_cast<const char*>(b.data()), b.size()}, named, file);
 }
 
 }  // namespace halfbyte

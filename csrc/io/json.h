@@ -32,6 +32,7 @@ enum class JsonKind : uint8_t {
 
 // What a document may be, and what its errors are called.
 struct JsonOptions {
+  std::string path = {};      // named by every error, those about values too
   const char* kind = "json";  // ErrorInfo::kind and ::subject
   const char* subject = "document";
   const char* utf8_code = "JSON_UTF8";
@@ -59,6 +60,7 @@ static_assert(sizeof(Node) == 12, "a tokenizer.json has millions of them");
 inline constexpr uint32_t kInText = 0xFFFFFFFFu;
 
 struct Tree {
+  std::string path;
   const char* text;
   const char* kind;
   uint64_t base_offset;
@@ -101,6 +103,7 @@ class JsonValue {
   // A number written as digits only, "-" before them allowed.
   bool IsInteger() const;
 
+  const std::string& path() const { return tree_->path; }  // of the file
   uint64_t offset() const { return tree_->base_offset + self().offset; }
   size_t size() const { return self().size; }  // members, elements, or bytes of text
 
@@ -117,6 +120,8 @@ class JsonValue {
   // The member called `key`, if this is an object that has one. Looks at every member:
   // walk Members() once instead of calling this in a loop over a file's names.
   std::optional<JsonValue> Find(std::string_view key) const;
+  // The same where null counts as missing, as it does in the files of models.
+  std::optional<JsonValue> Get(std::string_view key) const;
 
   // What a message calls this value: "an array", "the number 1.5".
   std::string Describe() const;

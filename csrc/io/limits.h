@@ -61,6 +61,10 @@ inline constexpr uint64_t kMaxBaseNameBytes = 255;
 // Eight times the largest vocabulary in use.
 inline constexpr uint64_t kMaxVocabulary = uint64_t{1} << 21;
 inline constexpr uint64_t kMaxVocabularyBytes = 64 * kMiB;
+// Four times the merges of the largest.
+inline constexpr uint64_t kMaxMerges = uint64_t{1} << 21;
+// Spellings of control and user-defined tokens; real ones have some 100 KiB together.
+inline constexpr uint64_t kMaxSpecialBytes = kMiB;
 
 // What OpenGguf enforces, with the defaults above.
 struct GgufLimits {

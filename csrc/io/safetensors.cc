@@ -18,6 +18,7 @@
 #include "io/cursor.h"
 #include "io/json.h"
 #include "io/sniff.h"
+#include "io/unique.h"
 
 namespace halfbyte {
 namespace {
@@ -579,15 +580,13 @@ void Append(SafetensorsFile shard, SafetensorsFile* out) {
 }
 
 void KeepFirstOfEqualKeys(SafetensorsMetadata* metadata) {
-  std::vector<size_t> order(metadata->size());
-  std::iota(order.begin(), order.end(), size_t{0});
-  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-    const int c = (*metadata)[a].first.compare((*metadata)[b].first);
-    return c != 0 ? c < 0 : a < b;
-  });
+  const auto key = [metadata](size_t i) {
+    return std::string_view((*metadata)[i].first);
+  };
+  const std::vector<uint32_t> order = SortedByName(metadata->size(), key);
   std::vector<bool> drop(order.size(), false);
   for (size_t i = 1; i < order.size(); ++i) {
-    drop[order[i]] = (*metadata)[order[i]].first == (*metadata)[order[i - 1]].first;
+    drop[order[i]] = key(order[i]) == key(order[i - 1]);
   }
   SafetensorsMetadata kept;
   for (size_t i = 0; i < drop.size(); ++i) {

@@ -73,6 +73,11 @@ double Positive(const std::string& key, double value) {
   return value;
 }
 
+// What multiplies the scores of attention.
+float ScaleOf(const std::string& key, double divisor) {
+  return static_cast<float>(1.0 / sqrt(Positive(key, divisor)));
+}
+
 constexpr uint64_t kMaxLayers = 1024, kMaxLen = uint64_t{1} << 20, kMaxHeads = 4096;
 constexpr uint64_t kMaxHeadDim = 8192, kMaxContext = uint64_t{1} << 24;
 
@@ -206,7 +211,7 @@ class GgufConfig {
     // Gemma 3 27B, and it alone, scales by the width of a head's share of the stream.
     const bool is_27b = c_.layers.size() == 62;
     const size_t divisor = is_27b ? c_.hidden_size / c_.num_heads : head_dim_full_;
-    c_.attention_scale = static_cast<float>(1.0 / sqrt(static_cast<double>(divisor)));
+    c_.attention_scale = ScaleOf(Key("embedding_length"), static_cast<double>(divisor));
   }
 
   void CheckSame(const std::string& name, size_t want) const {
@@ -227,9 +232,13 @@ class GgufConfig {
     const std::string sliding = Key("rope.freq_base_swa");
     c_.rope_base_sliding = Positive(sliding, m_.GetF32(sliding, 1e4f));
     c_.rope_factor_full = 1.0;
-    if (m_.GetString(Key("rope.scaling.type"), "none") == "linear") {
+    const std::string type = Key("rope.scaling.type");
+    const std::string_view scaling = m_.GetString(type, "none");
+    if (scaling == "linear") {
       const std::string factor = Key("rope.scaling.factor");
       c_.rope_factor_full = Positive(factor, m_.GetF32(factor));
+    } else if (scaling != "none") {
+      BadHparam(type, "'" + Escape(scaling) + "'", "'none' or 'linear'");
     }
   }
 
@@ -243,7 +252,8 @@ class GgufConfig {
       return;
     }
     if (IsGemma4()) m_.GetBoolArray(key);  // throws: the pattern is not guessed
-    const size_t period = InRange(key, m_.GetU64(key, c_.family->pattern_period), 1, n);
+    const size_t period =
+        InRange(key, m_.GetU64(key, c_.family->pattern_period), 1, kMaxLayers);
     for (size_t l = 0; l < n; ++l) c_.layers[l].sliding = (l + 1) % period != 0;
   }
 
@@ -299,40 +309,34 @@ class JsonConfig {
     SetKvSources(c_, Size("num_kv_shared_layers", 0, num_layers - 1, 0),
                  "num_kv_shared_layers");
     WidenSharedMlps();
-    const double pre_scale = Number("query_pre_attn_scalar", 256.0);
-    c_.attention_scale = IsGemma4() ? 1.0f : static_cast<float>(1.0 / sqrt(pre_scale));
+    const std::string scalar = "query_pre_attn_scalar";
+    c_.attention_scale = IsGemma4() ? 1.0f : ScaleOf(scalar, Number(scalar, 256.0));
     CheckConfig(c_, "");
     return std::move(c_);
   }
 
  private:
-  // Null members count as missing, as in the files.
-  std::optional<JsonValue> Find(std::string_view key) const {
-    std::optional<JsonValue> v = j_.Find(key);
-    return v && v->IsNull() ? std::nullopt : v;
-  }
-
   size_t Size(const std::string& key, uint64_t low, uint64_t high,
               std::optional<uint64_t> fallback = {}) const {
-    const std::optional<JsonValue> v = Find(key);
+    const std::optional<JsonValue> v = j_.Get(key);
     if (!v && !fallback) BadHparam(key, "none", "a number");
     return InRange(key, v ? v->AsUint64() : *fallback, low, high);
   }
 
   double Number(const std::string& key, double fallback) const {
-    const std::optional<JsonValue> v = Find(key);
+    const std::optional<JsonValue> v = j_.Get(key);
     return v ? v->AsDouble() : fallback;
   }
 
   bool Flag(const std::string& key) const {
-    const std::optional<JsonValue> v = Find(key);
+    const std::optional<JsonValue> v = j_.Get(key);
     return v && v->AsBool();
   }
 
   bool IsGemma4() const { return c_.family->value_norm; }
 
   void RefuseBidirectional() const {
-    const std::optional<JsonValue> v = Find("use_bidirectional_attention");
+    const std::optional<JsonValue> v = j_.Get("use_bidirectional_attention");
     if (v &&
         ((v->IsString() && v->AsString() == "all") || (v->IsBool() && v->AsBool()))) {
       BadHparam("use_bidirectional_attention", v->Describe(),
@@ -342,7 +346,7 @@ class JsonConfig {
 
   void ReadPattern() {
     const size_t n = c_.layers.size();
-    if (const std::optional<JsonValue> types = Find("layer_types")) {
+    if (const std::optional<JsonValue> types = j_.Get("layer_types")) {
       size_t l = 0;
       for (const JsonValue type : types->Elements()) {
         const std::string_view name = type.AsString();
@@ -357,7 +361,7 @@ class JsonConfig {
       BadHparam("layer_types", std::to_string(l) + " entries", std::to_string(n));
     }
     const size_t period =
-        Size("sliding_window_pattern", 1, n, c_.family->pattern_period);
+        Size("sliding_window_pattern", 1, kMaxLayers, c_.family->pattern_period);
     for (size_t l = 0; l < n; ++l) c_.layers[l].sliding = (l + 1) % period != 0;
   }
 
@@ -365,24 +369,49 @@ class JsonConfig {
     c_.rope_base_sliding = Number("rope_local_base_freq", 1e4);
     c_.rope_base_full = Number("rope_theta", 1e6);
     c_.rope_factor_full = 1.0;
-    if (const std::optional<JsonValue> scaling = Find("rope_scaling")) {
-      if (const auto factor = scaling->Find("factor")) {
-        c_.rope_factor_full = factor->AsDouble();
-      }
+    if (const std::optional<JsonValue> scaling = j_.Get("rope_scaling")) {
+      c_.rope_factor_full = RopeFactor("rope_scaling", *scaling);
     }
-    if (const std::optional<JsonValue> rope = Find("rope_parameters")) {
-      const auto read = [&rope](const char* type, const char* key, double& out) {
-        const auto of_type = rope->Find(type);
-        const auto v = of_type ? of_type->Find(key) : std::nullopt;
-        if (v && !v->IsNull()) out = v->AsDouble();
-      };
-      read("sliding_attention", "rope_theta", c_.rope_base_sliding);
-      read("full_attention", "rope_theta", c_.rope_base_full);
-      read("full_attention", "factor", c_.rope_factor_full);
+    if (const std::optional<JsonValue> rope = j_.Get("rope_parameters")) {
+      double one = 1.0;
+      ReadRopeOf(*rope, "sliding_attention", 1.0, c_.rope_base_sliding, one);
+      ReadRopeOf(*rope, "full_attention", c_.family->full_rotary, c_.rope_base_full,
+                 c_.rope_factor_full);
+      if (one != 1.0) {
+        BadHparam("rope_parameters.sliding_attention.factor", std::to_string(one), "1");
+      }
     }
     Positive("rope_theta", c_.rope_base_full);
     Positive("rope_theta", c_.rope_base_sliding);
-    Positive("rope factor", c_.rope_factor_full);
+  }
+
+  // RoPE of the layers of one type, whose heads turn by the share `rotary`.
+  static void ReadRopeOf(const JsonValue& rope, const std::string& type, double rotary,
+                         double& base, double& factor) {
+    const std::optional<JsonValue> found = rope.Get(type);
+    if (!found) return;
+    const std::string key = "rope_parameters." + type;
+    if (const auto theta = found->Get("rope_theta")) base = theta->AsDouble();
+    factor = RopeFactor(key, *found);
+    const auto share = found->Get("partial_rotary_factor");
+    if (share && share->AsDouble() != rotary) {
+      BadHparam(key + ".partial_rotary_factor", share->Describe(),
+                std::to_string(rotary));
+    }
+  }
+
+  // What divides the frequencies. Other kinds of scaling change them in other ways.
+  static double RopeFactor(const std::string& key, const JsonValue& rope) {
+    auto type = rope.Get("rope_type");
+    if (!type) type = rope.Get("type");
+    const std::string_view name = type ? type->AsString() : "linear";
+    if (name == "default") return 1.0;
+    if (name != "linear" && name != "proportional") {
+      BadHparam(key + ".rope_type", type->Describe(),
+                "'default', 'linear' or 'proportional'");
+    }
+    const auto factor = rope.Get("factor");
+    return factor ? Positive(key + ".factor", factor->AsDouble()) : 1.0;
   }
 
   // head_dim and num_key_value_heads describe sliding layers. Full layers differ by the
@@ -401,7 +430,7 @@ class JsonConfig {
       layer.num_kv_heads = layer.sliding ? kv : global_kv;
       layer.ffn_len = ffn;
     }
-    const std::optional<JsonValue> per_layer = Find("per_layer_config");
+    const std::optional<JsonValue> per_layer = j_.Get("per_layer_config");
     if (!per_layer) return;
     for (const JsonMember& member : per_layer->Members()) ReadLayer(member);
   }
@@ -414,8 +443,8 @@ class JsonConfig {
       BadHparam("per_layer_config", "'" + Escape(member.key) + "'", "a layer's number");
     }
     const auto read = [&](const char* key, uint64_t low, uint64_t high, size_t& out) {
-      const auto v = member.value.Find(key);
-      if (v && !v->IsNull()) out = InRange(key, v->AsUint64(), low, high);
+      const auto v = member.value.Get(key);
+      if (v) out = InRange(key, v->AsUint64(), low, high);
     };
     read("head_dim", 2, kMaxHeadDim, c_.layers[l].head_dim);
     read("num_key_value_heads", 1, kMaxHeads, c_.layers[l].num_kv_heads);

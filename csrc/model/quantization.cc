@@ -2,7 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/quantization.h"
 
-#include <algorithm>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -29,12 +28,6 @@ constexpr const char* kKey = "quantization_config";
   throw Error(cls, std::move(info));
 }
 
-// Null members count as missing.
-std::optional<JsonValue> Find(const JsonValue& object, std::string_view key) {
-  std::optional<JsonValue> v = object.Find(key);
-  return v && v->IsNull() ? std::nullopt : v;
-}
-
 // What a message calls a value: its text if it is one.
 std::string Shown(const std::optional<JsonValue>& v) {
   if (!v) return "none";
@@ -48,24 +41,23 @@ JsonMembers MembersOf(const JsonValue& value, const std::string& key) {
 }
 
 // The bits that `object` names, 2, 4 or 8; `fallback` if it names none.
-size_t WidthOf(const JsonValue& object, const std::string& key, size_t fallback) {
-  const std::optional<JsonValue> v = Find(object, "num_bits");
+unsigned WidthOf(const JsonValue& object, const std::string& key, unsigned fallback) {
+  const std::optional<JsonValue> v = object.Get("num_bits");
   if (!v) return fallback;
   const int64_t bits = v->IsInteger() ? v->AsInt64() : 0;
   if (bits != 2 && bits != 4 && bits != 8) {
     Bad(ErrorClass::kModel, "MODEL_HPARAM", key, v->Describe(), "2, 4 or 8");
   }
-  return static_cast<size_t>(bits);
+  return static_cast<unsigned>(bits);
 }
 
 Quantization ReadGemma(const JsonValue& config) {
-  constexpr size_t kDefaultBits = 4;  // of transformers
-  Quantization q = {.method = QuantMethod::kGemma,
-                    .widths = {WidthOf(config, "num_bits", kDefaultBits)}};
-  if (const auto modules = Find(config, "module_quant_configs")) {
+  constexpr unsigned kDefaultBits = 4;  // of transformers
+  const unsigned bits = WidthOf(config, "num_bits", kDefaultBits);
+  Quantization q = {.method = QuantMethod::kGemma, .widths = bits};
+  if (const auto modules = config.Get("module_quant_configs")) {
     for (const JsonMember& member : MembersOf(*modules, "module_quant_configs")) {
-      q.widths.push_back(
-          WidthOf(member.value, "module_quant_configs.num_bits", q.widths.front()));
+      q.widths |= WidthOf(member.value, "module_quant_configs.num_bits", bits);
     }
   }
   return q;
@@ -74,21 +66,21 @@ Quantization ReadGemma(const JsonValue& config) {
 // ---- compressed-tensors
 
 std::string_view Text(const JsonValue& object, std::string_view key) {
-  const auto v = Find(object, key);
+  const auto v = object.Get(key);
   return v ? v->AsString() : std::string_view();
 }
 
 [[noreturn]] void Unsupported(const std::string& key, const JsonValue& object,
                               std::string_view member, std::string expected) {
   Bad(ErrorClass::kUnsupported, "MODEL_QUANTIZATION",
-      (key.empty() ? "" : key + ".") + std::string(member), Shown(Find(object, member)),
+      (key.empty() ? "" : key + ".") + std::string(member), Shown(object.Get(member)),
       std::move(expected));
 }
 
 // Integers around zero; what else there is, floats and zero points, is refused.
-size_t IntegerWidth(const std::string& key, const JsonValue& args) {
+unsigned IntegerWidth(const std::string& key, const JsonValue& args) {
   if (Text(args, "type") != "int") Unsupported(key, args, "type", "'int'");
-  const auto symmetric = Find(args, "symmetric");
+  const auto symmetric = args.Get("symmetric");
   if (symmetric && !symmetric->AsBool()) {
     Unsupported(key, args, "symmetric", "true: weights without zero points");
   }
@@ -96,7 +88,7 @@ size_t IntegerWidth(const std::string& key, const JsonValue& args) {
 }
 
 void CheckFormat(const std::string& key, const JsonValue& object) {
-  if (!Find(object, "format")) return;
+  if (!object.Get("format")) return;
   const std::string_view format = Text(object, "format");
   for (const char* known : {"pack-quantized", "int-quantized", "naive-quantized",
                             "mixed-precision", "dense"}) {
@@ -108,16 +100,16 @@ void CheckFormat(const std::string& key, const JsonValue& object) {
 Quantization ReadCompressedTensors(const JsonValue& config) {
   Quantization q = {.method = QuantMethod::kCompressedTensors};
   CheckFormat("", config);
-  const auto groups = Find(config, "config_groups");
+  const auto groups = config.Get("config_groups");
   if (!groups) return q;
   for (const JsonMember& member : MembersOf(*groups, "config_groups")) {
     const JsonValue& group = member.value;
     CheckFormat("config_groups", group);
-    if (const auto weights = Find(group, "weights")) {
-      q.widths.push_back(IntegerWidth("config_groups.weights", *weights));
+    if (const auto weights = group.Get("weights")) {
+      q.widths |= IntegerWidth("config_groups.weights", *weights);
     }
     for (const std::string side : {"input_activations", "output_activations"}) {
-      const auto args = Find(group, side);
+      const auto args = group.Get(side);
       if (args && IntegerWidth("config_groups." + side, *args) != 8) {
         Unsupported("config_groups." + side, *args, "num_bits", "8");
       }
@@ -139,7 +131,7 @@ Format FormatNamedBy(const JsonValue& value, const std::string& key) {
 
 Quantization ReadHalfbyte(const JsonValue& config) {
   const std::string key = "module_formats";
-  const auto modules = Find(config, key);
+  const auto modules = config.Get(key);
   if (!modules) {
     Bad(ErrorClass::kModel, "MODEL_HPARAM", key, "none",
         "the packed modules and their formats, as save_pretrained writes them");
@@ -160,20 +152,16 @@ Quantization ReadHalfbyte(const JsonValue& config) {
 
 }  // namespace
 
-bool Quantization::MayHave(size_t bits) const {
-  return std::find(widths.begin(), widths.end(), bits) != widths.end();
-}
-
 Quantization QuantizationFromJson(const JsonValue& root) {
-  std::optional<JsonValue> config = Find(root, kKey);
-  if (const auto text = Find(root, "text_config"); !config && text) {
-    config = Find(*text, kKey);
+  std::optional<JsonValue> config = root.Get(kKey);
+  if (const auto text = root.Get("text_config"); !config && text) {
+    config = text->Get(kKey);
   }
   if (!config) return {};
   if (!config->IsObject()) {
     Bad(ErrorClass::kModel, "MODEL_HPARAM", "", Shown(config), "an object");
   }
-  const auto method = Find(*config, "quant_method");
+  const auto method = config->Get("quant_method");
   const std::string_view name =
       method && method->IsString() ? method->AsString() : std::string_view();
   if (name == "gemma") return ReadGemma(*config);

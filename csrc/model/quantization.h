@@ -9,7 +9,6 @@
 
 #include <string>
 #include <unordered_map>
-#include <vector>
 
 #include "formats/format.h"
 #include "io/json.h"
@@ -30,12 +29,12 @@ struct Quantization {
   // say it, lists of regular expressions over names, are not followed: they could only
   // repeat the tensors or contradict them, and an expression from a stranger may take
   // forever to match.
-  std::vector<size_t> widths = {};
+  unsigned widths = 0;  // the sum of those of 2, 4 and 8
   // kHalfbyte: of packed modules, and of the two matrices of a mixture's experts, by
   // their names without the root (WithoutRoot). Bytes alone do not tell the format.
   std::unordered_map<std::string, Format> formats = {};
 
-  bool MayHave(size_t bits) const;
+  bool MayHave(size_t bits) const { return (widths & bits) != 0; }
 };
 
 // `root` is config.json. Throws Error: kUnsupported for a method that is not handled,

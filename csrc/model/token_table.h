@@ -23,7 +23,6 @@ class TokenTable {
   explicit TokenTable(std::span<const std::string_view> tokens);
 
   size_t num_tokens() const { return begin_.size() - 1; }
-  size_t longest() const { return longest_; }  // bytes
   // `id` is in range.
   std::string_view Text(int32_t id) const {
     const size_t i = static_cast<size_t>(id);

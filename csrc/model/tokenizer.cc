@@ -68,6 +68,12 @@ void CheckLength(const char* what, size_t found, size_t num_tokens) {
        std::to_string(num_tokens) + ", one a token");
 }
 
+void CheckLimit(const char* what, uint64_t found, uint64_t limit) {
+  if (found <= limit) return;
+  throw Error(ErrorClass::kLimit, Info("TOK_LIMIT", what, std::to_string(found),
+                                       "at most " + std::to_string(limit)));
+}
+
 // The array lengths, before anything is sized by them.
 const TokenizerData& Checked(const TokenizerData& data) {
   const size_t n = data.tokens.size();
@@ -76,12 +82,8 @@ const TokenizerData& Checked(const TokenizerData& data) {
   }
   size_t bytes = 0;
   for (const std::string_view token : data.tokens) bytes += token.size();
-  if (n > kMaxVocabulary || bytes > kMaxVocabularyBytes) {
-    throw Error(ErrorClass::kLimit, Info("TOK_LIMIT", "tokens",
-                                         std::to_string(n) + " entries, " +
-                                             std::to_string(bytes) + " bytes",
-                                         "at most 2^21 and 64 MiB"));
-  }
+  CheckLimit("tokens", n, kMaxVocabulary);
+  CheckLimit("bytes of tokens", bytes, kMaxVocabularyBytes);
   CheckLength("scores", data.scores.size(), n);
   CheckLength("token types", data.types.size(), n);
   if (data.kind == TokenizerData::Kind::kScore && data.scores.empty()) {
@@ -253,9 +255,7 @@ void Tokenizer::SetPriorities(const TokenizerData& data) {
 }
 
 void Tokenizer::SetMerges(const TokenizerData& data) {
-  if (data.merges.size() >= UINT32_MAX) {
-    Fail("TOK_MERGE", "merges", std::to_string(data.merges.size()), "below 2^32 - 1");
-  }
+  CheckLimit("merges", data.merges.size(), kMaxMerges);
   merges_.Reserve(data.merges.size());
   std::string joined;
   for (size_t i = 0; i < data.merges.size(); ++i) {
@@ -279,6 +279,7 @@ void Tokenizer::SetMerges(const TokenizerData& data) {
 
 void Tokenizer::SetMatchers() {
   std::vector<std::pair<std::string_view, int32_t>> user, all;
+  uint64_t bytes = 0;
   for (size_t i = 0; i < roles_.size(); ++i) {
     if (roles_[i] != Role::kUser && roles_[i] != Role::kControl) continue;
     const auto id = static_cast<int32_t>(i);
@@ -289,6 +290,8 @@ void Tokenizer::SetMatchers() {
                " in a control or user-defined token",
            i);
     }
+    CheckLimit("bytes of control and user-defined tokens", bytes += text.size(),
+               kMaxSpecialBytes);
     all.emplace_back(text, id);
     if (roles_[i] == Role::kUser) user.emplace_back(text, id);
   }

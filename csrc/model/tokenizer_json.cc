@@ -21,18 +21,18 @@ constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581
   info.kind = "tokenizer";
   info.code = code;
   info.subject = subject;
-  if (at) info.offset = at->offset();
+  if (at) {
+    info.path = at->path();
+    info.offset = at->offset();
+  }
   info.found = std::move(found);
   info.expected = std::move(expected);
   throw Error(cls, std::move(info));
 }
 
-// A member that is there and not null.
 std::optional<JsonValue> Get(const std::optional<JsonValue>& object,
                              std::string_view key) {
-  if (!object) return std::nullopt;
-  const auto value = object->Find(key);
-  return value && !value->IsNull() ? value : std::nullopt;
+  return object ? object->Get(key) : std::nullopt;
 }
 
 bool IsString(const std::optional<JsonValue>& value, std::string_view text) {
