@@ -99,31 +99,10 @@ HeadRows<const T> AsHeadRowsOf(const py::array& a, const char* name, const char*
           Distance<T>(a, 2, name)};
 }
 
-// One past the last element; the beginning if there is none.
-const float* EndOf(Mat<const float> a) {
-  return a.rows * a.cols == 0 ? a.data : a.Row(a.rows - 1) + a.cols;
-}
-
-const float* EndOf(const HeadRows<const float>& a) {
-  if (a.batch * a.heads * a.tokens * a.row_len == 0) return a.data;
-  return a.Row(a.batch - 1, a.heads - 1, a.tokens - 1) + a.row_len;
-}
-
-struct Bytes {
-  const void *begin, *end;
-};
-
-bool AreApart(Bytes a, Bytes b) {
+bool AreApart(Extent a, Extent b) {
   const std::less<const void*> less;
   return a.begin == a.end || b.begin == b.end || !less(a.begin, b.end) ||
          !less(b.begin, a.end);
-}
-
-void CheckApart(Bytes out, Bytes in, const char* name) {
-  if (!AreApart(out, in)) {
-    throw Error(ErrorClass::kShape,
-                std::string("out: overlaps ") + name + " in memory");
-  }
 }
 
 // Whether no element belongs to two rows: each distance is as long as what it repeats.
@@ -273,9 +252,7 @@ std::optional<OrdinaryRows<T>> AsOrdinaryRows(const py::object& x, size_t K,
     return std::nullopt;
   }
   const Mat<const T> xm = RowsOf<T>(*in, K), ym = RowsOf<T>(*to, N);
-  if (!AreApart({xm.data, xm.Row(xm.rows)}, {ym.data, ym.Row(ym.rows)})) {
-    return std::nullopt;
-  }
+  if (!AreApart(ExtentOf(xm), ExtentOf(ym))) return std::nullopt;
   Mat<T> y(const_cast<T*>(ym.data), ym.rows, N);
   return OrdinaryRows<T>{xm, y, py::reinterpret_borrow<py::array_t<T>>(result)};
 }
@@ -285,13 +262,11 @@ template std::optional<OrdinaryRows<float>> AsOrdinaryRows(const py::object&, si
 template std::optional<OrdinaryRows<int8_t>> AsOrdinaryRows(const py::object&, size_t,
                                                             const py::object&, size_t);
 
-void CheckApart(Mat<const float> out, Mat<const float> in, const char* name) {
-  CheckApart({out.data, EndOf(out)}, {in.data, EndOf(in)}, name);
-}
-
-void CheckApart(const HeadRows<const float>& out, const HeadRows<const float>& in,
-                const char* name) {
-  CheckApart({out.data, EndOf(out)}, {in.data, EndOf(in)}, name);
+void CheckApart(Extent out, Extent in, const char* name) {
+  if (!AreApart(out, in)) {
+    throw Error(ErrorClass::kShape,
+                std::string("out: overlaps ") + name + " in memory");
+  }
 }
 
 void CheckApartOrSame(Mat<const float> out, Mat<const float> in, const char* name) {

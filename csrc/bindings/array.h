@@ -54,16 +54,32 @@ template <class T>
 std::optional<OrdinaryRows<T>> AsOrdinaryRows(const pybind11::object& x, size_t K,
                                               const pybind11::object& out, size_t N);
 
+// The memory of a view, from its first element to one past its last.
+struct Extent {
+  const void *begin, *end;
+};
+template <class T>
+Extent ExtentOf(Mat<T> a) {
+  return {a.data, a.rows * a.cols == 0 ? a.data : a.Row(a.rows - 1) + a.cols};
+}
+template <class T>
+Extent ExtentOf(const HeadRows<T>& a) {
+  if (a.batch * a.heads * a.tokens * a.row_len == 0) return {a.data, a.data};
+  return {a.data, a.Row(a.batch - 1, a.heads - 1, a.tokens - 1) + a.row_len};
+}
+template <class T>
+Extent ExtentOf(std::span<T> a) {
+  return {a.data(), a.data() + a.size()};
+}
+
 // Refuses an output that shares memory with the input `name`; the last allows both to
 // be the same rows: in place is fine, half in place is not.
-void CheckApart(Mat<const float> out, Mat<const float> in, const char* name);
-void CheckApart(const HeadRows<const float>& out, const HeadRows<const float>& in,
-                const char* name);
-void CheckApartOrSame(Mat<const float> out, Mat<const float> in, const char* name);
-
-inline Mat<const float> AsRow(std::span<const float> v) {
-  return {v.data(), 1, v.size()};
+void CheckApart(Extent out, Extent in, const char* name);
+template <class Out, class In>
+void CheckApart(const Out& out, const In& in, const char* name) {
+  CheckApart(ExtentOf(out), ExtentOf(in), name);
 }
+void CheckApartOrSame(Mat<const float> out, Mat<const float> in, const char* name);
 
 // Reads a DLPack capsule of CPU memory: an array that keeps the producer alive.
 // bfloat16 comes as uint16; the second item says so.

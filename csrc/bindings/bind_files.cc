@@ -66,6 +66,7 @@ py::object ToPython(const GgufValue& value) {
 }
 
 py::dict Metadata(const File& file) {
+  file.CheckUnchanged();
   py::dict metadata;
   for (const GgufEntry& entry : file.gguf.entries()) {
     metadata[py::str(std::string(entry.key))] = ToPython(entry.value);
@@ -78,6 +79,7 @@ py::dict Metadata(const File& file) {
 
 // (key, type, value as one line) of each entry.
 py::list Rendered(const File& file) {
+  file.CheckUnchanged();
   py::list lines;
   for (const GgufEntry& entry : file.gguf.entries()) {
     lines.append(py::make_tuple(std::string(entry.key), NameOf(entry.value.type),

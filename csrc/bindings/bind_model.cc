@@ -117,6 +117,7 @@ py::array_t<double> Score(GuardedSession& guarded, const py::array& ids, int64_t
     const size_t vocab = VocabSize(s);
     std::vector<int32_t> tokens = AsIds(ids, "ids", vocab);
     const size_t count = tokens.size();
+    Require(next < static_cast<int64_t>(vocab), "next: not in the vocabulary");
     if (next >= 0) tokens.push_back(static_cast<int32_t>(next));
     py::array_t<double> scores(
         static_cast<py::ssize_t>(tokens.empty() ? 0 : tokens.size() - 1));

@@ -43,7 +43,7 @@ void BindRowwise(py::module_& m) {
         if (!weight.is_none()) {
           w = AsVector(weight.cast<py::array>(), "weight", xm.cols);
         }
-        CheckApart(y, AsRow(w), "weight");
+        CheckApart(y, w, "weight");
         const Context context = MakeContext(threads);
         const GilRelease nogil;
         RmsNorm(context, xm, w, eps, y);
@@ -57,6 +57,7 @@ void BindRowwise(py::module_& m) {
         const Mat<const float> xm = AsMatrix(x, "x");
         const Mat<float> y = AsOutMatrix(out, "out", xm.rows, xm.cols);
         CheckApartOrSame(y, xm, "x");
+        Require(heads != 0, "heads: expected one at least");
         std::vector<uint64_t> at;
         for (const int32_t p : AsIds(positions, "positions", kMaxPosition + 1)) {
           at.push_back(static_cast<uint64_t>(p));
@@ -109,6 +110,7 @@ void BindAttention(py::module_& m) {
                               .window = window,
                               .out = AsOutHeadRows(out, "out")};
         if (!mask.is_none()) args.mask = AsMask(mask.cast<py::array>(), "mask");
+        CheckApart(args.out, args.mask, "mask");
         CheckApart(args.out, args.q, "q");
         CheckApart(args.out, args.k, "k");
         CheckApart(args.out, args.v, "v");

@@ -110,6 +110,13 @@ py::array_t<uint8_t> MakePanels(const Weight& w, size_t threads) {
   return py::array_t<uint8_t>(num_bytes, data, owner);
 }
 
+// Others may be reading the weight.
+void CheckApartFrom(const Weight& w, Extent out) {
+  CheckApart(out, ExtentOf(AsBytes(w.data, "w")), "w");
+  const size_t num_scales = w.view.row_scale == nullptr ? 0 : w.view.N;
+  CheckApart(out, ExtentOf(std::span(w.view.row_scale, num_scales)), "scales");
+}
+
 // y = x w^T + bias, f32 throughout.
 void Multiply(const Context& context, Mat<const float> x, const WeightView& w,
               std::span<const float> bias, ActivationMode mode, Mat<float> y) {
@@ -124,10 +131,11 @@ void LinearOf(const Weight& self, const py::array& x, const py::object& bias,
   const Mat<const float> xm = AsMatrix(x, "x");
   const Mat<float> y = AsOutMatrix(out, "out", xm.rows, w.N);
   CheckApart(y, xm, "x");
+  CheckApartFrom(self, ExtentOf(y));
   const ActivationMode mode = ModeNamed(activations);
   std::span<const float> b;
   if (!bias.is_none()) b = AsVector(bias.cast<py::array>(), "bias", w.N);
-  CheckApart(y, AsRow(b), "bias");
+  CheckApart(y, b, "bias");
   const Context context = MakeContext(threads);
   const GilRelease nogil;
   Multiply(context, xm, w, b, mode, y);
@@ -140,6 +148,7 @@ std::optional<py::array_t<float>> LinearAtOnce(const Weight& self, const py::obj
   const WeightView& w = self.view;
   auto rows = AsOrdinaryRows<float>(x, w.K, out, w.N);
   if (!rows) return std::nullopt;
+  CheckApartFrom(self, ExtentOf(rows->y));
   const Context context = MakeContext(threads);
   {
     const GilRelease nogil;
@@ -179,6 +188,7 @@ std::optional<py::array_t<int8_t>> LinearCodesAtOnce(const Weight& self,
                                                      size_t threads) {
   auto rows = AsOrdinaryRows<int8_t>(x, self.view.K, out, self.view.N);
   if (!rows) return std::nullopt;
+  CheckApartFrom(self, ExtentOf(rows->y));
   const Context context = MakeContext(threads);
   {
     const GilRelease nogil;
@@ -191,6 +201,8 @@ void LinearCodesOf(const Weight& self, const py::array& x, float x_step, float y
                    py::array& out, size_t threads) {
   const Mat<const int8_t> xm = AsCodes(x, "x");
   const Mat<int8_t> y = AsOutCodes(out, "out", xm.rows, self.view.N);
+  CheckApart(y, xm, "x");
+  CheckApartFrom(self, ExtentOf(y));
   const Context context = MakeContext(threads);
   const GilRelease nogil;
   LinearCodes(context, xm, x_step, self.view, y_step, y);
@@ -241,8 +253,10 @@ void LinearCodesEach(const Weight& self, const py::array& x, float x_step, float
 
 void RowsOf(const Weight& self, const py::array& ids, py::array& out, size_t threads) {
   const WeightView& w = self.view;
+  Require(w.N <= INT32_MAX, "w: more rows than a 32-bit id can name");
   const std::vector<int32_t> rows = AsIds(ids, "ids", w.N);
   const Mat<float> y = AsOutMatrix(out, "out", rows.size(), w.K);
+  CheckApartFrom(self, ExtentOf(y));
   const Context context = MakeContext(threads);
   const GilRelease nogil;
   EmbeddingRows(context, w, rows, y);

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <string>
 
@@ -16,9 +17,10 @@ namespace py = pybind11;
 namespace halfbyte {
 
 Context MakeContext(size_t num_threads) {
+  constexpr size_t kMaxThreads = 1024;  // targets.py says so to whoever asks for more
   using Clock = std::chrono::steady_clock;
   Context context;
-  context.num_threads = num_threads == 0 ? 1 : num_threads;
+  context.num_threads = std::clamp<size_t>(num_threads, 1, kMaxThreads);
   context.poll = [last = Clock::now()]() mutable {
     const Clock::time_point now = Clock::now();
     if (now - last < std::chrono::milliseconds(50)) return;

@@ -117,6 +117,8 @@ void KvLayer::Spans(size_t head, size_t begin, size_t end,
 
 void Attention(const Context& context, const KvLayer& layer, Mat<const float> q,
                size_t heads, size_t first_position, float scale, Mat<float> out) {
+  Require(first_position + q.rows <= layer.written(),
+          "kv: positions that were not appended");
   const size_t dim = layer.shape().head_dim;
   const size_t group = heads / layer.shape().num_heads;
   const HeadGrid grid = {.batch = 1,

@@ -43,6 +43,9 @@ class KvLayer {
   void Append(const Context& context, size_t position, Mat<const float> k,
               Mat<const float> v);
 
+  // Positions [0, written()) have been written since Reset.
+  size_t written() const { return written_; }
+
   // The first position that a query at `position` sees.
   size_t FirstVisible(size_t position) const;
 
@@ -69,7 +72,7 @@ class KvLayer {
 
   KvLayerShape shape_;
   std::vector<std::unique_ptr<uint8_t[]>> pages_;  // a ring where there is a window
-  size_t written_ = 0;  // positions [0, written_) have been written since Reset
+  size_t written_ = 0;
 };
 
 // out[m, h] = attention of query head h of row m, whose position is first_position + m,

@@ -62,6 +62,29 @@ std::string TextIfThere(const fs::path& path) {
   throw Error(ErrorClass::kModel, std::move(info));
 }
 
+// f(), whose errors name `path` unless they name another file.
+template <class F>
+auto Naming(const std::string& path, const F& f) {
+  try {
+    return f();
+  } catch (const Error& e) {
+    if (!e.info().path.empty()) throw;
+    throw e.WithPath(path);
+  }
+}
+
+[[noreturn]] void FailRopeFreqs(const char* code, std::string found,
+                                std::string expected) {
+  ErrorInfo info;
+  info.kind = "model";
+  info.code = code;
+  info.tensor = "rope_freqs.weight";
+  info.subject = "tensor 'rope_freqs.weight'";
+  info.found = std::move(found);
+  info.expected = std::move(expected);
+  throw Error(ErrorClass::kModel, std::move(info));
+}
+
 // Bytes of a layer's matrices, `experts_used` of its experts among them.
 uint64_t LayerBytes(const LayerWeights& w, const ModelConfig& c, size_t experts_used) {
   uint64_t bytes = 0, experts = 0;
@@ -87,16 +110,13 @@ std::shared_ptr<const Model> Model::Load(const Context& context,
   // A shard is as good a way to name a directory as the directory.
   if (p.extension() == ".safetensors") p = p.has_parent_path() ? p.parent_path() : ".";
   std::error_code ignored;  // whoever opens the file says what is the matter with it
-  try {
+  Naming(path, [&] {
     if (fs::is_directory(p, ignored)) {
       model->LoadDirectory(p.string());
     } else {
       model->LoadGguf(path);
     }
-  } catch (const Error& e) {
-    if (!e.info().path.empty()) throw;
-    throw e.WithPath(path);
-  }
+  });
   model->ForgetFiles();  // all scales have been checked, and most were copied
   model->RepackWeights(context, progress);
   model->ForgetFiles();
@@ -116,12 +136,10 @@ void Model::LoadGguf(const std::string& path) {
     const std::string key = std::string("general.sampling.") + name;
     if (!file.metadata.Has(key)) continue;
     // Written as an integer or a float, as it came.
-    const GgufScalar value = file.metadata.Find(key)->At(0);
-    if (const auto* d = std::get_if<double>(&value)) {
-      sampling_.emplace_back(name, *d);
-    } else {
-      sampling_.emplace_back(name, static_cast<double>(file.metadata.GetI64(key)));
-    }
+    const GgufType type = file.metadata.Find(key)->type;
+    const bool real = type == GgufType::kF32 || type == GgufType::kF64;
+    sampling_.emplace_back(name, real ? double{file.metadata.GetF32(key)}
+                                      : static_cast<double>(file.metadata.GetI64(key)));
   }
   FindSuppressed();
 }
@@ -129,13 +147,10 @@ void Model::LoadGguf(const std::string& path) {
 void Model::LoadDirectory(const std::string& dir) {
   const fs::path root = dir;
   const JsonDocument config = ReadJsonFile((root / "config.json").string());
-  Quantization quantization;
-  try {
+  const Quantization quantization = Naming(config.root().path(), [&] {
     config_ = ConfigFromJson(config.root());
-    quantization = QuantizationFromJson(config.root());
-  } catch (const Error& e) {
-    throw e.WithPath((root / "config.json").string());
-  }
+    return QuantizationFromJson(config.root());
+  });
   const SafetensorsFile file = OpenSafetensorsDir(dir);
   files_ = file.files;
   Finish(file.tensors, TensorNames::kHuggingFace, quantization);
@@ -146,8 +161,10 @@ void Model::LoadDirectory(const std::string& dir) {
       return d ? std::optional(d->root()) : std::nullopt;
     };
     const auto a = value(tokenizer_config), b = value(generation);
-    tokenizer_ =
-        Tokenizer::FromJson(tokenizer->root(), a ? &*a : nullptr, b ? &*b : nullptr);
+    tokenizer_ = Naming(tokenizer->root().path(), [&] {
+      return Tokenizer::FromJson(tokenizer->root(), a ? &*a : nullptr,
+                                 b ? &*b : nullptr);
+    });
     chat_template_ = tokenizer_->chat_template();
     if (chat_template_.empty()) {
       chat_template_ = TextIfThere(root / "chat_template.jinja");
@@ -239,19 +256,19 @@ void Model::MakeRope() {
     return;
   }
   if (freqs.size() != full_dim / 2) {
-    ErrorInfo info;
-    info.kind = "model";
-    info.code = "MODEL_SHAPE";
-    info.tensor = "rope_freqs.weight";
-    info.subject = "tensor 'rope_freqs.weight'";
-    info.found = std::to_string(freqs.size()) + " values";
-    info.expected = std::to_string(full_dim / 2);
-    throw Error(ErrorClass::kModel, std::move(info));
+    FailRopeFreqs("MODEL_SHAPE", std::to_string(freqs.size()) + " values",
+                  std::to_string(full_dim / 2));
   }
   // 1e30 stops a pair: the angle is below any float's resolution at every position.
   constexpr float kStopped = 1e20f;
   size_t pairs = 0;
   for (size_t i = 0; i < freqs.size(); ++i) {
+    if (!(freqs[i] > 0.0f)) {
+      FailRopeFreqs(
+          "MODEL_ROPE",
+          "value " + std::to_string(freqs[i]) + " of pair " + std::to_string(i),
+          "numbers above 0");
+    }
     rope_full_.inv_freq[i] /= static_cast<double>(freqs[i]);
     if (freqs[i] < kStopped) pairs = i + 1;
   }
@@ -279,6 +296,22 @@ void Model::CheckMemory() const {
 
 // Some rows are packed after the other, and what the file's pages took is let go of
 // after each: the peak is the weights and a little more.
+// Errors about a row say where it is, and in which file.
+void Model::Pack(const Context& context, const WeightView& rows,
+                 uint8_t* panels) const {
+  try {
+    PackPanels(context, rows, panels);
+  } catch (const Error& e) {
+    const MappedFile* file = FileOf(rows.data);
+    if (file == nullptr || !e.info().offset) throw;
+    ErrorInfo info = e.info();
+    info.path = file->path();
+    *info.offset += static_cast<uint64_t>(rows.data - file->bytes().data());
+    info.hint = "load it without quantize";
+    throw Error(e.cls(), std::move(info));
+  }
+}
+
 void Model::RepackWeights(const Context& context, const LoadProgress& progress) {
   if (options_.repack == Repack::kNever) return;
   // Products with f32 activations decode the rows as they are stored.
@@ -305,7 +338,7 @@ void Model::RepackWeights(const Context& context, const LoadProgress& progress) 
     const size_t step = std::max<size_t>(kStepBytes / row_bytes / 32 * 32, 32);
     for (size_t row = 0; row < view->N; row += step) {
       WeightView rows = view->Rows(row, std::min(step, view->N - row));
-      PackPanels(context, rows, panels);
+      Pack(context, rows, panels);
       panels += rows.packed_bytes();
       Forget(rows);
       if (progress) progress(static_cast<uint64_t>(panels - panels_.data()), bytes);

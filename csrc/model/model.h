@@ -125,6 +125,7 @@ class Model {
   void QuantizeFloats();
   void MakeRope();
   void CheckMemory() const;
+  void Pack(const Context& context, const WeightView& rows, uint8_t* panels) const;
   void RepackWeights(const Context& context, const LoadProgress& progress);
   // Null if none maps it.
   const MappedFile* FileOf(const uint8_t* address) const;

@@ -19,12 +19,12 @@
 namespace halfbyte {
 
 // Weights that share a step in a lattice of rows of K weights, stored in `format`: 32,
-// or K. Throws ValueError if no lattice is stored so.
+// or K. Throws ArgumentError if no lattice is stored so.
 size_t LatticeGroup(Format format, size_t K);
 
 // Blocks of bf16 rows, the scale of each row where the format has one (else `scales` is
 // empty), and what each group is: found.cols = w.cols / LatticeGroup. What is off the
-// lattice is packed by the ordinary quantizer. Throws ShapeError and ValueError.
+// lattice is packed by the ordinary quantizer. Throws ShapeError and ArgumentError.
 void RecoverLattice(const Context& context, Mat<const uint16_t> w, Format format,
                     uint8_t* blocks, std::span<float> scales, Mat<OnLattice> found);
 

@@ -3,6 +3,7 @@
 #include "ops/linear.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/error.h"
 #include "kernels/format_kernels.h"
@@ -25,13 +26,26 @@ size_t ScratchBytes(const WeightView& w, size_t count) {
   return w.stored == Stored::kBlocks ? 0 : w.K * sizeof(float) + count * w.row_bytes();
 }
 
+// `offset` is where the row begins, from the first one.
+[[noreturn]] void FailNotFinite(ptrdiff_t offset) {
+  ErrorInfo info;
+  info.kind = "model";
+  info.code = "MODEL_NOT_FINITE";
+  info.subject = "row of weights";
+  info.offset = static_cast<uint64_t>(offset);
+  info.found = "a value that is not finite";
+  info.expected = "numbers that can be rounded";
+  throw Error(ErrorClass::kNumerical, std::move(info));
+}
+
 // A row of floats as blocks of w's format. bf16 that was trained for Q4_0 keeps the
 // levels it was trained to; other weights are rounded as ever.
 void EncodeRow(const WeightView& w, const uint8_t* row, float* floats, uint8_t* to) {
+  KernelsFor(w.floats).decode_row(row, w.K, floats);
+  if (std::isnan(MaxMagnitude(floats, w.K))) FailNotFinite(row - w.data);
   if (w.floats == Format::kBF16 && w.format == Format::kQ4_0) {
     return RecoverBlocks(w.format, row, w.K, to, nullptr);
   }
-  KernelsFor(w.floats).decode_row(row, w.K, floats);
   KernelsFor(w.format).encode_row_ref(floats, w.K, to);
 }
 
@@ -104,6 +118,7 @@ void SkipTokens(size_t m, ChannelArgs& a) {
 // Which functions multiply the weights of a format.
 template <class Args>
 struct Products {
+  const FormatKernels& kernels;
   void (*linear)(const Args&) noexcept;
   void (*spread)(const Args&) noexcept;  // null: panels hold bytes already
 };
@@ -130,7 +145,7 @@ void LinearUnpacked(const WeightView& w, const Args& slice,
 template <class Args>
 void LinearSpread(const WeightView& w, const Args& slice,
                   const Products<Args>& products) {
-  const FormatKernels& kernels = KernelsFor(w.format);
+  const FormatKernels& kernels = products.kernels;
   const size_t bytes = kernels.spread_bytes(w.K);
   const size_t tokens = slice.M / kernels.spread_tokens * kernels.spread_tokens;
   uint8_t* panels = ThreadScratch(Slices::kTileRows / kPanelRows * bytes);
@@ -301,8 +316,9 @@ void LinearRowScaled(LinearInput& x, const WeightView& w, Mat<float> y) {
                             .M = y.rows,
                             .K = w.K};
   const FormatKernels& kernels = KernelsFor(w.format);
-  LinearSlices<ChannelArgs>(x.context(), w, args,
-                            {kernels.linear_channels, kernels.linear_channels_spread});
+  LinearSlices<ChannelArgs>(
+      x.context(), w, args,
+      {kernels, kernels.linear_channels, kernels.linear_channels_spread});
 }
 
 // f32 activations: float weights, or others decoded as they are met.
@@ -348,7 +364,7 @@ void Linear(LinearInput& x, const WeightView& w, Mat<float> y) {
                            .M = in.rows,
                            .K = w.K};
   LinearSlices<LinearArgs>(x.context(), w, args,
-                           {kernels.linear, kernels.linear_spread});
+                           {kernels, kernels.linear, kernels.linear_spread});
 }
 
 void LinearCodes(const Context& context, Mat<const int8_t> x, float x_step,
@@ -374,8 +390,9 @@ void LinearCodes(const Context& context, Mat<const int8_t> x, float x_step,
                             .y_ld = y.ld,
                             .M = x.rows,
                             .K = w.K};
-  LinearSlices<ChannelArgs>(context, w, args,
-                            {kernels.linear_channels, kernels.linear_channels_spread});
+  LinearSlices<ChannelArgs>(
+      context, w, args,
+      {kernels, kernels.linear_channels, kernels.linear_channels_spread});
 }
 
 void EmbeddingRows(const Context& context, const WeightView& w,

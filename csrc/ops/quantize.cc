@@ -2,10 +2,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/quantize.h"
 
+#include <cmath>
 #include <string>
 
 #include "base/error.h"
 #include "kernels/format_kernels.h"
+#include "kernels/q8.h"
 #include "kernels/search.h"
 #include "ops/rows.h"
 
@@ -22,6 +24,16 @@ void CheckWritable(const FormatInfo& info, Quantizer quantizer) {
   if (quantizer == Quantizer::kSearch && !HasSearch(info.format)) {
     throw Error(ErrorClass::kValue, "quantizer: " + name + " has no other than rtn");
   }
+}
+
+// No code stands for what is not finite.
+void CheckFinite(Mat<const float> x, size_t row) {
+  if (!std::isnan(MaxMagnitude(x.Row(row), x.cols))) return;
+  size_t col = 0;
+  while (std::isfinite(x.Row(row)[col])) ++col;
+  throw Error(ErrorClass::kNumerical,
+              "x: expected finite values, got " + std::to_string(x.Row(row)[col]) +
+                  " at " + std::to_string(row) + ", " + std::to_string(col));
 }
 
 }  // namespace
@@ -43,6 +55,7 @@ void Quantize(const Context& context, Mat<const float> x, Format format,
   const float* factors = importance.empty() ? nullptr : importance.data();
   const size_t row_bytes = RowBytes(format, x.cols);
   ForEachRow(context, x.rows, x.cols, [&](size_t n) {
+    if (info.block_len != 1) CheckFinite(x, n);
     uint8_t* to = w + n * row_bytes;
     float scale = 1.0f;
     if (quantizer == Quantizer::kSearch) {

@@ -1,3 +1,4 @@
+// csrc/ops/slices.h
 // Which rows of a matrix each task of a product takes.
 // SPDX-License-Identifier: Apache-2.0
 

@@ -335,6 +335,9 @@ def test_out_may_not_lie_over_an_input(at: int) -> None:
     arrays = [x.copy(), x.copy(), x.copy()]
     with pytest.raises(ShapeError, match=f"out: overlaps {'qkv'[at]}"):
         halfbyte.attention(*arrays, out=arrays[at])
+    mask = arrays[at].view(np.bool_)[..., :4]
+    with pytest.raises(ShapeError, match="out: overlaps mask"):
+        halfbyte.attention(x, x, x, mask=mask, out=arrays[at])
 
 
 # ---- what is refused

@@ -90,25 +90,6 @@ def test_it_is_what_the_reference_finds(fmt: str, quantizer: str) -> None:
         np.testing.assert_array_equal(got.scales, want.scales)
 
 
-@every_target
-@pytest.mark.parametrize("fmt", SEARCHED)
-@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-def test_what_is_no_number_is_left_to_the_ordinary_quantizer(
-    fmt: str, value: float
-) -> None:
-    x = heavy(2, 64, seed=8)
-    x[0, 40] = value
-    usual, searched = (
-        halfbyte.quantize(x, fmt, quantizer=how) for how in ("rtn", "mse")
-    )
-    blocks = usual.data.reshape(4, -1), searched.data.reshape(4, -1)
-    alone = halfbyte.quantize(x[1:], fmt, quantizer="mse").data.reshape(2, -1)
-    np.testing.assert_array_equal(blocks[1][1], blocks[0][1])
-    np.testing.assert_array_equal(blocks[1][2:], alone)
-    if usual.scales is not None:
-        np.testing.assert_array_equal(searched.scales[0], usual.scales[0])
-
-
 @pytest.mark.parametrize("fmt", SEARCHED)
 def test_any_number_of_threads_finds_the_same(fmt: str) -> None:
     x = heavy(96, 512, seed=6)
@@ -162,7 +143,7 @@ def test_what_does_not_fit() -> None:
     def imatrix(importance: object, fmt: str = "q4_0") -> halfbyte.Weight:
         return halfbyte.quantize(x, fmt, quantizer="imatrix", importance=importance)
 
-    with pytest.raises(ArgumentError, match="expected rtn, mse or imatrix, got 'rms'"):
+    with pytest.raises(ArgumentError, match="one of rtn, mse, imatrix, got 'rms'"):
         halfbyte.quantize(x, "q4_0", quantizer="rms")
     for function in (halfbyte.quantize, reference.quantize):
         for fmt in ("f16", "bf16"):

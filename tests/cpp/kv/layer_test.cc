@@ -179,5 +179,14 @@ TEST(KvLayerTest, GapsAndOverflowsAreRefused) {
   EXPECT_THROW(s.AppendTo(layer, 32, 33), Error) << "beyond the capacity";
 }
 
+TEST(KvLayerTest, APositionThatWasNotAppendedIsNotAttendedTo) {
+  const Sequence s(20);
+  KvLayer layer({kHeads, kDim, 64, 0, 64, KvType::kF32});
+  EXPECT_THROW(s.Attend(layer, 0, 1), Error);
+  s.AppendTo(layer, 0, 10);
+  EXPECT_NO_THROW(s.Attend(layer, 8, 10));
+  EXPECT_THROW(s.Attend(layer, 8, 11), Error);
+}
+
 }  // namespace
 }  // namespace halfbyte

@@ -1,0 +1,226 @@
+# tests/python/test_hostile_config.py
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint says of its model, where it says what we cannot compute."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import halfbyte
+import numpy as np
+import pytest
+import tiny
+import torch
+from halfbyte import errors
+
+YARN = {"rope_type": "yarn", "factor": 8.0, "rope_theta": 1e6}
+
+
+@pytest.fixture(scope="module")
+def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_hf(tiny.build("gemma3"), tmp_path_factory.mktemp("gemma3"))
+
+
+@pytest.fixture
+def changed(gemma3: Path, tmp_path: Path) -> Callable[..., Path]:
+    """The folder, with other members of one of its JSON files."""
+
+    def make(file: str = "config.json", **members: Any) -> Path:
+        for path in gemma3.iterdir():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+        path = tmp_path / file
+        config = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(config | members))
+        return tmp_path
+
+    return make
+
+
+def refusal(path: Path, error: type[errors.Error]) -> errors.Error:
+    with pytest.raises(error) as caught:
+        halfbyte.load(path)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+# --- config.json -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("members", "key"),
+    [
+        ({"rope_scaling": YARN}, "rope_scaling.rope_type"),
+        ({"rope_scaling": {"type": "llama3"}}, "rope_scaling.rope_type"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor"),
+        (
+            {"rope_parameters": {tiny.G: YARN}},
+            "rope_parameters.full_attention.rope_type",
+        ),
+        (
+            {"rope_parameters": {tiny.G: {"partial_rotary_factor": 0.5}}},
+            "rope_parameters.full_attention.partial_rotary_factor",
+        ),
+        (
+            {"rope_parameters": {tiny.S: {"rope_type": "linear", "factor": 2.0}}},
+            "rope_parameters.sliding_attention.factor",
+        ),
+        ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar"),
+        ({"query_pre_attn_scalar": -1}, "query_pre_attn_scalar"),
+        ({"layer_types": None, "sliding_window_pattern": 0}, "sliding_window_pattern"),
+    ],
+)
+def test_what_we_compute_otherwise_is_refused(
+    members: dict[str, Any], key: str, changed: Callable[..., Path]
+) -> None:
+    folder = changed(**members)
+    error = refusal(folder, errors.ModelError)
+    assert (error.code, error.key) == ("MODEL_HPARAM", key)
+    assert error.path == str(folder / "config.json")
+
+
+def test_a_factor_counts_with_its_kind_alone(changed: Callable[..., Path]) -> None:
+    for kind, factor in ("linear", 4.0), ("default", 1.0):
+        rope = {"rope_type": kind, "factor": 4.0}
+        folder = changed(rope_parameters=None, rope_scaling=rope)
+        assert halfbyte.load(folder).config.rope_factor_full == factor
+
+
+def test_a_period_may_be_longer_than_the_model(changed: Callable[..., Path]) -> None:
+    folder = changed(layer_types=None, sliding_window_pattern=100)
+    assert all(layer.sliding for layer in halfbyte.load(folder).config.layers)
+
+
+@pytest.mark.parametrize(
+    ("file", "members"),
+    [
+        ("tokenizer.json", {"added_tokens": [{"id": "two", "content": "<x>"}]}),
+        ("tokenizer.json", {"normalizer": {"type": "NFKC"}}),
+        ("tokenizer_config.json", {"chat_template": 3}),
+        ("generation_config.json", {"eos_token_id": "one"}),
+        ("generation_config.json", {"eos_token_id": [1, 2.5]}),
+    ],
+)
+def test_the_file_that_is_wrong_is_named(
+    file: str, members: dict[str, Any], changed: Callable[..., Path]
+) -> None:
+    folder = changed(file, **members)
+    error = refusal(folder, errors.Error)
+    assert error.path == str(folder / file)
+    assert str(error).startswith(f"{file}: ")
+
+
+def test_a_vocabulary_that_ends_without_its_tokens_is_named(
+    changed: Callable[..., Path],
+) -> None:
+    # Found when all is read: of the tokenizer as a whole.
+    made = tiny.tokenizer_json()["model"]
+    merges = [*made["merges"], ["<no>", "<such>"]]
+    folder = changed("tokenizer.json", model=made | {"merges": merges})
+    error = refusal(folder, errors.ModelError)
+    assert error.code == "TOK_MERGE"
+    assert error.path == str(folder / "tokenizer.json")
+
+
+# --- GGUF ------------------------------------------------------------------------------
+
+
+def saved(path: Path, *, name: str = "gemma3", **extra: Any) -> Path:
+    return tiny.save_gguf(tiny.build(name), path / "m.gguf", extra=extra)
+
+
+@pytest.mark.parametrize(("name", "family"), [("gemma3", "gemma3"), ("e2b", "gemma4")])
+def test_other_scaling_of_positions(name: str, family: str, tmp_path: Path) -> None:
+    path = saved(tmp_path, name=name, **{"rope.scaling.type": "yarn"})
+    error = refusal(path, errors.ModelError)
+    assert error.key == f"{family}.rope.scaling.type"
+    assert "found 'yarn'; expected 'none' or 'linear'" in str(error)
+
+
+def test_a_list_is_no_temperature(tmp_path: Path) -> None:
+    class Writer(gguf.GGUFWriter):
+        def write_header_to_file(self, path: Path | None = None) -> None:
+            self.add_array("general.sampling.temp", [0.7, 9.0])
+            super().write_header_to_file(path)
+
+    model = tiny.build("gemma3")
+    path = tiny.save_gguf(model, tmp_path / "m.gguf", writer_class=Writer)
+    error = refusal(path, errors.FormatError)
+    assert (error.code, error.key) == ("GGUF_KEY_TYPE", "general.sampling.temp")
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
+def test_positions_that_turn_by_no_number(value: float, tmp_path: Path) -> None:
+    class Writer(gguf.GGUFWriter):
+        def add_tensor(self, name: str, tensor: Any, **options: Any) -> None:
+            if name == "rope_freqs.weight":
+                tensor = tensor.copy()
+                tensor[1] = value
+            super().add_tensor(name, tensor, **options)
+
+    model = tiny.build("e2b")
+    path = tiny.save_gguf(model, tmp_path / "m.gguf", writer_class=Writer)
+    error = refusal(path, errors.ModelError)
+    assert (error.code, error.tensor) == ("MODEL_ROPE", "rope_freqs.weight")
+    assert "of pair 1; expected numbers above 0" in str(error)
+
+
+def test_endless_special_tokens(tmp_path: Path) -> None:
+    # Small enough as a vocabulary; text is searched for every one of these.
+    class Writer(gguf.GGUFWriter):
+        def add_token_list(self, tokens: Any) -> None:
+            long = [f"<{i:0249d}>" for i in range(5000)]
+            super().add_token_list([*tokens, *long])
+
+        def add_token_types(self, types: Any) -> None:
+            super().add_token_types([*types, *[gguf.TokenType.USER_DEFINED] * 5000])
+
+        def add_token_scores(self, scores: Any) -> None:
+            super().add_token_scores([*scores, *[0.0] * 5000])
+
+    model = tiny.build("gemma3")
+    path = tiny.save_gguf(model, tmp_path / "m.gguf", writer_class=Writer)
+    with pytest.raises(errors.LimitError) as caught:
+        halfbyte.load(path)
+    assert caught.value.code == "TOK_LIMIT"
+    assert "bytes of control and user-defined tokens" in str(caught.value)
+
+
+# --- Weights that are no numbers -------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_rounding_names_the_row_that_is_not_finite(
+    dtype: torch.dtype, value: float, tmp_path: Path
+) -> None:
+    model = tiny.build("e2b", wide=True)
+    down = model.model.layers[1].mlp.down_proj.weight
+    with torch.no_grad():
+        down[3, 7] = value
+    tiny.save_hf(model, tmp_path, dtype=dtype)
+    halfbyte.load(tmp_path)  # as it is, it may be looked into
+    for format in "q4_0", "q8_0":
+        with pytest.raises(errors.NumericalError) as caught:
+            halfbyte.load(tmp_path, quantize=format)
+        error = caught.value
+        assert error.code == "MODEL_NOT_FINITE"
+        assert error.path == str(tmp_path / "model.safetensors")
+        name = "model.layers.1.mlp.down_proj.weight"
+        tensors = halfbyte.open_safetensors(error.path).tensors
+        tensor = next(tensor for tensor in tensors if tensor.name == name)
+        assert error.offset == tensor.offset + 3 * tensor.shape[1] * dtype.itemsize
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("format", ["q4_0", "q8_0", "q6_k", "w2", "w8", "w4g32"])
+def test_nor_is_an_array_rounded_that_is_not_finite(format: str, value: float) -> None:
+    x = np.ones((3, 512), np.float32)
+    x[2, 300] = x[2, 400] = value
+    wanted = rf"^x: expected finite values, got {value} at 2, 300$"
+    with pytest.raises(errors.NumericalError, match=wanted):
+        halfbyte.quantize(x, format)
