@@ -25,6 +25,7 @@ import gguf
 import halfbyte
 import mobile
 import numpy as np
+import peft
 import pytest
 import tiny
 import torch
@@ -33,6 +34,7 @@ from halfbyte import errors
 from halfbyte.torch._dispatch import num_threads
 from halfbyte.transformers import EngineModel, SessionCache, engine, sessions
 from halfbyte.transformers.draw import draw_among_few
+from halfbyte.transformers.sessions import CACHE_NAME
 from transformers import CONFIG_MAPPING
 
 NOISE, CLOSE = 2e-4, 1e-5
@@ -130,7 +132,7 @@ def test_logits(name: str, dtype: torch.dtype, folders: Make) -> None:
 def test_logits_in_pieces(fast: Any) -> None:
     ids, whole = torch.tensor([IDS]), fast(torch.tensor([IDS])).logits
     first = fast(ids[:, :7])
-    second = fast(ids[:, 7:], past_key_values=first.past_key_values)
+    second = fast(ids[:, 7:], cache=first.past_key_values)
     assert second.past_key_values is first.past_key_values
     pieces = torch.cat([first.logits, second.logits], 1)
     assert distance(pieces, whole) <= CLOSE
@@ -336,6 +338,54 @@ def test_torch_stands_aside_for_a_single_row(
         torch.set_num_threads(1)
 
 
+def test_torch_has_its_threads_again_after_calls_that_overlap(fast: Any) -> None:
+    # The first call ends while the second, which began in it, goes on.
+    first, second = threading.Event(), threading.Event()
+    ids, options = torch.tensor([IDS]), {"max_new_tokens": 2, "do_sample": False}
+    seen: list[int] = []
+
+    def inner(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        second.set()
+        first.wait(60)
+        seen.append(torch.get_num_threads())
+        return scores
+
+    def outer(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not second.is_set():
+            late.start()
+            second.wait(60)
+        return scores
+
+    def generate(watch: Any) -> None:
+        fast.generate(ids, logits_processor=[watch], **options)
+
+    late = threading.Thread(target=generate, args=(inner,))
+    torch.set_num_threads(2)
+    try:
+        early = threading.Thread(target=generate, args=(outer,))
+        early.start()
+        early.join()
+        first.set()
+        late.join()
+        assert seen == [1, 1]
+        after = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        after.start()
+        after.join()
+        assert seen[2:] == [2]
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copied_cache_goes_on_by_itself(copied: Any, fast: Any) -> None:
+    ids, more = torch.tensor([IDS[:12]]), torch.tensor([IDS[12:]])
+    cache = fast(ids).past_key_values
+    other = copied(cache)
+    want = fast(more, past_key_values=cache).logits
+    assert (cache.get_seq_length(), other.get_seq_length()) == (len(IDS), 12)
+    assert torch.equal(fast(more, past_key_values=other).logits, want)
+
+
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_greedy(name: str, folders: Make) -> None:
     model, fast = tiny.talkative(name), engine(folders(name))
@@ -508,7 +558,11 @@ def test_prompt_lookup(fast: Any) -> None:
     assert torch.equal(looked, wanted)
 
 
-def test_a_conversation_goes_on_in_its_cache(fast: Any, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_conversation_goes_on_in_its_cache(
+    name: str, fast: Any, monkeypatch: Any
+) -> None:
+    # In every release of transformers by either name.
     options = {"max_new_tokens": 8, "return_dict_in_generate": True}
     first = fast.generate(torch.tensor([IDS]), **options)
     ids = torch.cat([first.sequences, torch.tensor([IDS[5:9]])], 1)
@@ -521,9 +575,13 @@ def test_a_conversation_goes_on_in_its_cache(fast: Any, monkeypatch: Any) -> Non
         return logits(self, ids, **options)
 
     monkeypatch.setattr(halfbyte.Session, "logits", counted)
-    again = fast.generate(ids, past_key_values=first.past_key_values, **options)
+    past = {name: first.past_key_values}
+    again = fast.generate(ids, **past, **options)
     assert torch.equal(again.sequences, wanted)
     assert ran[0] == 5  # the last token generated, and the four new ones
+    twice = dict.fromkeys(("cache", "past_key_values"), first.past_key_values)
+    with pytest.raises(errors.ArgumentError, match=r"^cache: "):
+        fast.generate(ids, **twice)
 
 
 # --- Where it ends, and how it is shown ------------------------------------------------
@@ -759,7 +817,7 @@ ASKED: dict[str, Callable[[Any], dict[str, Any]]] = {
     },
     "StaticCache": lambda m: {
         "input_ids": torch.tensor([IDS]),
-        "past_key_values": transformers.StaticCache(m.config, max_cache_len=64),
+        CACHE_NAME: transformers.StaticCache(m.config, max_cache_len=64),
     },
     "static": lambda _: {
         "input_ids": torch.tensor([IDS]),
@@ -791,6 +849,22 @@ def test_adapters_fall_back(loaded: Any) -> None:
         loaded.generate(torch.tensor([IDS]), max_new_tokens=2)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_so_do_those_of_peft(loaded: Any) -> None:
+    ids = torch.tensor([IDS])
+    plain = loaded.generate(ids, max_new_tokens=8)
+    engine(loaded)
+    adapted = peft.get_peft_model(
+        loaded, peft.LoraConfig(target_modules=["down_proj"], init_lora_weights=False)
+    )
+    with pytest.warns(UserWarning, match="adapters: "):
+        ours = adapted.generate(input_ids=ids, max_new_tokens=8)
+    assert torch.equal(ours, type(loaded).generate(loaded, ids, max_new_tokens=8))
+    assert not torch.equal(ours, plain)
+    with pytest.raises(errors.ArgumentError, match=r"^model: .* got PeftModel"):
+        engine(adapted)
+
+
 def test_gradients_stay_with_the_model(loaded: Any) -> None:
     engine(loaded)
     loaded(torch.tensor([IDS]), labels=torch.tensor([IDS])).loss.backward()
@@ -807,7 +881,9 @@ def test_gradients_stay_with_the_model(loaded: Any) -> None:
         ("output_attentions", {"output_attentions": True}),
         ("pixel_values", {"pixel_values": torch.zeros(1)}),
         ("mm_token_type_ids", {"mm_token_type_ids": torch.ones(1, 20)}),
-        ("past_key_values", {"past_key_values": transformers.DynamicCache()}),
+        (CACHE_NAME, {"past_key_values": transformers.DynamicCache()}),
+        (CACHE_NAME, {"cache": transformers.DynamicCache()}),
+        ("cache", dict.fromkeys(("cache", "past_key_values"), 0)),
         ("position_ids", {"position_ids": torch.arange(20)[None] + 1}),
         ("position_ids", {"position_ids": torch.zeros(3, 1, 20)}),
         ("attention_mask", {"attention_mask": torch.tensor([[1] * 19 + [0]])}),

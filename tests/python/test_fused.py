@@ -17,6 +17,7 @@ from halfbyte import _core
 from halfbyte.torch.fuse import fuse, unfuse
 from halfbyte.torch.fused import FusedGelu, FusedRMSNorm, FusedRotary, FusedRouter
 from halfbyte.transformers import HalfbyteConfig, from_gguf
+from halfbyte.transformers.sessions import CACHE_NAME
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
@@ -57,9 +58,8 @@ def in_pieces(model: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
     logits = []
     cache = DynamicCache(config=model.config)
     for ids in [IDS[:PROMPT], *([token] for token in IDS[PROMPT:])]:
-        out = model(
-            torch.tensor([ids]), past_key_values=cache, output_hidden_states=True
-        )
+        past = {CACHE_NAME: cache}
+        out = model(torch.tensor([ids]), **past, output_hidden_states=True)
         streams.append([stream[0] for stream in out.hidden_states])
         logits.append(out.logits[0])
     return [torch.cat(parts) for parts in zip(*streams, strict=True)], torch.cat(logits)

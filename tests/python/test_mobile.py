@@ -34,6 +34,7 @@ import pytest
 import tiny
 import torch
 from halfbyte import _core, errors
+from halfbyte.transformers.sessions import CACHE_NAME
 from numpy.typing import NDArray
 from refusal import refused
 from transformers import AutoModelForCausalLM
@@ -196,15 +197,15 @@ def test_the_tokens_agree(
     ref = reference(name)
     ours = halfbyte.load(folder, threads=1).logits(IDS).argmax(-1)
     whole = trace(name).head[1].argmax(-1)
-    cache_, steps = None, []
+    past, steps = {}, []
     with torch.no_grad():
         for token in IDS:
             out = ref(
                 input_ids=torch.tensor([[token]]),
-                past_key_values=cache_,
                 use_cache=True,
+                **past,
             )
-            cache_ = out.past_key_values
+            past = {CACHE_NAME: out[CACHE_NAME]}
             steps.append(int(out.logits[0, -1].argmax()))
     record_property("top-1 of ours", float((ours == whole).mean()))
     record_property("top-1 of its own decoding", float((steps == whole).mean()))

@@ -264,15 +264,24 @@ def test_a_weight_that_is_no_number_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "device_map", [{"": "cuda"}, {"": 0}, {"model": "cpu", "lm_head": "disk"}]
+    "device_map", [{"": "cuda"}, {"": 0}, {"model": "cpu", "lm_head": "disk"}, "cuda"]
 )
 def test_other_devices_are_refused(device_map: Any) -> None:
     made = HalfbyteQuantizer(HalfbyteConfig(), pre_quantized=False)
     with pytest.raises(ArgumentError, match='pass device_map="cpu", or leave it out'):
         made.validate_environment(device_map=device_map, weights_only=True)
-    for fine in (None, {"": "cpu"}, {"": torch.device("cpu")}):
+    for fine in (None, {"": "cpu"}, {"": torch.device("cpu")}, "cpu"):
         made.validate_environment(device_map=fine, weights_only=True)
     assert made.update_device_map(None) == {"": "cpu"}
+
+
+@pytest.mark.parametrize("device_map", ["auto", "balanced", "sequential"])
+def test_wherever_there_is_room_is_the_cpu(device_map: str, e2b: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(
+        e2b, quantization_config=HalfbyteConfig(), device_map=device_map
+    )
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+    assert any(isinstance(module, QuantLinear) for module in model.modules())
 
 
 # ---- saving, and back
@@ -416,6 +425,7 @@ def test_dequantize_gives_the_decoded_model(dense: tuple[Any, Path]) -> None:
     _, folder = dense
     packed = quantized(folder, embeddings="q6_k", activations="f32")
     got = packed(IDS).logits
+    packed.save_pretrained(folder / "packed")  # which writes the dtype as a word
     packed.dequantize()
     assert not any(
         isinstance(m, QuantLinear | QuantEmbedding | QuantExperts)

@@ -24,6 +24,7 @@ import torch
 from halfbyte import ops
 from halfbyte.errors import ArgumentError, UnsupportedError
 from halfbyte.transformers import attention
+from halfbyte.transformers.sessions import CACHE_NAME
 from samples import normal
 from transformers import (
     AttentionInterface,
@@ -122,7 +123,7 @@ def in_pieces(model: Any, sizes: list[int], cache: Any) -> torch.Tensor:
     rows, at = [], 0
     for size in sizes:
         part = IDS[:, at : at + size]
-        rows.append(logits(model, part, past_key_values=cache, use_cache=True))
+        rows.append(logits(model, part, **{CACHE_NAME: cache}, use_cache=True))
         at += size
     assert at == IDS.shape[1]
     return torch.cat(rows, dim=1)
@@ -157,7 +158,7 @@ def test_kept_logits(name: str, kept: int, length: int) -> None:
     ids = IDS[:, :length]
     twin = ours(model)
     for cache in (DynamicCache(config=twin.config), StaticCache(twin.config, 64)):
-        got = logits(twin, ids, past_key_values=cache, logits_to_keep=kept)
+        got = logits(twin, ids, **{CACHE_NAME: cache}, logits_to_keep=kept)
         assert distance(got, logits(model, ids)[:, -kept:]) <= CLOSE
 
 

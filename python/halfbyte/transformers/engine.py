@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import copy
 import errno
+import functools
 import inspect
 import os
+import threading
 import types
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,16 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
-from halfbyte import names
+from halfbyte import names, targets
 from halfbyte.errors import ArgumentError, UnsupportedError
 from halfbyte.model import Model, load
-from halfbyte.torch._dispatch import threads
 from halfbyte.transformers.draw import draw_among_few
-from halfbyte.transformers.sessions import SessionCache, wrong_padding
+from halfbyte.transformers.sessions import (
+    CACHE_NAME,
+    SessionCache,
+    only_cache,
+    wrong_padding,
+)
 
 __all__ = ["EngineModel", "engine"]
 
@@ -121,6 +126,7 @@ class EngineModel(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         token_type_ids: torch.Tensor | None = None,
         mm_token_type_ids: torch.Tensor | None = None,
+        cache: SessionCache | None = None,
         **others: Any,
     ) -> CausalLMOutputWithPast:
         """Run tokens, and return the logits that follow them.
@@ -142,6 +148,9 @@ class EngineModel(PreTrainedModel, GenerationMixin):
             Only those of so many last columns, or of these columns. 0: all.
         token_type_ids, mm_token_type_ids : integer tensor, optional
             Only zeros: text.
+        cache : SessionCache, optional
+            `past_key_values` by its name in transformers from 5.24 on; in the outputs
+            it has the name that the installed release gives it.
         **others
             Options of other models. None, False and absent are the same.
 
@@ -169,10 +178,12 @@ class EngineModel(PreTrainedModel, GenerationMixin):
             raise UnsupportedError("the engine has no gradients - call eval() on it")
         if input_ids is None:
             raise ArgumentError("input_ids: expected some")
-        past = SessionCache(self.core) if past_key_values is None else past_key_values
+        past = only_cache(cache, past_key_values)
+        if past is None:
+            past = SessionCache(self.core)
         if not isinstance(past, SessionCache) or past.model is not self.core:
             raise UnsupportedError(
-                f"past_key_values: found {past!r}; expected a SessionCache of this model"
+                f"{CACHE_NAME}: found {past!r}; expected a SessionCache of this model"
             )
         columns = input_ids.shape[1]
         keep = 0 if isinstance(logits_to_keep, torch.Tensor) else logits_to_keep
@@ -186,9 +197,8 @@ class EngineModel(PreTrainedModel, GenerationMixin):
             logits = logits[:, logits_to_keep]
         if use_cache is None:
             use_cache = getattr(self.config, "use_cache", True)
-        return CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=past if use_cache else None
-        )
+        kept: dict[str, Any] = {CACHE_NAME: past if use_cache else None}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **kept)
 
     def generate(
         self,
@@ -206,6 +216,9 @@ class EngineModel(PreTrainedModel, GenerationMixin):
         """
         if reason := self._cannot(inputs, generation_config, kwargs):
             raise UnsupportedError(reason)
+        if (past := _cache_in(kwargs)) is not None:
+            kwargs = {k: v for k, v in kwargs.items() if k not in _CACHE_NAMES}
+            kwargs[CACHE_NAME] = past
         return super().generate(inputs, generation_config, *args, **kwargs)
 
     def _sample(
@@ -237,10 +250,10 @@ class EngineModel(PreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> None:
         del args, kwargs
-        if (given := model_kwargs.get("past_key_values")) is not None:
+        if (given := model_kwargs.get(CACHE_NAME)) is not None:
             given._is_user_defined = True  # it outlives the call
         elif generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = SessionCache(self.core)
+            model_kwargs[CACHE_NAME] = SessionCache(self.core)
 
     def _cannot(
         self,
@@ -258,7 +271,7 @@ class EngineModel(PreTrainedModel, GenerationMixin):
                 return f"{name}: {_TEXT_ALONE}"
         chosen = getattr(generation_config, "cache_implementation", None)
         chosen = given.get("cache_implementation", chosen)
-        past = given.get("past_key_values")
+        past = _cache_in(kwargs)
         if chosen not in _OWN_CHOICES or not isinstance(past, _OWN_CACHES):
             return f"{chosen or type(past).__name__}: the engine keeps a SessionCache"
         assistant = type(given.get("assistant_model")).__name__
@@ -271,6 +284,10 @@ class EngineModel(PreTrainedModel, GenerationMixin):
         return None if mask is None or mask.ndim != 2 else wrong_padding(mask != 0)
 
 
+def _cache_in(options: Mapping[str, Any]) -> Any:
+    return only_cache(*map(options.get, _CACHE_NAMES))
+
+
 @contextmanager
 def _torch_aside(rows: int) -> Iterator[None]:
     """Have torch compute with one thread, if there is but a row of logits a step.
@@ -281,13 +298,21 @@ def _torch_aside(rows: int) -> Iterator[None]:
     if rows > 1:
         yield
         return
-    count = torch.get_num_threads()
-    with threads():
-        torch.set_num_threads(1)
-        try:
+    with _lock:  # what torch has belongs to all threads, some of which may be in here
+        count = _aside[0] if _aside else torch.get_num_threads()
+        _aside.append(count)
+    try:
+        with targets.threads(targets.num_threads_or(count)):
+            torch.set_num_threads(1)
             yield
-        finally:
-            torch.set_num_threads(count)
+    finally:
+        torch.set_num_threads(count)
+        with _lock:
+            _aside.pop()
+
+
+_lock = threading.Lock()
+_aside: list[int] = []  # the number torch had, for each call that has it aside
 
 
 _TEXT_ALONE = "not for the engine, which takes token ids and gives logits"
@@ -298,13 +323,14 @@ _MORE_THAN_LOGITS = (
     "use_mtp",
     "speculation_type",
 )
+_CACHE_NAMES = ("cache", "past_key_values")
 _PASSED_ALONG = ("tokenizer", "assistant_tokenizer", "assistant_model")
 _OWN_CACHES = (SessionCache, type(None))
 # Older releases of transformers (5.5 to 5.10 at least) ask assistants for the last one.
 _OWN_CHOICES = (None, "dynamic", "dynamic_full")
 
 
-@cache
+@functools.cache
 def _known_options() -> frozenset[str]:
     """Everything that `EngineModel.generate` may be given by name."""
     known = {"tokenizer", "assistant_tokenizer", "trust_remote_code"}
@@ -364,6 +390,10 @@ def engine(
     states, it computes as before, and a warning says so once for each reason.
     """
     if not isinstance(model, PreTrainedModel):
+        if isinstance(model, torch.nn.Module):
+            raise ArgumentError(
+                f"model: expected a PreTrainedModel, got {type(model).__name__}"
+            )
         if path is not None:
             raise ArgumentError("path: only a model of Transformers takes other files")
         if isinstance(model, Model) and options:
@@ -390,7 +420,7 @@ def _make(
     return made(config, core, generation_config, same_draws)
 
 
-@cache
+@functools.cache
 def _class_named_for(model_type: str) -> type[EngineModel]:
     """Name the class as Transformers does: `pipeline` complains of names it has not."""
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
@@ -516,7 +546,10 @@ def _install(made: EngineModel, model: PreTrainedModel) -> None:
     ) -> Any:
         made.generation_config = self.generation_config
         reason = made._cannot(inputs, generation_config, kwargs)
-        if getattr(self, "_hf_peft_config_loaded", False):
+        # Transformers notes its own adapters, PEFT those that it wraps a model in.
+        if getattr(self, "_hf_peft_config_loaded", False) or hasattr(
+            self, "peft_config"
+        ):
             reason = "adapters: the engine has the weights of the files alone"
         if reason is None:
             return made.generate(inputs, generation_config, *args, **kwargs)

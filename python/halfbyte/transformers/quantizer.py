@@ -40,26 +40,38 @@ def register() -> None:
         register_quantizer(METHOD)(HalfbyteQuantizer)
 
 
+# Words for wherever there is room: accelerate would spread the model over devices.
+_ANYWHERE = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
 def check_device_map(device_map: Any) -> None:
     """Refuse to put any part of a model elsewhere than in CPU memory.
 
     Parameters
     ----------
-    device_map : dict or None
-        Names of modules to devices.
+    device_map : dict, str or None
+        Names of modules to devices; or ``"auto"`` and its like, which are the CPU.
 
     Raises
     ------
     ArgumentError
         If one of them is not the CPU.
     """
-    for device in (device_map or {}).values():
+    if device_map in _ANYWHERE:
+        return
+    given = {"": device_map} if isinstance(device_map, str) else device_map or {}
+    for device in given.values():
         if isinstance(device, str | torch.device) and str(device) == "cpu":
             continue
         raise ArgumentError(
             f"device_map: halfbyte computes on the CPU, got {str(device)!r}: "
             'pass device_map="cpu", or leave it out'
         )
+
+
+def on_the_cpu(device_map: Any) -> dict[str, Any]:
+    """The map that `check_device_map` has let through, in full."""
+    return device_map if isinstance(device_map, dict) else {"": "cpu"}
 
 
 class Pack(ConversionOps):
@@ -133,7 +145,7 @@ class HalfbyteQuantizer(HfQuantizer):
 
     def update_device_map(self, device_map: dict[str, Any] | None) -> dict[str, Any]:
         """Everything on the CPU."""
-        return {"": "cpu"} if device_map is None else device_map
+        return on_the_cpu(device_map)
 
     def update_attn_implementation(self, config: Any) -> Any:
         """Attend by halfbyte, if all else is to be fused and nothing was asked for."""
@@ -224,7 +236,9 @@ class HalfbyteQuantizer(HfQuantizer):
         self._taken = fuse(model) if config.fuse else {}
         return model
 
-    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+    def _dequantize(self, model: Any, dtype: Any = None) -> Any:
+        if isinstance(dtype, str):  # as save_pretrained leaves it in the config
+            dtype = getattr(torch, dtype)
         unfuse(model, self._taken)
         for name, dense in self._dense.items():
             swap.fill(dense, model.get_submodule(name), dtype)

@@ -11,16 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import Cache
+from transformers import Cache, GenerationMixin
 
 from halfbyte._arrays import F32Array
 from halfbyte.errors import ArgumentError, UnsupportedError
 from halfbyte.model import Model, Session
 from halfbyte.torch._dispatch import threads
 
-__all__ = ["SessionCache", "wrong_padding"]
+__all__ = ["CACHE_NAME", "SessionCache", "only_cache", "wrong_padding"]
 
 Ids = NDArray[np.int64]
+
+# What `generate` and a forward pass call their cache: transformers 5.24 renamed it.
+_PREPARED = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+CACHE_NAME = "cache" if "cache" in _PREPARED else "past_key_values"
 
 # Older releases of transformers (5.5 to 5.10 at least) take the length that stays.
 _CROPS_TO_A_LENGTH = "max_length" in inspect.signature(Cache.crop).parameters
@@ -80,6 +84,18 @@ class SessionCache(Cache):
         """Return the number of the model's layers, as other caches do."""
         return self._model.config.num_layers
 
+    def __copy__(self) -> SessionCache:
+        """Make another that goes on by itself, of the same model."""
+        copy = SessionCache(self._model)
+        copy._rows = [row.copy() for row in self._rows]
+        copy._length = self._length
+        return copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SessionCache:
+        """Do as `copy.copy` does: a model is never changed."""
+        del memo
+        return self.__copy__()
+
     def __repr__(self) -> str:
         """Say how much is in it."""
         return f"SessionCache({len(self._rows)} rows of {self._length})"
@@ -93,6 +109,11 @@ class SessionCache(Cache):
     def batch_size(self) -> int:
         """Number of rows; -1 before the first tokens."""
         return len(self._rows) or -1
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """That every layer attends to keys: `generate` asks whether all do without."""
+        return [False] * len(self)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Length of the rows, padding included."""
@@ -295,6 +316,19 @@ class SessionCache(Cache):
                 raise UnsupportedError(
                     "position_ids: expected those that follow from attention_mask"
                 )
+
+
+def only_cache(cache: Any, past_key_values: Any) -> Any:
+    """What was given by either of its names, in any release.
+
+    Raises
+    ------
+    ArgumentError
+        If something was given by both.
+    """
+    if cache is not None and past_key_values is not None:
+        raise ArgumentError("cache: past_key_values is its other name; expected one")
+    return past_key_values if cache is None else cache
 
 
 def wrong_padding(mask: torch.Tensor) -> str | None:

@@ -10,7 +10,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from halfbyte.errors import ArgumentError, UnsupportedError
 from halfbyte.torch.accelerate import accelerate
-from halfbyte.transformers.quantizer import check_device_map
+from halfbyte.transformers.quantizer import check_device_map, on_the_cpu
 
 __all__ = ["disable", "enable"]
 
@@ -26,6 +26,10 @@ class _Packed:
         """Refuse devices other than the CPU."""
         check_device_map(kwargs.get("device_map", args[0] if args else None))
         super().validate_environment(*args, **kwargs)  # type: ignore[misc]
+
+    def update_device_map(self, device_map: Any) -> Any:
+        """Everything on the CPU."""
+        return on_the_cpu(device_map)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         super()._process_model_after_weight_loading(model, **kwargs)  # type: ignore[misc]
