@@ -257,8 +257,10 @@ def model_speeds(
             speed = ModelSpeed(f"{kind}{tokens}", count)
             runner.warm_up(kind, tokens, count)
             for _ in range(repetitions):
-                speed.roofs.append(runner.roof(kind, tokens, count))
-                speed.samples.append(tokens / runner.seconds(kind, tokens, count))
+                allowed = runner.roof(kind, tokens, count)
+                seconds = runner.seconds(kind, tokens, count)
+                speed.roofs.append(allowed)  # not before both are there: Ctrl-C
+                speed.samples.append(tokens / seconds)
                 speed.peak_rss_bytes = max(0, targets.peak_rss() - roofs.data.nbytes)
                 yield speed
 

@@ -108,7 +108,13 @@ def _is_called(name: str, wanted: str) -> bool:
 
 def shown(name: str) -> str:
     """A name from elsewhere on one line, whatever it is."""
-    return repr(name)[1:-1]
+    return "".join(map(_shown, name))
+
+
+def _shown(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # how Python keeps a byte that is no text
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return repr(letter)[1:-1]
 
 
 def listed(names: Iterable[str]) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import tiny
 from halfbyte import bench, reference, roof, targets
-from halfbyte.cli import main
+from halfbyte.cli import main, terminal
 from halfbyte.formats import format_info
 from halfbyte.model import LayerConfig, ModelConfig
 
@@ -264,6 +264,36 @@ def test_ctrl_c_prints_what_was_measured(
         out, err = run(*args, code=130)
         assert err == ""
         assert [row.split()[0] for row in out.splitlines()[-2:]] == ["pp8", "pp9"]
+
+
+def test_ctrl_c_during_a_repetition_leaves_those_before(
+    run: Command, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds, calls = bench._Runner.seconds, []
+
+    def interrupted(*args: Any) -> float:
+        calls.append(1)
+        if len(calls) == 3:  # after the warm-up and the first
+            raise KeyboardInterrupt
+        return seconds(*args)
+
+    monkeypatch.setattr(bench._Runner, "seconds", interrupted)
+    [result] = run.json(path, "-p", 8, "-n", 0, "-r", 3, code=130)["results"]
+    assert (result["test"], result["sd"]) == ("pp8", 0.0)
+
+
+def test_quiet_means_no_bar(
+    run: Command, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, progress = [], terminal.progress
+
+    def noted(title: str, *, quiet: bool = False) -> Any:
+        asked.append((title, quiet))
+        return progress(title, quiet=quiet)
+
+    monkeypatch.setattr(terminal, "progress", noted)
+    run(path, "-p", 8, "-n", 0, "-r", 1, "--quiet")
+    assert asked == [("loading", True), ("bench", True)]
 
 
 @pytest.mark.parametrize("args", [("--json",), ()])

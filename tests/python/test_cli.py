@@ -24,9 +24,10 @@ from typing import Any
 import gguf
 import pytest
 import tiny
-from halfbyte import __version__, bundled, demo, doctor, load
+from halfbyte import __version__, bundled, choice, demo, doctor, load
 from halfbyte._sizes import size_text
-from halfbyte.cli import memory, terminal
+from halfbyte.cli import memory, models, terminal
+from halfbyte.cli.errors import one_line
 
 HELP = Path(__file__).parent.parent / "golden" / "cli_help.txt"
 COMMANDS = (
@@ -364,6 +365,23 @@ def test_stdin_above_the_context_is_refused_at_once(
     assert time.perf_counter() - start < 30
 
 
+@pytest.mark.parametrize("command", ["perplexity", "verify"])
+def test_a_text_is_bounded_and_there(
+    halfbyte: Command, plain: Path, tmp_path: Path, command: str
+) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    for file, message in (
+        (empty, f"{empty}: no text"),
+        ("/dev/zero", "/dev/zero: more than 64.0 MiB of text"),
+    ):
+        options = ("--file", file)
+        if command == "verify":
+            options = ("--against", plain, "--text", file)
+        done = halfbyte(command, plain, *options, code=2)
+        assert one_error_line(done.stderr) == f"halfbyte: {message}"
+
+
 def test_a_lone_argument_is_the_prompt_of_the_demo_model(
     halfbyte: Command, plain: Path
 ) -> None:
@@ -456,6 +474,13 @@ def test_a_system_text_needs_a_template(halfbyte: Command, plain: Path) -> None:
         (("run", "a", "b", "c"), "unexpected extra argument"),
         (("run", "-n", "x", "hi"), "max-tokens"),
         (("run", "--top-p", "1.5", "hi"), "top-p"),
+        (("run", "--top-p", "0", "hi"), "top-p"),
+        (("run", "--min-p", "1", "hi"), "min-p"),
+        (("chat", "--temp", "inf"), "temp"),
+        (("chat", "--repeat-penalty", "nan"), "repeat-penalty"),
+        (("chat", "--seed", str(2**64)), "seed"),
+        (("convert", "tiny", ""), "a name is empty"),
+        (("repair", "tiny", ""), "a name is empty"),
         (("frobnicate",), "frobnicate"),
     ],
 )
@@ -500,6 +525,65 @@ def test_a_bad_file_ends_with_4(
     assert "[GGUF_DATA_TRUNCATED]" in one_error_line(
         halfbyte(command, bad, *text, code=4).stderr
     )
+
+
+def test_weights_that_are_no_numbers_end_with_4(
+    halfbyte: Command, tmp_path: Path
+) -> None:
+    model = tiny.build("gemma3", wide=True)
+    with tiny.torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    source = tiny.save_gguf(model, tmp_path / "nan.gguf")
+    done = halfbyte("convert", source, tmp_path / "out.gguf", "--quiet", code=4)
+    assert "found nan in row 0" in one_error_line(done.stderr)
+    done = halfbyte("run", source, "hi", "--quiet", code=4)
+    assert "logits: found NaN" in one_error_line(done.stderr)
+
+
+def test_a_folder_that_one_may_not_enter_is_said(tmp_path: Path) -> None:
+    locked, user = tmp_path / "locked", os.geteuid()
+    locked.mkdir(mode=0)
+    os.seteuid(user or 65534)  # root may enter any
+    try:
+        with pytest.raises(PermissionError) as caught:
+            models.existing(str(locked / "model.gguf"))
+    finally:
+        os.seteuid(user)
+    assert one_line(caught.value) == f"{locked / 'model.gguf'}: Permission denied"
+
+
+def test_an_unusable_cache_is_said_with_its_variable(tmp_path: Path) -> None:
+    program = (
+        "import sys; from halfbyte import demo; from halfbyte.cli import main; "
+        "demo.PARTS = (); sys.exit(main(['run', 'hi']))"
+    )
+    file = tmp_path / "file"
+    file.touch()
+    line = [sys.executable, "-c", program]
+    env = {**os.environ, "HALFBYTE_CACHE": str(file / "cache")}
+    done = subprocess.run(line, env=env, capture_output=True, check=False, timeout=60)
+    assert one_error_line(done.stderr) == (
+        f"halfbyte: {file / 'cache'}: Not a directory "
+        "(HALFBYTE_CACHE moves the demo model)"
+    )
+
+
+@pytest.mark.parametrize("command", ["convert", "repair"])
+def test_a_model_is_not_written_over_itself(
+    halfbyte: Command, plain: Path, tmp_path: Path, command: str
+) -> None:
+    source, other = tmp_path / "m.gguf", tmp_path / "other.gguf"
+    shutil.copy(plain, source)
+    before = source.read_bytes()
+    other.hardlink_to(source)
+    options = ("--force",) if command == "repair" else ()
+    for target in (source, other):
+        done = halfbyte(command, source, target, *options, code=2)
+        assert one_error_line(done.stderr) == (
+            f"halfbyte: {target}: found the file that is read; expected another one"
+        )
+    assert source.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "other.gguf"]
 
 
 def test_a_foreign_architecture_ends_with_4(halfbyte: Command, foreign: Path) -> None:
@@ -662,6 +746,28 @@ def test_control_characters_reach_a_pipe_but_no_terminal(
     assert shown.decode() == terminal.without_controls(piped.decode())
 
 
+def test_a_table_on_a_terminal_is_whole(
+    halfbyte: Command, foreign: Path, terminals: list[Terminal]
+) -> None:
+    halfbyte.env["COLUMNS"] = "50"
+    terminals.append(Terminal(halfbyte, "inspect", foreign))
+    shown = terminals[0].rest().decode()
+    assert "…" not in shown
+    assert shown.count("y") >= 60 - len("evil\\x1b[31m\\x0aname")  # of the cut name
+    assert "1,024" in shown
+
+
+def test_a_bar_is_shown_for_what_is_done_alone(
+    halfbyte: Command, plain: Path, terminals: list[Terminal]
+) -> None:
+    terminals += [
+        Terminal(halfbyte, "inspect", "halfbyte:tiny"),
+        Terminal(halfbyte, "chat", plain, "--quiet"),
+    ]
+    assert b"fetching" not in terminals[0].rest()
+    assert b"loading" not in terminals[1].until(b"> ")
+
+
 @pytest.mark.parametrize("name", ["NO_COLOR", "CI", "TERM"])
 def test_a_terminal_can_be_kept_plain(
     halfbyte: Command, plain: Path, terminals: list[Terminal], name: str
@@ -798,6 +904,45 @@ def test_chat_refuses_what_is_no_conversation(
         f"{file}: not a saved conversation",
         "/load needs one file name",
     ]
+
+
+def test_chat_saves_where_it_is_told(
+    halfbyte: Command, plain: Path, tmp_path: Path
+) -> None:
+    saved, link, pipe = (tmp_path / name for name in ("saved", "link", "pipe"))
+    saved.touch(mode=0o640)
+    link.symlink_to(saved)
+    os.mkfifo(pipe)
+    lines = [
+        f"/save --force {link}",
+        f"/save --force {pipe}",
+        f"/save {tmp_path / 'no' / 'such'}",
+        "/save ~nobody-of-that-name/x",
+        "/load ~nobody-of-that-name/x",
+        f"/load {pipe}",
+        "/save ''",
+    ]
+    done = halfbyte("chat", plain, "--quiet", stdin="\n".join(lines).encode())
+    notes = done.stderr.decode().splitlines()
+    assert notes.pop(2).startswith(f"{tmp_path / 'no' / 'such'}: No such file")
+    assert notes == [
+        "saved 0 messages",
+        f"{pipe}: expected a regular file or none",
+        "~nobody-of-that-name/x: no such home directory",
+        "~nobody-of-that-name/x: no such home directory",
+        f"{pipe}: not a saved conversation",
+        "/save needs one file name",
+    ]
+    assert link.is_symlink()
+    assert saved.stat().st_mode & 0o777 == 0o640
+    assert json.loads(saved.read_text())["messages"] == []
+
+
+def test_chat_refuses_unusable_options_at_once(halfbyte: Command, plain: Path) -> None:
+    # Within the range of a float, not of the float32 that is computed with.
+    done = halfbyte("chat", plain, "--temp", 1e39, "--quiet", stdin=b"hello\n", code=2)
+    assert "temperature: found inf" in one_error_line(done.stderr)
+    assert done.stdout == b""
 
 
 def test_chat_goes_on_after_a_message_that_is_too_long(
@@ -1001,6 +1146,23 @@ def test_perplexity_is_that_of_the_library(
     assert done.stderr == b""
 
 
+def test_a_text_is_the_same_by_stdin(
+    halfbyte: Command, plain: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_bytes(b"\xef\xbb\xbfthe end of the line\r\n\n")
+    read = halfbyte.json("perplexity", plain, "--file", file)
+    piped = halfbyte.json("perplexity", plain, "--file", "-", stdin=file.read_bytes())
+    assert piped == read | {"file": "-"}
+
+
+def test_json_is_json_in_any_encoding(halfbyte: Command, plain: Path) -> None:
+    halfbyte.env["PYTHONIOENCODING"] = "ascii"
+    done = halfbyte("tokenize", plain, "é\x7f€", "--json")
+    assert done.stdout.isascii()
+    assert json.loads(done.stdout)["text"] == "é\x7f€"
+
+
 def test_perplexity_shows_a_bar_on_a_terminal_only(
     halfbyte: Command, plain: Path, tmp_path: Path, terminals: list[Terminal]
 ) -> None:
@@ -1111,6 +1273,7 @@ def test_controls_are_shown_not_obeyed() -> None:
     assert terminal.printable("a\nb\u2028") == "a\\x0ab\\u2028"
     # A byte of a name that is no text here, and half a character of a JSON file.
     assert terminal.printable("\udcff\ud800") == "\\xff\\ud800"
+    assert choice.shown("\udcff\ud800\n'é") == "\\xff\\ud800\\n'é"
 
 
 # ---- streams that are closed
@@ -1154,9 +1317,11 @@ def test_a_closed_stdin_is_an_empty_one(command: str, code: int) -> None:
     assert done.stderr == (b"halfbyte: stdin: no text\n" if code else b"")
 
 
-def test_an_unwritable_stderr_changes_no_exit_code(foreign: Path) -> None:
-    line = f"{sys.executable} -m halfbyte run '{foreign}' hi 2>/dev/full"
-    assert subprocess.run(["sh", "-c", line], check=False, timeout=60).returncode == 4
+def test_an_unwritable_stderr_changes_no_exit_code(plain: Path, foreign: Path) -> None:
+    for model, code in ((plain, 0), (foreign, 4)):
+        line = f"{sys.executable} -m halfbyte run '{model}' hi -n 1 2>/dev/full"
+        done = subprocess.run(["sh", "-c", line], check=False, timeout=60)
+        assert done.returncode == code
 
 
 @pytest.mark.parametrize("command", ["run", "chat"])

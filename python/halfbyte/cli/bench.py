@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "bench"]
 
-SCHEMA = 1
-
 EXAMPLES = """\b
 Examples:
   halfbyte bench model.gguf
@@ -191,6 +189,7 @@ def _model(name: str | None, prompts: list[int], answers: list[int], how: _How) 
         max(prompts + answers),
         activations=how.activations,
         quantize=how.quantize,
+        quiet=how.quiet,
     )
     speeds = bench.model_speeds(
         loaded,
@@ -306,7 +305,7 @@ def _show_kernels(found: list[KernelSpeed]) -> None:
 def _document(
     where: dict[str, Any], results: list[dict[str, Any]], **more: dict[str, Any]
 ) -> None:
-    terminal.document({"schema": SCHEMA, "machine": where, **more, "results": results})
+    terminal.document({"machine": where, **more, "results": results})
 
 
 def _show_machine(where: dict[str, Any]) -> None:

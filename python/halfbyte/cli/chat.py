@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import stat
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -20,13 +20,14 @@ import typer
 
 from halfbyte.cli import models, options, terminal
 from halfbyte.cli.errors import UsageError, one_line
+from halfbyte.errors import ContextOverflowError
 
 if TYPE_CHECKING:
     from halfbyte import Conversation, Stream
 
 __all__ = ["EXAMPLES", "chat"]
 
-SCHEMA = 1
+_SCHEMA = 1  # of a saved conversation
 
 EXAMPLES = """\b
 Examples:
@@ -90,10 +91,16 @@ def chat(
 
     path = models.find(model, quiet=quiet)
     loaded = models.open_model(
-        path, threads, context, activations=activations, quantize=quantize
+        path,
+        threads,
+        context,
+        activations=activations,
+        quantize=quantize,
+        quiet=quiet,
     )
     _ = loaded.tokenizer  # without one there is nothing to do
     chosen = models.sampling(loaded, temp, top_k, top_p, min_p, repeat_penalty, seed)
+    loaded.stream([0], **chosen._asdict()).close()  # what it refuses, at once
     conversation = Conversation(loaded, system=system)
     talk = _Talk(conversation, path, {"max_tokens": max_tokens, **chosen._asdict()})
     talk.raw_output, talk.stats = raw_output, stats
@@ -154,8 +161,10 @@ class _Talk:
                 stream.close()
             terminal.answer("\n")
             terminal.note("(stopped)")
-        except ValueError as error:  # too long for the context, above all
-            terminal.note(f"{one_line(error)}; /reset starts anew")
+        except ValueError as error:
+            is_full = isinstance(error, ContextOverflowError)
+            hint = "; /reset starts anew" if is_full else ""
+            terminal.note(f"{one_line(error)}{hint}")
             return
         else:
             terminal.answer("\n")
@@ -177,14 +186,11 @@ class _Talk:
     def _save(self, rest: str) -> None:
         words = shlex.split(rest)
         force = "--force" in words
-        names = [word for word in words if word != "--force"]
-        if len(names) != 1:
-            raise UsageError("/save needs one file name")
-        path = Path(names[0]).expanduser()
+        path = _file([word for word in words if word != "--force"], "/save")
         talk = self.conversation
         text = json.dumps(
             {
-                "schema": SCHEMA,
+                "schema": _SCHEMA,
                 "model": str(self.path),
                 "system": talk.system,
                 "messages": talk.messages,
@@ -193,15 +199,13 @@ class _Talk:
         )
         if path.exists() and not force:
             raise UsageError(f"{path} exists; /save --force writes over it")
-        _write_whole(path, text + "\n")
+        _write(path, text + "\n")
         terminal.note(f"saved {len(talk.messages)} messages")
 
     def _load(self, rest: str) -> None:
-        names = shlex.split(rest)
-        if len(names) != 1:
-            raise UsageError("/load needs one file name")
-        path = Path(names[0]).expanduser()
-        if path.stat().st_size > _MAX_FILE_BYTES:
+        path = _file(shlex.split(rest), "/load")
+        there = path.stat()
+        if not stat.S_ISREG(there.st_mode) or there.st_size > _MAX_FILE_BYTES:
             raise UsageError(f"{path}: not a saved conversation")
         try:
             system, messages = _parsed(json.loads(path.read_bytes()))
@@ -214,17 +218,24 @@ class _Talk:
         raise _End
 
 
-def _write_whole(path: Path, text: str) -> None:
+def _file(names: list[str], command: str) -> Path:
+    """Path of the one file that a command names."""
+    if len(names) != 1 or not names[0]:
+        raise UsageError(f"{command} needs one file name")
+    try:
+        return Path(names[0]).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{names[0]}: no such home directory") from None
+
+
+def _write(path: Path, text: str) -> None:
     """Write a file that is there whole or, after a failure, as it was."""
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        try:
-            file.write(text)
-            file.close()
-            Path(file.name).replace(path)
-        finally:
-            Path(file.name).unlink(missing_ok=True)
+    from halfbyte.draft import Draft
+
+    data = text.encode()
+    with Draft(path, len(data)) as draft:
+        draft.write(data, 0)
+        draft.commit(Path.stat)
 
 
 def _parsed(saved: Any) -> tuple[str | None, list[dict[str, Any]]]:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "convert"]
 
-SCHEMA = 1
-
 EXAMPLES = """\b
 Examples:
   halfbyte convert gemma-4-E2B-it-qat-q4_0-unquantized/ e2b.gguf
@@ -66,7 +64,7 @@ Source = Annotated[
     ),
 ]
 Target = Annotated[
-    Path,
+    str,
     typer.Argument(
         metavar="DST",
         help="The file to write. One that is there is replaced when all is done. Of "
@@ -115,15 +113,17 @@ def convert(
     import halfbyte
     from halfbyte.conversion import tensor_file
 
+    target = models.named(dst)
     source = models.find(src, quiet=quiet)
-    whole = tensor_file(dst, to.value)
+    whole = tensor_file(target, to.value)
+    models.require_other(source, whole)
     if clean and not dry_run:
         _clean(whole, quiet=quiet)
     try:
-        with terminal.progress(f"writing {dst.name}", quiet=quiet) as update:
+        with terminal.progress(f"writing {target.name}", quiet=quiet) as update:
             report = halfbyte.convert(
                 source,
-                dst,
+                target,
                 format=format.value,
                 to=to.value,
                 quantizer=quantizer.value,
@@ -137,7 +137,7 @@ def convert(
             terminal.note("interrupted: the same command goes on from here")
         raise
     if json:
-        terminal.document({"schema": SCHEMA} | report.to_dict())
+        terminal.document(report.to_dict())
     else:
         _show(report)
     if not quiet:

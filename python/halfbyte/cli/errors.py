@@ -39,6 +39,7 @@ def exit_code(error: BaseException) -> int:
         errors.FormatError,
         errors.UnsupportedError,
         errors.ModelError,
+        errors.NumericalError,
         demo.DemoCorruptError,
     )
     usage = (

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "inspect"]
 
-SCHEMA = 1
-
 EXAMPLES = """\b
 Examples:
   halfbyte inspect model.gguf
@@ -125,7 +123,6 @@ def _document(
 ) -> dict[str, Any]:
     weights, bits = _weights(parts)
     return {
-        "schema": SCHEMA,
         "file": str(path),
         "architecture": _architecture(metadata),
         "tensors": len(opened.tensors),

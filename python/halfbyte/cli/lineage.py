@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "lineage"]
 
-SCHEMA = 1
-
 EXAMPLES = """\b
 Examples:
   halfbyte lineage gemma-4-E2B-it-qat-q4_0.gguf
@@ -59,7 +57,7 @@ def lineage(
     if plot is not None:
         plot.write_text(found.to_svg(), encoding="utf-8")
     if json:
-        terminal.document({"schema": SCHEMA} | found.to_dict())
+        terminal.document(found.to_dict())
     else:
         _show(found)
     code = {

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import secrets
@@ -25,10 +24,11 @@ __all__ = [
     "existing",
     "find",
     "is_model_path",
+    "named",
     "open_model",
     "read_prompt",
-    "read_stdin",
     "read_text",
+    "require_other",
     "sampling",
     "split_positionals",
     "stats_dict",
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 # No context of today's models holds this much text; it bounds what is read at all.
-_MAX_PROMPT_BYTES = 64 << 20
+_MAX_TEXT_BYTES = 64 << 20
 
 
 class Sampling(NamedTuple):
@@ -88,39 +88,32 @@ def split_positionals(
     if model is not None:
         path = find(model, quiet=quiet)  # before waiting for a text
     if text == "-" or (text is None and not sys.stdin.isatty()):
-        return path, read_stdin()
+        return path, read_prompt("-")
     if text is None:
         raise UsageError("no text: give it as an argument, or pipe it in")
     return path, text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def read_stdin() -> str:
-    """Read a text from stdin, without the line break that ends it."""
-    return _read_prompt(sys.stdin.buffer, "stdin")
-
-
 def read_prompt(name: str) -> str:
-    """Read a file as `read_stdin` does, or stdin if it is called ``-``."""
-    if name == "-":
-        return read_stdin()
-    with existing(name).open("rb") as file:
-        return _read_prompt(file, name)
-
-
-def _read_prompt(file: BinaryIO, name: str) -> str:
-    data = file.read(_MAX_PROMPT_BYTES + 1)
-    if len(data) > _MAX_PROMPT_BYTES:
-        raise UsageError(f"{name}: more than {size_text(_MAX_PROMPT_BYTES)} of text")
-    if not data:
-        raise UsageError(f"{name}: no text")
-    return _decoded(data, name).removesuffix("\n").removesuffix("\r")
+    """Read a text as `read_text` does, without the line break that ends it."""
+    return read_text(name).removesuffix("\n").removesuffix("\r")
 
 
 def read_text(name: str) -> str:
-    """Read a file, or stdin if it is called ``-``."""
+    """Read a file, or stdin if it is called ``-``, all of it."""
     if name == "-":
-        return read_stdin()
-    return _decoded(existing(name).read_bytes(), name)
+        return _read(sys.stdin.buffer, "stdin")
+    with existing(name).open("rb") as file:
+        return _read(file, name)
+
+
+def _read(file: BinaryIO, name: str) -> str:
+    data = file.read(_MAX_TEXT_BYTES + 1)
+    if len(data) > _MAX_TEXT_BYTES:
+        raise UsageError(f"{name}: more than {size_text(_MAX_TEXT_BYTES)} of text")
+    if text := _decoded(data, name):
+        return text
+    raise UsageError(f"{name}: no text")
 
 
 def _decoded(data: bytes, name: str) -> str:
@@ -145,8 +138,11 @@ def find(model: str | Path | None, *, quiet: bool = False) -> Path:
 
     if (cached := demo.cached_path()) is not None:
         return cached
-    with terminal.progress("demo model", quiet=quiet) as update:
-        path = demo.model_path(update)
+    try:
+        with terminal.progress("demo model", quiet=quiet) as update:
+            path = demo.model_path(update)
+    except OSError as error:
+        raise _movable(error) from None
     if not quiet:
         terminal.note(
             f"demo model: Gemma 3 270M (base), under the Gemma Terms of Use "
@@ -155,13 +151,36 @@ def find(model: str | Path | None, *, quiet: bool = False) -> Path:
     return path
 
 
-def existing(path: str) -> Path:
-    """`path`, or the error that says it is not there."""
-    if not path:  # as of a variable of the shell that was never set
+def _movable(error: OSError) -> OSError:
+    """`error` of the cache, with the variable that says where that is."""
+    if error.strerror is None or "HALFBYTE_CACHE" in error.strerror:
+        return error
+    text = f"{error.strerror} (HALFBYTE_CACHE moves the demo model)"
+    return OSError(error.errno, text, error.filename)
+
+
+def named(path: str) -> Path:
+    """`path`, which is not empty, as a variable of the shell that was never set is."""
+    if not path:
         raise UsageError("a name is empty: expected that of a model or file")
-    if not os.path.lexists(path):
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     return Path(path)
+
+
+def existing(path: str) -> Path:
+    """`path`, or the error that says it is not there, or may not be looked at."""
+    found = named(path)
+    os.lstat(path)
+    return found
+
+
+def require_other(source: Path, target: Path) -> None:
+    """Refuse to write over a file of the model that is read."""
+    from halfbyte.files import open_file
+
+    if not target.exists():
+        return
+    if any(target.samefile(path) for path in open_file(source).paths):
+        raise UsageError(f"{target}: found the file that is read; expected another one")
 
 
 def open_model(
@@ -169,10 +188,10 @@ def open_model(
     threads: int | None,
     context: int | None,
     *,
+    quiet: bool,
     activations: str | None = None,
     quantize: str | None = None,
     repack: str = "auto",
-    quiet: bool = False,
 ) -> Model:
     """Load a model."""
     import halfbyte

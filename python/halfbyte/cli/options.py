@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from enum import Enum
 from typing import Annotated
 
 import typer
 
 __all__ = [
+    "MODELS",
     "ActivationMode",
     "Activations",
     "Context",
@@ -40,13 +43,28 @@ class ActivationMode(str, Enum):
     F32 = "f32"
 
 
+def _range(
+    shown: str, holds: Callable[[float], bool]
+) -> Callable[[float | None], float | None]:
+    """Check of a range without one of its ends: typer's ranges have both."""
+
+    def check(value: float | None) -> float | None:
+        if value is not None and not holds(value):
+            raise typer.BadParameter(f"{value} is not in the range {shown}.")
+        return value
+
+    return check
+
+
+MODELS = (
+    "A GGUF file, a Hugging Face directory, or the name of a model: tiny (in the "
+    "package), OWNER/REPO (:TYPE, @REVISION), ollama:NAME:TAG, lmstudio:PUBLISHER/MODEL"
+)
 ModelArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="A GGUF file, a Hugging Face directory, or the name of a model: tiny (in "
-        "the package), OWNER/REPO (:TYPE, @REVISION), ollama:NAME:TAG, "
-        "lmstudio:PUBLISHER/MODEL; without it the demo model.",
+        help=f"{MODELS}; without it the demo model.",
         show_default=False,
     ),
 ]
@@ -58,7 +76,12 @@ MaxTokens = Annotated[
 ]
 Temperature = Annotated[
     float | None,
-    typer.Option("--temp", min=0.0, help="0 takes the likeliest token.", metavar="T"),
+    typer.Option(
+        "--temp",
+        callback=_range("0.0<=x<inf", lambda x: 0 <= x < math.inf),
+        help="0 takes the likeliest token.  [0.0<=x<inf]",
+        metavar="T",
+    ),
 ]
 TopK = Annotated[
     int | None,
@@ -68,9 +91,8 @@ TopP = Annotated[
     float | None,
     typer.Option(
         "--top-p",
-        min=0.0,
-        max=1.0,
-        help="Keep the likeliest that sum to P; 1 = all.",
+        callback=_range("0.0<x<=1.0", lambda x: 0 < x <= 1),
+        help="Keep the likeliest that sum to P; 1 = all.  [0.0<x<=1.0]",
         metavar="P",
     ),
 ]
@@ -78,9 +100,8 @@ MinP = Annotated[
     float | None,
     typer.Option(
         "--min-p",
-        min=0.0,
-        max=1.0,
-        help="Drop what is below P times the likeliest; 0 = none.",
+        callback=_range("0.0<=x<1.0", lambda x: 0 <= x < 1),
+        help="Drop what is below P times the likeliest; 0 = none.  [0.0<=x<1.0]",
         metavar="P",
     ),
 ]
@@ -88,15 +109,19 @@ RepeatPenalty = Annotated[
     float | None,
     typer.Option(
         "--repeat-penalty",
-        min=0.01,
-        help="Above 1 discourages tokens already there.",
+        callback=_range("0.01<=x<inf", lambda x: 0.01 <= x < math.inf),
+        help="Above 1 discourages tokens already there.  [0.01<=x<inf]",
         metavar="R",
     ),
 ]
 Seed = Annotated[
     int | None,
     typer.Option(
-        "--seed", min=0, help="The same seed gives the same text.", metavar="N"
+        "--seed",
+        min=0,
+        max=2**64 - 1,
+        help="The same seed gives the same text.",
+        metavar="N",
     ),
 ]
 System = Annotated[

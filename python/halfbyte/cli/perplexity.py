@@ -14,8 +14,6 @@ from halfbyte.cli.errors import UsageError
 
 __all__ = ["EXAMPLES", "perplexity"]
 
-SCHEMA = 1
-
 EXAMPLES = """\b
 Examples:
   halfbyte perplexity model.gguf --file chapter.txt
@@ -61,7 +59,6 @@ def perplexity(
     if json:
         terminal.document(
             {
-                "schema": SCHEMA,
                 "model": str(path),
                 "file": file,
                 "tokens": len(ids),

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from halfbyte.conversion import RepairReport
 
 __all__ = ["EXAMPLES", "repair"]
-
-SCHEMA = 1
 
 EXAMPLES = """\b
 Examples:
@@ -42,7 +39,7 @@ def repair(
         ),
     ],
     dst: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(
             metavar="DST",
             help="The file to write; without it nothing is written.",
@@ -68,12 +65,15 @@ def repair(
     """
     from halfbyte.conversion import repair as run
 
+    target = None if dst is None else models.named(dst)
     source = models.find(gguf, quiet=quiet)
-    title = f"writing {dst.name}" if dst is not None else "reading"
-    with terminal.progress(title, quiet=quiet or dst is None) as update:
-        report = run(source, dst, force=force, threads=threads, progress=update)
+    if target is not None:
+        models.require_other(source, target)
+    title = f"writing {target.name}" if target is not None else "reading"
+    with terminal.progress(title, quiet=quiet or target is None) as update:
+        report = run(source, target, force=force, threads=threads, progress=update)
     if json:
-        terminal.document({"schema": SCHEMA} | report.to_dict())
+        terminal.document(report.to_dict())
     else:
         _show(report)
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "run"]
 
-SCHEMA = 1
-
 EXAMPLES = """\b
 Examples:
   halfbyte run "The first thing I saw was"
@@ -34,9 +32,7 @@ def run(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="A GGUF file, a Hugging Face directory, or the name of a model: tiny "
-            "(in the package), OWNER/REPO (:TYPE, @REVISION), ollama:NAME:TAG, "
-            "lmstudio:PUBLISHER/MODEL. Left out, the demo model: a lone argument is the "
+            help=f"{options.MODELS}. Left out, the demo model: a lone argument is the "
             "prompt unless it names a model.",
             show_default=False,
         ),
@@ -114,7 +110,6 @@ def run(
     if json:
         terminal.document(
             {
-                "schema": SCHEMA,
                 "model": str(path),
                 "prompt": text,
                 "system": system,

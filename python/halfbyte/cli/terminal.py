@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import math
@@ -34,6 +35,8 @@ _CONTROL_OR_BREAK = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
 )
 _UNPAIRED = re.compile(r"[\ud800-\udfff]")
+
+_SCHEMA = 1  # of the JSON documents
 
 
 def fancy(stream: TextIO) -> bool:
@@ -83,13 +86,16 @@ def answer(text: str, *, raw: bool = False) -> None:
 def note(text: str) -> None:
     """Write one line for the reader, not for a program, to stderr."""
     sys.stdout.flush()  # the order on a terminal is the order in time
-    sys.stderr.write(_encodable(text, sys.stderr) + "\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a full disk: the answer is what counts
+        sys.stderr.write(_encodable(text, sys.stderr) + "\n")
+        sys.stderr.flush()
 
 
 def document(value: Mapping[str, Any]) -> None:
-    """Write one JSON document to stdout."""
-    text = json.dumps(_jsonable(value), indent=2, ensure_ascii=False)
+    """Write one JSON document to stdout, with the number of its schema."""
+    whole = {"schema": _SCHEMA, **value}
+    is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    text = json.dumps(_jsonable(whole), indent=2, ensure_ascii=not is_utf8)
     # JSON escapes C0 itself; in a document, the rest occurs only inside strings.
     text = re.sub(r"[\x7f-\x9f\ud800-\udfff]", lambda m: f"\\u{ord(m[0]):04x}", text)
     line(text)
@@ -147,7 +153,13 @@ def _draw(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: str) ->
 
     drawn = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for title, side in zip(header, numbers, strict=True):
-        drawn.add_column(Text(title), justify="right" if side == "r" else "left")
+        is_number = side == "r"
+        drawn.add_column(
+            Text(title),
+            justify="right" if is_number else "left",
+            overflow="fold",  # nothing is cut off
+            no_wrap=is_number,
+        )
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
     Console(file=sys.stdout, highlight=False).print(drawn)
@@ -157,7 +169,10 @@ def _draw(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: str) ->
 def progress(
     title: str, *, quiet: bool = False
 ) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr; yields ``update(done, total)``. Silent unless a terminal."""
+    """Show a bar on stderr, from the first call of the ``update(done, total)`` it yields.
+
+    Silent unless a terminal.
+    """
     if quiet or not fancy(sys.stderr):
         yield lambda _done, _total: None
         return
@@ -170,9 +185,16 @@ def progress(
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
+    task = bar.add_task(title, total=None)
+    with contextlib.ExitStack() as shown:
+
+        def update(done: int, total: int) -> None:
+            if not bar.live.is_started:
+                shown.enter_context(bar)
+            bar.update(task, completed=done, total=total)
+
+        yield update
 
 
 def quantity(value: float) -> str:

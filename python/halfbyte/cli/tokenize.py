@@ -14,8 +14,6 @@ from halfbyte.cli import models, options, terminal
 
 __all__ = ["EXAMPLES", "tokenize"]
 
-SCHEMA = 1
-
 EXAMPLES = """\b
 Examples:
   halfbyte tokenize "How many tokens is this?"
@@ -48,13 +46,12 @@ def tokenize(
     """Split a text into tokens: one line each, the id and the text it stands for."""
     name, content = models.split_positionals(model, text)
     path = models.find(name)
-    loaded = models.open_model(path, None, None, repack="never")
+    loaded = models.open_model(path, None, None, quiet=False, repack="never")
     ids = loaded.tokenize(content, bos=not no_bos, special=special)
     pieces = [loaded.detokenize([token]) for token in ids]
     if json:
         terminal.document(
             {
-                "schema": SCHEMA,
                 "model": str(path),
                 "text": content,
                 "count": len(ids),

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "verify"]
 
-SCHEMA = 1
-
 EXAMPLES = """\b
 Examples:
   halfbyte verify model.gguf
@@ -103,7 +101,7 @@ def verify(
             progress=progress,
         )
     if json:
-        terminal.document({"schema": SCHEMA} | found.to_dict())
+        terminal.document(found.to_dict())
     else:
         terminal.line(str(found))
     if not found.ok:
