@@ -60,7 +60,8 @@ from halfbyte.targets import (
 )
 
 if _typing.TYPE_CHECKING:
-    from halfbyte.conversion import convert as convert
+    from halfbyte import imatrix, lineage
+    from halfbyte.conversion import convert
     from halfbyte.torch.accelerate import accelerate as accelerate
     from halfbyte.torch.accelerate import restore as restore
     from halfbyte.verification import Verification, verify
@@ -97,6 +98,7 @@ __all__ = [
     "Weight",
     "__version__",
     "attention",
+    "convert",
     "cpu_target",
     "cpu_targets",
     "dequantize",
@@ -104,7 +106,9 @@ __all__ = [
     "errors",
     "formats",
     "gelu_mul",
+    "imatrix",
     "lattice",
+    "lineage",
     "linear",
     "linear_codes",
     "load",
@@ -126,6 +130,8 @@ __all__ = [
 # What takes an extra, or is seldom used, is imported when it is asked for. The former
 # is not in __all__: a star import must not need it.
 _LAZY = {
+    "imatrix": "halfbyte.imatrix",
+    "lineage": "halfbyte.lineage",
     "convert": "halfbyte.conversion",
     "accelerate": "halfbyte.torch.accelerate",
     "restore": "halfbyte.torch.accelerate",
@@ -137,7 +143,8 @@ _LAZY = {
 def __getattr__(name: str) -> _typing.Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'halfbyte' has no attribute {name!r}")
-    return getattr(_import_module(_LAZY[name]), name)
+    module = _import_module(_LAZY[name])
+    return module if _LAZY[name] == f"halfbyte.{name}" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -7,13 +7,24 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar, cast
 
 from halfbyte.errors import ArgumentError, DTypeError
 
-__all__ = ["not_negative", "number", "string", "takes_options_of", "whole"]
+__all__ = [
+    "instance",
+    "not_negative",
+    "number",
+    "one_of",
+    "positive",
+    "string",
+    "takes_options_of",
+    "whole",
+]
 
+_T = TypeVar("_T")
+_Choice = TypeVar("_Choice", bound=str)
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -69,8 +80,31 @@ def not_negative(value: Any, name: str) -> float:
     return result
 
 
+def positive(value: Any, name: str) -> float:
+    """`value` as a finite float above 0."""
+    if type(value) is float and 0 < value < math.inf:  # soon told, as almost always
+        return value
+    result = number(value, name)
+    if not 0 < result < math.inf:
+        raise ArgumentError(f"{name}: expected a finite number above 0, got {value}")
+    return result
+
+
+def instance(value: Any, name: str, kind: type[_T], wanted: str) -> _T:
+    """`value` if it is of the class `kind`, which `wanted` names."""
+    if not isinstance(value, kind):
+        raise DTypeError(f"{name}: expected {wanted}, got {type(value).__name__}")
+    return value
+
+
 def string(value: Any, name: str) -> str:
     """`value` if it is a str."""
-    if not isinstance(value, str):
-        raise DTypeError(f"{name}: expected a str, got {type(value).__name__}")
-    return value
+    return instance(value, name, str, "a str")
+
+
+def one_of(value: Any, name: str, choices: Collection[_Choice]) -> _Choice:
+    """`value` if it is a str that is among `choices`."""
+    if string(value, name) not in choices:
+        known = ", ".join(choices)
+        raise ArgumentError(f"{name}: expected one of {known}, got {value!r}")
+    return cast(_Choice, value)

@@ -5,13 +5,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from halfbyte.errors import ArgumentError, DTypeError, ShapeError
 
+
+class DLPack(Protocol):
+    """Whose memory others can read in place, such as a tensor of torch."""
+
+    def __dlpack__(self, *args: Any, **options: Any) -> Any:
+        """Return the memory in a capsule."""
+
+
+Array = NDArray[Any] | DLPack
 F32Array = NDArray[np.float32]
 FromDLPack = Callable[[Any], tuple[NDArray[Any], bool]]
 
@@ -128,6 +137,14 @@ def as_out_rows(out: F32Array, cols: int) -> F32Array:
     if out.size and not np.may_share_memory(rows, out):
         raise ShapeError(f"out: expected contiguous rows, got strides {out.strides}")
     return rows
+
+
+def as_ids(x: ArrayLike, name: str, below: int) -> NDArray[np.int64]:
+    """A vector of integers in [0, below), copied."""
+    array = as_indices(x, name, below)
+    if array.ndim != 1:
+        raise ArgumentError(f"{name}: expected one dimension, got shape {array.shape}")
+    return array
 
 
 def as_indices(x: ArrayLike, name: str, below: int) -> NDArray[np.int64]:

@@ -4,15 +4,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from halfbyte._arguments import string, takes_options_of
-from halfbyte.errors import DTypeError
+from halfbyte._arguments import instance, string, takes_options_of
 from halfbyte.model import Message, Model, Options, Piece, Session, Stream
 from halfbyte.template import Part, encode_parts
 
-if TYPE_CHECKING:
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["Conversation"]
@@ -64,10 +66,7 @@ class Conversation:
     """
 
     def __init__(self, model: Model, *, system: str | None = None) -> None:
-        if not isinstance(model, Model):
-            got = type(model).__name__
-            raise DTypeError(f"model: expected a Model, as load gives it, got {got}")
-        self.model = model
+        self.model = instance(model, "model", Model, "a Model, as load gives it")
         self.system = None if system is None else string(system, "system")
         self.messages: list[dict[str, Any]] = []
         self._session = model.session()

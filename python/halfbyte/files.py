@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte import _core
-from halfbyte._arguments import whole
-from halfbyte._arrays import as_indices
+from halfbyte._arguments import instance, string, whole
+from halfbyte._arrays import as_ids
 from halfbyte.errors import DTypeError, UnsupportedError
 from halfbyte.formats import Weight
 
@@ -142,11 +142,14 @@ class File:
         KeyError
             If there is no such tensor.
         ArgumentError, DTypeError, ShapeError
-            If `out` cannot be written, or is longer than what is left of the tensor.
+            If `begin` is no whole number from 0, or `out` cannot be written, or is longer
+            than what is left of the tensor.
         FileChangedError
             If the file was changed or cut off since it was opened.
         """
-        self._core.read(self._index[name], begin, out, once)
+        first = min(whole(begin, "begin", 0), 2**64 - 1)  # past the end of any
+        instance(out, "out", np.ndarray, "a uint8 array")
+        self._core.read(self._index[name], first, out, once)
 
     def weight(self, name: str) -> Weight:
         """Open a matrix as a weight, without copying it.
@@ -281,10 +284,13 @@ class StreamDecoder:
 
         Raises
         ------
-        ArgumentError
-            If the id is not in the vocabulary.
+        ArgumentError, DTypeError
+            If the id is not in the vocabulary, or no whole number.
         """
-        return self._core.push(id)
+        try:
+            return self._core.push(id)
+        except TypeError:
+            return self._core.push(_refused(id))
 
     def finish(self) -> str:
         """Return what was held back, incomplete bytes as U+FFFD, and start anew.
@@ -421,12 +427,10 @@ class Tokenizer:
 
         Raises
         ------
-        ArgumentError
-            If an id is not in the vocabulary.
-        DTypeError
-            If they are no integers.
+        ArgumentError, DTypeError
+            If they are not integers of one dimension, or not in the vocabulary.
         """
-        known = as_indices(ids, "ids", self._core.num_tokens).tolist()
+        known = as_ids(ids, "ids", self._core.num_tokens).tolist()
         return self._core.decode(known, special).decode("utf-8", "replace")
 
     def stream_decoder(self, *, special: bool = False) -> StreamDecoder:
@@ -456,22 +460,25 @@ class Tokenizer:
 
         Raises
         ------
-        ArgumentError
-            If the id is not in the vocabulary.
+        ArgumentError, DTypeError
+            If the id is not in the vocabulary, or no whole number.
         """
-        known = int(as_indices(id, "id", self._core.num_tokens))
+        known = whole(id, "id", 0, self._core.num_tokens - 1)
         return self._core.piece(known).decode("utf-8", "replace")
 
     def is_control(self, id: int) -> bool:
         """Whether a token is a marker rather than text."""
-        return self._core.is_control(id)
+        try:
+            return self._core.is_control(id)
+        except TypeError:
+            return self._core.is_control(_refused(id))
 
     def is_end(self, id: int) -> bool:
         """Whether generation ends with this token."""
         try:
             return self._core.is_eog(id)
-        except TypeError:  # said in one line; checked before, it would cost each token
-            return self._core.is_eog(whole(id, "id", 0, 2**31 - 1))
+        except TypeError:
+            return self._core.is_eog(_refused(id))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tokenizer:
         """Return the tokenizer itself: nothing in it changes."""
@@ -485,4 +492,13 @@ class Tokenizer:
 
     def __contains__(self, text: str) -> bool:
         """Whether a token is spelled `text`."""
-        return self._core.find(text) >= 0
+        try:
+            return self._core.find(text) >= 0
+        except TypeError:
+            string(text, "text")
+            return False  # no token is spelled with a lone surrogate
+
+
+def _refused(id: Any) -> int:
+    """Say in one line what is wrong. Checked before the core, it would cost each token."""
+    return whole(id, "id", 0, 2**31 - 1)

@@ -5,14 +5,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from halfbyte import _core, _picture, targets
-from halfbyte._arguments import whole
+from halfbyte._arguments import one_of, whole
 from halfbyte._arrays import (
+    Array,
     F32Array,
     as_f32,
     as_indices,
@@ -22,7 +23,19 @@ from halfbyte._arrays import (
 )
 from halfbyte.errors import ArgumentError, DTypeError, ShapeError
 
-__all__ = ["FormatInfo", "Weight", "dequantize", "format_info", "formats", "quantize"]
+__all__ = [
+    "QUANTIZERS",
+    "FormatInfo",
+    "Rounding",
+    "Weight",
+    "dequantize",
+    "format_info",
+    "formats",
+    "quantize",
+]
+
+Rounding = Literal["rtn", "mse", "imatrix"]
+QUANTIZERS: tuple[Rounding, ...] = get_args(Rounding)
 
 
 class FormatInfo(NamedTuple):
@@ -71,13 +84,10 @@ def format_info(name: str) -> FormatInfo:
 
     Raises
     ------
-    ArgumentError
-        If there is no such format.
+    ArgumentError, DTypeError
+        If there is no such format, or `name` is no str.
     """
-    if name not in _FORMATS:
-        known = ", ".join(_FORMATS)
-        raise ArgumentError(f"format: expected one of {known}, got {name!r}")
-    return _FORMATS[name]
+    return _FORMATS[one_of(name, "format", _FORMATS)]
 
 
 class Weight:
@@ -109,7 +119,7 @@ class Weight:
         data: NDArray[np.uint8],
         format: str,
         shape: tuple[int, int],
-        scales: ArrayLike | None = None,
+        scales: Array | None = None,
     ) -> None:
         info = format_info(format)
         n, k = _sizes(shape)
@@ -231,6 +241,16 @@ class Weight:
         return Weight, (data, self._format, self._shape, scales)
 
 
+def packed(w: Any) -> Weight:
+    """`w` if it is a weight."""
+    if not isinstance(w, Weight):
+        got = type(w).__name__
+        raise DTypeError(
+            f"w: expected a Weight, got {got} - halfbyte.quantize packs one"
+        )
+    return w
+
+
 def _sizes(shape: tuple[int, int]) -> tuple[int, int]:
     if isinstance(shape, str) or not isinstance(shape, Iterable):
         raise DTypeError(f"shape: expected (N, K), got {type(shape).__name__}")
@@ -241,7 +261,7 @@ def _sizes(shape: tuple[int, int]) -> tuple[int, int]:
     return n, k
 
 
-def _scales(info: FormatInfo, n: int, scales: ArrayLike | None) -> F32Array | None:
+def _scales(info: FormatInfo, n: int, scales: Array | None) -> F32Array | None:
     """Scales of n rows, ones if none are given; None for other formats."""
     if not info.row_scaled:
         if scales is not None:
@@ -258,11 +278,11 @@ def _scales(info: FormatInfo, n: int, scales: ArrayLike | None) -> F32Array | No
 
 
 def quantize(
-    x: ArrayLike,
+    x: Array,
     format: str,
     *,
-    quantizer: str = "rtn",
-    importance: ArrayLike | None = None,
+    quantizer: Rounding = "rtn",
+    importance: Array | None = None,
 ) -> Weight:
     """Pack a matrix.
 
@@ -292,7 +312,10 @@ def quantize(
         If the format is unknown, can only be read, or has no such quantizer, or if
         `importance` is missing, in the way, or not finite and 0 or more.
     DTypeError, ShapeError
-        If `x` or `importance` does not fit; the message says how.
+        If an argument is of another type, or `x` or `importance` does not fit; the
+        message says how.
+    NumericalError
+        If `x` is not finite, and the format is not one of floats.
 
     Notes
     -----
@@ -321,16 +344,16 @@ def quantize(
         raise ShapeError(
             f"x: expected K a multiple of {info.block_len} for {format}, got {k}"
         )
-    factors = _importance(importance, quantizer, k)
-    packed, scales = _core.quantize(
+    factors = column_factors(importance, quantizer, k)
+    data, scales = _core.quantize(
         rows_of(values), format, quantizer, factors, targets.num_threads()
     )
-    return Weight(packed, format, (n, k), scales if info.row_scaled else None)
+    return Weight(data, format, (n, k), scales if info.row_scaled else None)
 
 
-def _importance(x: ArrayLike | None, quantizer: str, k: int) -> F32Array | None:
-    """Factors of k columns, checked."""
-    if (x is None) == (quantizer == "imatrix"):
+def column_factors(x: Array | None, quantizer: Rounding, k: int) -> F32Array | None:
+    """The `importance` of k columns, if the quantizer takes one; both checked."""
+    if (x is None) == (one_of(quantizer, "quantizer", QUANTIZERS) == "imatrix"):
         wanted = "wanted by" if x is None else "not for"
         raise ArgumentError(f"importance: {wanted} the quantizer {quantizer!r}")
     if x is None:
@@ -370,9 +393,9 @@ def dequantize(
     ArgumentError
         If a row does not exist.
     DTypeError, ShapeError
-        If `rows` or `out` does not fit.
+        If an argument does not fit.
     """
-    n, k = w.shape
+    n, k = packed(w).shape
     ids = np.arange(n) if rows is None else as_indices(rows, "rows", n)
     if ids.ndim != 1:
         raise ShapeError(f"rows: expected shape (R,), got {ids.shape}")

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 __all__ = [
     "KEYS_AND_VALUES",
     "MATRICES",
+    "ROOTS",
     "VECTORS",
     "gguf_name",
     "order",
@@ -70,7 +71,8 @@ _LAYER = {
 # What layers that share another one's keys and values do without.
 KEYS_AND_VALUES = ("attn_k.weight", "attn_k_norm.weight", "attn_v.weight")
 
-_ROOTS = ("model.language_model.", "language_model.model.", "language_model.", "model.")
+# What the names of text tensors may begin with.
+ROOTS = ("model.language_model.", "language_model.model.", "language_model.", "model.")
 _NUMBERED = re.compile(r"layers\.(0|[1-9]\d{0,3})\.(.+)")
 _BLOCK = re.compile(r"blk\.(\d{1,4})\.(.+)")
 _PLACES = {name: i for i, name in enumerate((*_TOP.values(), *_LAYER.values()))}
@@ -89,7 +91,7 @@ _ROLES = {
 def root(names: Iterable[str]) -> str:
     """What stands before the names of a directory's text tensors."""
     known = set(names)
-    found = (r for r in _ROOTS if r + "embed_tokens.weight" in known)
+    found = (r for r in ROOTS if r + "embed_tokens.weight" in known)
     return next(found, "model.")
 
 

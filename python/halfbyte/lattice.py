@@ -16,12 +16,20 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from halfbyte import _core, targets
-from halfbyte._arrays import as_f32
+from halfbyte._arguments import instance
+from halfbyte._arrays import Array, as_f32
 from halfbyte.errors import ArgumentError, NumericalError, ShapeError
-from halfbyte.formats import Weight, format_info, quantize
+from halfbyte.formats import (
+    Rounding,
+    Weight,
+    column_factors,
+    format_info,
+    packed,
+    quantize,
+)
 
 __all__ = [
     "Group",
@@ -82,11 +90,11 @@ class Recovery:
 
 
 def recover(
-    x: ArrayLike,
+    x: Array,
     format: str = "q4_0",
     *,
-    quantizer: str = "rtn",
-    importance: ArrayLike | None = None,
+    quantizer: Rounding = "rtn",
+    importance: Array | None = None,
 ) -> Recovery:
     """Pack a bfloat16 matrix by the lattice it was trained on.
 
@@ -140,6 +148,7 @@ def recover(
         raise ShapeError(
             f"x: expected shape (N, a multiple of {_GROUP}), got {values.shape}"
         )
+    factors = column_factors(importance, quantizer, values.shape[1])
     _refuse(~np.isfinite(values), values, "finite values")
     bits = np.ascontiguousarray(values).view(np.uint32)
     _refuse(bits & 0xFFFF != 0, values, "a bfloat16 number")
@@ -147,7 +156,7 @@ def recover(
     off = found.groups == Group.OFF
     if quantizer == "rtn" or not off.any():
         return found
-    other = quantize(values, format, quantizer=quantizer, importance=importance)
+    other = quantize(values, format, quantizer=quantizer, importance=factors)
     return Recovery(choose(off, other, found.weight), found.groups)
 
 
@@ -171,10 +180,12 @@ def recover_bits(bits: NDArray[np.uint16], format: str = "q4_0") -> Recovery:
     ArgumentError, DTypeError, ShapeError
         As for `recover`.
     """
-    packed, scales, groups = _core.recover_lattice(bits, format, targets.num_threads())
+    info = format_info(format)
+    instance(bits, "bits", np.ndarray, "a uint16 array")
+    data, scales, groups = _core.recover_lattice(bits, format, targets.num_threads())
     n, k = bits.shape
-    of_rows = scales if format_info(format).row_scaled else None
-    return Recovery(Weight(packed, format, (n, k), of_rows), groups)
+    of_rows = scales if info.row_scaled else None
+    return Recovery(Weight(data, format, (n, k), of_rows), groups)
 
 
 def choose(first: NDArray[np.bool_], a: Weight, b: Weight) -> Weight:
@@ -238,8 +249,8 @@ def repair(w: Weight) -> Repair:
 
     Raises
     ------
-    ArgumentError
-        If `w` is not in Q4_0.
+    ArgumentError, DTypeError
+        If `w` is not in Q4_0, or no weight.
 
     Notes
     -----
@@ -252,7 +263,7 @@ def repair(w: Weight) -> Repair:
     again, for 44 to 48 % before, and the error of the weights falls from 6 % to 2.5 % of
     their root mean square. The checkpoint in bfloat16 gives 0.14 %: see `recover`.
     """
-    if w.format != "q4_0":
+    if packed(w).format != "q4_0":
         raise ArgumentError(f"w: expected format q4_0, got {w.format}")
     n, k = w.shape
     data, groups = _core.repair_lattice(w.data, k, targets.num_threads())

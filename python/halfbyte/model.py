@@ -8,18 +8,19 @@ import errno
 import math
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte import _core, _onednn, names, targets, template
-from halfbyte._arguments import number, string, takes_options_of, whole
-from halfbyte._arrays import F32Array, as_indices
+from halfbyte._arguments import number, one_of, string, takes_options_of, whole
+from halfbyte._arrays import F32Array, as_ids
 from halfbyte._sizes import size_text
 from halfbyte.choice import is_gguf_model, listed
 from halfbyte.errors import (
@@ -31,8 +32,10 @@ from halfbyte.errors import (
 )
 from halfbyte.files import PathLike, StreamDecoder, Tokenizer
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack  # typing has it from Python 3.11 on
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "LayerConfig",
@@ -53,7 +56,8 @@ __all__ = [
 _ACTIVATIONS = ("auto", "static", "dynamic", "f32")
 
 Message = Mapping[str, Any]
-Prompt = str | Sequence[int] | Sequence[Message]
+Ids = Sequence[int] | NDArray[Any]
+Prompt = str | Ids | Sequence[Message]
 
 
 @dataclass(frozen=True)
@@ -318,17 +322,20 @@ class Stream:
         close = getattr(self._pieces, "close", None)
         if close is not None:
             close()
+        self._progress.stop()  # which pieces that never began have not done
 
 
 class _Progress:
     """What is known of an answer while it is made, to its `Stream` too."""
 
-    def __init__(self) -> None:
+    def __init__(self, prompt_tokens: int) -> None:
         self.tokens: list[int] = []
         self.stats: Stats | None = None  # when the answer has ended
+        self._prompt = prompt_tokens
+        self.start(0)
 
-    def start(self, prompt_tokens: int, cached_tokens: int) -> None:
-        self._prompt, self._cached = prompt_tokens, cached_tokens
+    def start(self, cached_tokens: int) -> None:
+        self._cached = cached_tokens
         self._start = self._first = self._last = time.perf_counter()
 
     def add(self, token: int) -> None:
@@ -338,7 +345,7 @@ class _Progress:
         self.tokens.append(token)
 
     def stop(self) -> None:
-        self.stats = Stats(
+        self.stats = self.stats or Stats(
             prompt_tokens=self._prompt,
             cached_tokens=self._cached,
             generated_tokens=len(self.tokens),
@@ -460,9 +467,7 @@ class Session:
         self._sequence.turn += 1
         return self._sequence.core.truncate(min(kept, self._model.context))
 
-    def logits(
-        self, ids: Sequence[int] | NDArray[Any], *, last: bool | int = False
-    ) -> F32Array:
+    def logits(self, ids: Ids, *, last: bool | int = False) -> F32Array:
         """Append tokens and return the logits that follow each of them.
 
         Parameters
@@ -494,7 +499,7 @@ class Session:
 
     def perplexity(
         self,
-        ids: Sequence[int] | NDArray[Any],
+        ids: Ids,
         *,
         progress: Callable[[int, int], None] | None = None,
     ) -> float:
@@ -502,7 +507,8 @@ class Session:
         tokens = self._model._ids(ids)
         if len(tokens) < 2:
             raise ArgumentError(f"ids: expected two or more, got {len(tokens)}")
-        total, context, step = 0.0, self._model.context, 128
+        context = whole(self._model.context, "context", 2)  # nothing is scored in 1
+        total, step = 0.0, 128
         for start in range(0, len(tokens), context):
             window = tokens[start : start + context]
             self.reset()
@@ -560,11 +566,11 @@ class Session:
             _StopStrings(_stop_strings(stop)),
             self._model.tokenizer.stream_decoder(),
         )
-        progress = _Progress()
+        progress = _Progress(len(ids))
         return Stream(self._generate(progress, request), progress)
 
     @takes_options_of(stream)
-    def __call__(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> str:
+    def __call__(self, prompt: str | Ids, **options: Unpack[Options]) -> str:
         """Go on with a text; see `Model.__call__`."""
         return "".join(piece.text for piece in self.stream(prompt, **options))
 
@@ -583,7 +589,7 @@ class Session:
     def _generate(self, progress: _Progress, request: _Request) -> Iterator[Piece]:
         cut, decoder = request.cut, request.decoder
         cached = self._keep_prefix(request.ids)
-        progress.start(len(request.ids), cached)
+        progress.start(cached)
         turn = self._sequence.turn
         pending = np.asarray(request.ids[cached:], np.int64)
         try:
@@ -803,9 +809,7 @@ class Model:
         """Join tokens to text; see `Tokenizer.decode`."""
         return self.tokenizer.decode(ids)
 
-    def logits(
-        self, ids: Sequence[int] | NDArray[Any], *, last: bool | int = False
-    ) -> F32Array:
+    def logits(self, ids: Ids, *, last: bool | int = False) -> F32Array:
         """Run a sequence from its start and return the logits that follow each token.
 
         Parameters
@@ -834,7 +838,7 @@ class Model:
 
     def perplexity(
         self,
-        ids: Sequence[int] | NDArray[Any],
+        ids: Ids,
         *,
         progress: Callable[[int, int], None] | None = None,
     ) -> float:
@@ -855,12 +859,13 @@ class Model:
         Raises
         ------
         ArgumentError, DTypeError, FileChangedError
-            If there are fewer than two ids, or as by `logits`.
+            If there are fewer than two ids, or the context holds only one, or as by
+            `logits`.
         """
         return self._session.perplexity(ids, progress=progress)
 
     @takes_options_of(Session.stream)
-    def __call__(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> str:
+    def __call__(self, prompt: str | Ids, **options: Unpack[Options]) -> str:
         """Go on with a text, as it is: no chat template.
 
         Parameters
@@ -966,11 +971,8 @@ class Model:
 
     # ---- shared with Session
 
-    def _ids(self, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
-        array = as_indices(ids, "ids", self._config.vocab_size)
-        if array.ndim != 1:
-            raise ArgumentError(f"ids: expected one dimension, got shape {array.shape}")
-        return array
+    def _ids(self, ids: Ids, name: str = "ids") -> NDArray[np.int64]:
+        return as_ids(ids, name, self._config.vocab_size)
 
     def _alternatives(self, logprobs: bool | int) -> int | None:
         """How many tokens to tell the log-probability of, beside the one chosen."""
@@ -992,11 +994,13 @@ class Model:
             ids = self.tokenize(prompt)
         elif isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
             ids = self._chat_ids(prompt)  # type: ignore[arg-type]
-        elif not isinstance(prompt, Sequence) and not hasattr(prompt, "__array__"):
+        elif isinstance(prompt, bytes | bytearray) or not (
+            isinstance(prompt, Sequence) or hasattr(prompt, "__array__")
+        ):
             got = type(prompt).__name__
             raise DTypeError(f"prompt: expected a text, ids or messages, got {got}")
         else:
-            ids = self._ids(prompt).tolist()  # type: ignore[arg-type]
+            ids = self._ids(prompt, "prompt").tolist()  # type: ignore[arg-type]
         if not ids:
             raise ArgumentError("prompt: expected at least one token")
         return ids
@@ -1014,7 +1018,7 @@ def load(
     *,
     context: int | None = None,
     threads: int | None = None,
-    kv: str = "f32",
+    kv: Literal["f32", "f16"] = "f32",
     activations: str | None = None,
     repack: str = "auto",
     quantize: str | None = None,
@@ -1085,6 +1089,9 @@ def load(
         message names the tensor or key.
     ArgumentError, DTypeError
         If an option is none of those it may be, or of another type.
+    NumericalError
+        If weights that `quantize` is to round are not finite. The message names the
+        file and the byte.
     OutOfMemoryError
         If the weights that every token needs exceed the memory there is.
     OSError
@@ -1111,10 +1118,8 @@ def load(
     source = "activations"
     if activations is None:
         source = "HALFBYTE_ACTIVATIONS"
-        activations = os.environ.get(source, "auto")
-    if activations not in _ACTIVATIONS:
-        known = ", ".join(_ACTIVATIONS)
-        raise ArgumentError(f"{source}: found {activations!r}; expected one of {known}")
+        activations = os.environ.get(source) or "auto"
+    one_of(activations, source, _ACTIVATIONS)
     _onednn.open_if_asked()
     core = _core.Model.load(
         os.fsencode(name),
@@ -1136,7 +1141,9 @@ def _check_folder(path: Path) -> None:
     if not folder.is_dir() or (folder / "config.json").exists():
         return
     try:
-        inside = [p.name for p in folder.iterdir() if is_gguf_model(p.name)]
+        inside = [
+            p.name for p in folder.iterdir() if is_gguf_model(p.name) and p.is_file()
+        ]
     except OSError:
         inside = []
     raise FileNotFoundError(

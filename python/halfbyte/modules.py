@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from halfbyte.files import File, TensorInfo
+from halfbyte.gemma import ROOTS
 
 __all__ = [
     "CODES",
@@ -21,10 +22,8 @@ __all__ = [
     "modules_of",
 ]
 
-_ROOTS = ("model.language_model.", "language_model.model.", "language_model.", "model.")
-_LAYER = re.compile(
-    r"(?:blk|layers)\.(\d{1,4})\.(.+)", re.DOTALL
-)  # Ends of the names of a matrix: its codes or floats, its scales, its activations'.
+_LAYER = re.compile(r"(?:blk|layers)\.(\d{1,4})\.(.+)", re.DOTALL)
+# Ends of the names of a matrix: its codes or floats, its scales, its activations'.
 CODES = ("weight_packed", "embedding_quantized", "weight", "")
 SCALES = ("weight_scale", "embedding_scale")
 STEP_NAMES = (
@@ -58,7 +57,7 @@ class Codes(NamedTuple):
 
 
 def _without_root(name: str) -> str:
-    root = next((r for r in _ROOTS if name.startswith(r)), "")
+    root = next((r for r in ROOTS if name.startswith(r)), "")
     return name.removeprefix(root)
 
 

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from halfbyte import _core, _onednn
-from halfbyte._arguments import not_negative, number, whole
+from halfbyte._arguments import not_negative, number, one_of, positive, whole
 from halfbyte._arrays import (
+    Array,
     F32Array,
     as_f32,
     as_indices,
@@ -30,7 +31,7 @@ from halfbyte._arrays import (
     rows_of,
 )
 from halfbyte.errors import ArgumentError, DTypeError, ShapeError
-from halfbyte.formats import Weight
+from halfbyte.formats import Weight, packed
 from halfbyte.targets import num_threads
 
 __all__ = [
@@ -48,36 +49,18 @@ __all__ = [
 _MAX_POSITION = 2**24
 
 
-def _input(x: ArrayLike, name: str) -> F32Array:
+def _input(x: Array, name: str) -> F32Array:
     values = as_f32(x, name, _core.from_dlpack)
     if values.ndim == 0:
         raise ShapeError(f"{name}: expected at least one dimension, got shape ()")
     return values
 
 
-def _packed(w: Weight) -> Weight:
-    if not isinstance(w, Weight):
-        got = type(w).__name__
-        raise DTypeError(
-            f"w: expected a Weight, got {got} - halfbyte.quantize packs one"
-        )
-    return w
-
-
-def _positive(value: float, name: str) -> float:
-    if type(value) is float and 0 < value < math.inf:  # soon told, as almost always
-        return value
-    result = number(value, name)
-    if not 0 < result < math.inf:
-        raise ArgumentError(f"{name}: expected a finite number above 0, got {value}")
-    return result
-
-
 def linear(
-    x: ArrayLike,
+    x: Array,
     w: Weight,
     *,
-    bias: ArrayLike | None = None,
+    bias: Array | None = None,
     out: F32Array | None = None,
     activations: Literal["auto", "f32"] = "auto",
 ) -> F32Array:
@@ -118,7 +101,7 @@ def linear(
     >>> linear(np.arange(4, dtype=np.float32), w)
     array([0., 1.], dtype=float32)
     """
-    if _packed(w).format in ("f32", "bf16"):
+    if packed(w).format in ("f32", "bf16"):
         _onednn.open_if_asked()
     # A product of one token with a small matrix takes as long as the checks below.
     if bias is None and activations == "auto":
@@ -126,8 +109,7 @@ def linear(
         if done is not None:
             return done
     values, (n, k) = _input(x, "x"), w.shape
-    if activations not in ("auto", "f32"):
-        raise ArgumentError(f"activations: expected auto or f32, got {activations!r}")
+    one_of(activations, "activations", ("auto", "f32"))
     if values.shape[-1] != k:
         raise ShapeError(f"x: expected shape (..., {k}), got {values.shape}")
     added = None if bias is None else as_vector(bias, "bias", _core.from_dlpack)
@@ -180,10 +162,10 @@ def linear_codes(
     >>> linear_codes(np.full((1, 32), 3, np.int8), w, x_step=0.5, y_step=2.0)
     array([[24]], dtype=int8)
     """
-    n, k = _packed(w).shape
+    n, k = packed(w).shape
     if w.scales is None:
         raise ArgumentError(f"w: expected one scale a row (w8, w4, w2), got {w.format}")
-    x_step, y_step = _positive(x_step, "x_step"), _positive(y_step, "y_step")
+    x_step, y_step = positive(x_step, "x_step"), positive(y_step, "y_step")
     done = w._core.linear_codes_at_once(x, x_step, y_step, out, num_threads())
     if done is not None:
         return done
@@ -229,7 +211,7 @@ def embedding_rows(
     DTypeError, ShapeError
         If an argument does not fit.
     """
-    n, k = _packed(w).shape
+    n, k = packed(w).shape
     indices = as_indices(ids, "ids", n)
     result, target = output(out, (*indices.shape, k))
     rows = np.ascontiguousarray(indices.reshape(-1))
@@ -238,8 +220,8 @@ def embedding_rows(
 
 
 def rms_norm(
-    x: ArrayLike,
-    weight: ArrayLike | None = None,
+    x: Array,
+    weight: Array | None = None,
     *,
     eps: float = 1e-6,
     out: F32Array | None = None,
@@ -283,7 +265,7 @@ def rms_norm(
 
 
 def rope(
-    x: ArrayLike,
+    x: Array,
     positions: ArrayLike,
     *,
     freq_base: float = 10000.0,
@@ -337,7 +319,7 @@ def rope(
         raise ArgumentError(
             f"rotary_dims: expected an even number up to {head_dim}, got {dims}"
         )
-    base, scale = _positive(freq_base, "freq_base"), _positive(freq_scale, "freq_scale")
+    base, scale = positive(freq_base, "freq_base"), positive(freq_scale, "freq_scale")
     result, _ = output(out, values.shape)
     if result.size == 0:
         return result
@@ -356,7 +338,7 @@ def rope(
     return result
 
 
-def softmax(x: ArrayLike, *, out: F32Array | None = None) -> F32Array:
+def softmax(x: Array, *, out: F32Array | None = None) -> F32Array:
     """Softmax over the last axis.
 
     Parameters
@@ -386,9 +368,7 @@ def softmax(x: ArrayLike, *, out: F32Array | None = None) -> F32Array:
     return result
 
 
-def gelu_mul(
-    gate: ArrayLike, up: ArrayLike, *, out: F32Array | None = None
-) -> F32Array:
+def gelu_mul(gate: Array, up: Array, *, out: F32Array | None = None) -> F32Array:
     """Gate by GELU in its tanh form: ``gelu(gate) * up``.
 
     Parameters
@@ -415,9 +395,9 @@ def gelu_mul(
 
 
 def attention(
-    q: ArrayLike,
-    k: ArrayLike,
-    v: ArrayLike,
+    q: Array,
+    k: Array,
+    v: Array,
     *,
     mask: ArrayLike | None = None,
     causal: bool = False,
@@ -489,7 +469,7 @@ def attention(
     return result
 
 
-def _heads(x: ArrayLike, name: str) -> F32Array:
+def _heads(x: Array, name: str) -> F32Array:
     values = as_f32(x, name, _core.from_dlpack)
     if values.ndim != 4:
         raise ShapeError(
@@ -503,9 +483,9 @@ def _mask(mask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     if array.dtype != np.bool_:
         raise DTypeError(f"mask: expected dtype bool, got {array.dtype}")
     try:
-        whole = np.broadcast_to(array, shape)
+        spread = np.broadcast_to(array, shape)
     except ValueError:
         raise ShapeError(
             f"mask: expected what broadcasts to {shape}, got shape {array.shape}"
         ) from None
-    return heads_of(whole)
+    return heads_of(spread)

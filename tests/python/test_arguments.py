@@ -8,6 +8,8 @@ import copy
 import inspect
 import pickle
 import pydoc
+import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import halfbyte
 import numpy as np
 import pytest
-from halfbyte import roof
+from halfbyte import lattice, names, roof
 from halfbyte.cli.terminal import printable
 from halfbyte.errors import (
     ArgumentError,
@@ -103,10 +105,24 @@ HEADS = np.ones((1, 1, 2, 8), np.float32)
             ArgumentError,
             "last: expected 0 or more, got -1",
         ),
+        *(
+            (call, DTypeError, "id: expected a whole number, got str")
+            for call in (
+                lambda m: m.tokenizer.is_end("a"),
+                lambda m: m.tokenizer.is_control("a"),
+                lambda m: m.tokenizer.token_to_piece("a"),
+                lambda m: m.tokenizer.stream_decoder().push("a"),
+            )
+        ),
         (
-            lambda m: m.tokenizer.is_end("a"),
+            lambda m: m.tokenizer.stream_decoder().push(2**40),
+            ArgumentError,
+            "id: expected 0 to ",
+        ),
+        (
+            lambda m: m.tokenizer.token_to_piece([1, 2]),
             DTypeError,
-            "id: expected a whole number, got str",
+            "id: expected a whole number, got list",
         ),
         (
             lambda _: roof.buffer(-1),
@@ -201,17 +217,26 @@ def test_options_that_are_large_or_none(model: halfbyte.Model) -> None:
     assert model("a", **options, top_k=2**70, stop=None) == want
 
 
-@pytest.mark.parametrize("prompt", [None, 5, USER, {1, 2}, (USER for _ in "a")])
+@pytest.mark.parametrize(
+    "prompt", [None, 5, USER, {1, 2}, (USER for _ in "a"), b"abc", bytearray(b"abc")]
+)
 def test_prompts(model: halfbyte.Model, prompt: Any) -> None:
     check(lambda: model(prompt), DTypeError, "prompt: expected a text, ids or messages")
 
 
 @pytest.mark.parametrize(
-    ("ids", "error"), [([[1], [1, 2]], ShapeError), (np.array(5), ArgumentError)]
+    ("ids", "error"),
+    [
+        ([[1], [1, 2]], ShapeError),
+        (np.array(5), ArgumentError),
+        ([[5]], ArgumentError),
+        ([1.5], DTypeError),
+    ],
 )
 def test_ids(model: halfbyte.Model, ids: Any, error: type[Exception]) -> None:
     check(lambda: model.logits(ids), error, "ids: expected")
-    check(lambda: model(ids), error, "ids: expected")
+    check(lambda: model.detokenize(ids), error, "ids: expected")
+    check(lambda: model(ids), error, "prompt: expected")
 
 
 @pytest.mark.parametrize(
@@ -237,6 +262,8 @@ def test_a_text_is_one_message(model: halfbyte.Model) -> None:
 
 def test_texts_and_lengths(model: halfbyte.Model) -> None:
     check(lambda: model.tokenize(3), DTypeError, "text: expected")  # type: ignore[arg-type]
+    check(lambda: 3 in model.tokenizer, DTypeError, "text: expected a str, got int")  # type: ignore[operator]
+    assert "\ud800" not in model.tokenizer
     session = model.session()
     check(lambda: session.truncate(1.5), DTypeError, "length: expected")  # type: ignore[arg-type]
     assert session.truncate(2**70) == 0
@@ -252,6 +279,7 @@ def test_texts_and_lengths(model: halfbyte.Model) -> None:
         ("kv", None),
         ("repack", True),
         ("quantize", 4),
+        ("activations", 4),
     ],
 )
 def test_options_of_load(option: str, value: Any) -> None:
@@ -267,6 +295,8 @@ def test_what_is_no_weight(w: Any) -> None:
     wanted = "w: expected a Weight, got"
     check(lambda: halfbyte.linear(X, w), DTypeError, wanted)
     check(lambda: halfbyte.embedding_rows(w, [0]), DTypeError, wanted)
+    check(lambda: halfbyte.dequantize(w), DTypeError, wanted)
+    check(lambda: lattice.repair(w), DTypeError, wanted)
     codes = X.astype(np.int8)
     check(
         lambda: halfbyte.ops.linear_codes(codes, w, x_step=1, y_step=1),
@@ -309,6 +339,82 @@ def test_numbers_of_operations() -> None:
         DTypeError,
         "target: expected",
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "begins"),
+    [
+        ({"format": ["q4_0"]}, DTypeError, "format: expected a str, got list"),
+        ({"format": "q4_9"}, ArgumentError, "format: expected one of f32, f16, q4_0"),
+        ({"quantizer": None}, DTypeError, "quantizer: expected a str, got NoneType"),
+        ({"quantizer": "rms"}, ArgumentError, "quantizer: expected one of rtn, mse"),
+        ({"quantizer": "imatrix"}, ArgumentError, "importance: wanted by"),
+        ({"importance": X[0]}, ArgumentError, "importance: not for"),
+    ],
+)
+def test_options_of_quantize(
+    options: dict[str, Any], error: type[Exception], begins: str
+) -> None:
+    packed = {"format": "q4_0"} | options
+    check(lambda: halfbyte.quantize(X, **packed), error, begins)
+    if "format" not in options:  # all of X is on the lattice
+        check(lambda: lattice.recover(X, **packed), error, begins)
+
+
+def test_bits_of_a_lattice() -> None:
+    wanted = "bits: expected a uint16 array, got list"
+    check(lambda: lattice.recover_bits([[0] * 32]), DTypeError, wanted)  # type: ignore[arg-type]
+    bits: Any = np.zeros((1, 32), np.uint16)
+    check(lambda: lattice.recover_bits(bits, None), DTypeError, "format: expected")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("begin", "out", "error", "begins"),
+    [
+        (-1, np.zeros(4, np.uint8), ArgumentError, "begin: expected 0 or more, got -1"),
+        ("a", np.zeros(4, np.uint8), DTypeError, "begin: expected a whole number"),
+        (2**70, np.zeros(4, np.uint8), ShapeError, "out: expected at most 0 bytes"),
+        (0, [0], DTypeError, "out: expected a uint8 array, got list"),
+    ],
+)
+def test_what_a_file_reads(
+    begin: Any, out: Any, error: type[Exception], begins: str
+) -> None:
+    opened = halfbyte.open_gguf(names.resolve("halfbyte:tiny"))
+    check(lambda: opened.read(opened.tensors[0].name, begin, out), error, begins)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("max_kl", "a", DTypeError),
+        ("min_top1", "a", DTypeError),
+        ("greedy", 1.5, DTypeError),
+        ("greedy", -1, ArgumentError),
+        ("sha256", 0, DTypeError),
+        ("text", 3, DTypeError),
+    ],
+)
+def test_options_of_verify(option: str, value: Any, error: type[Exception]) -> None:
+    options: dict[str, Any] = {option: value}
+    check(lambda: halfbyte.verify("no file", **options), error, f"{option}: expected")
+
+
+def test_a_context_in_which_nothing_is_scored() -> None:
+    model = halfbyte.load("halfbyte:tiny", context=1)
+    want = "context: expected 2 or more, got 1"
+    check(lambda: model.perplexity([1, 2, 3]), ArgumentError, want)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="typing has no Unpack")
+@pytest.mark.parametrize("name", halfbyte.__all__)
+def test_type_hints_can_be_looked_up(name: str) -> None:
+    public = getattr(halfbyte, name)
+    for item in (
+        (public, *vars(public).values()) if isinstance(public, type) else (public,)
+    ):
+        if inspect.isfunction(item):
+            typing.get_type_hints(item)
 
 
 # ---- copies

@@ -25,8 +25,10 @@ import halfbyte.transformers
 import pytest
 import typer
 from halfbyte import reference
+from halfbyte.cli import errors
 from halfbyte.cli.app import app
 from halfbyte.formats import format_info
+from test_layers import MODULES, OVER_CORE
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -34,7 +36,16 @@ PAGES = sorted(
     for path in ROOT.rglob("*.md")
     if not any(part.startswith((".", "build")) for part in path.relative_to(ROOT).parts)
 )
-FORMATS = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+README, ARCHITECTURE, FORMATS, PERFORMANCE = (
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in (
+        "README.md",
+        "docs/architecture.md",
+        "docs/formats.md",
+        "docs/performance.md",
+    )
+)
+RESULTS = ROOT / "benchmarks" / "results"
 each_page = pytest.mark.parametrize(
     "page", PAGES, ids=lambda p: str(p.relative_to(ROOT))
 )
@@ -273,3 +284,115 @@ def test_every_format_is_described() -> None:
     for name in set(halfbyte.formats()) - {"f32", "f16", "bf16"}:
         assert FORMATS.count(f"`{name}`") >= 2
     assert sorted(halfbyte.formats()) == sorted(reference.formats())
+
+
+# ---- other tables
+
+
+def rows_under(heading: str, text: str) -> list[list[str]]:
+    """Cells of the first table under a heading, without its head."""
+    part = text.partition(f"# {heading}\n")[2].partition("\n#")[0]
+    lines = [line for line in part.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines[2:]]
+
+
+def module_rows(text: str) -> dict[str, set[str]]:
+    """Modules by what they may import."""
+    found = {}
+    for names, _, may_import in rows_under("The modules", text):
+        for name in re.findall(r"`(\w+)`", names):
+            found[name] = set(re.findall(r"`(\w+)`", may_import))
+    return found
+
+
+def actual_modules() -> dict[str, set[str]]:
+    return {
+        name or "halfbyte": {other or "halfbyte" for other in others}
+        | ({"_core"} if name in OVER_CORE else set())
+        for name, others in MODULES.items()
+    }
+
+
+def test_the_table_of_modules_is_what_is_tested() -> None:
+    assert module_rows(ARCHITECTURE) == actual_modules()
+    wrong = ARCHITECTURE.replace("| `draft` |", "| `files` |")
+    assert module_rows(wrong) != actual_modules()
+
+
+def test_the_table_of_the_environment_is_whole() -> None:
+    sources = (ROOT / "python").rglob("*.py")
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    read = set(re.findall(r"\bHALFBYTE_[A-Z_]+\b", text))
+    table = str(rows_under("Environment", README))
+    assert len(read) >= 5
+    assert {name for name in read if f"`{name}`" not in table} == set()
+
+
+def test_the_table_of_exit_codes_is_whole() -> None:
+    codes = {value for value in vars(errors).values() if isinstance(value, int)}
+    table = rows_under("Exit codes", README)
+    assert [int(row[0]) for row in table] == sorted({0} | codes)
+
+
+# ---- figures
+
+_KERNELS = re.compile(
+    r"\(\.\./benchmarks/results/([\w-]+-kernels\.json)\)[^|]*((?:^\|.*\n)+)",
+    re.MULTILINE,
+)
+
+Cells = dict[tuple[str, int], str]
+
+
+def kernel_tables(text: str) -> dict[str, Cells]:
+    """Cells of the tables behind links to figures of kernels, by format and tokens."""
+    found: dict[str, Cells] = {}
+    for name, table in _KERNELS.findall(text):
+        head, _, *rows = (
+            [cell.strip() for cell in line[1:-1].split("|")]
+            for line in table.splitlines()
+        )
+        found[name] = {
+            (row[0].lower(), int(count.split()[0])): cell
+            for row in rows
+            for count, cell in zip(head[1:], row[1:], strict=True)
+        }
+    return found
+
+
+def measured_cells(path: Path) -> Cells:
+    """What a table has to say: shares of a roof, marked if it is not the usual one."""
+    found: Cells = {}
+    results = json.loads(path.read_text(encoding="utf-8"))["results"]
+    for r in sorted(results, key=lambda r: r["threads"]):
+        reads, one = r["bound"] == "read", r["tokens"] == 1
+        mark = "" if reads == one else " r" if reads else " d"
+        key = (r["format"], r["tokens"])
+        before = f"{found[key]} / " if key in found else ""
+        found[key] = f"{before}{r['roof_fraction']:.2f}{mark}"
+    return found
+
+
+def wrong_kernel_tables(text: str) -> list[str]:
+    tables = kernel_tables(text)
+    paths = sorted(RESULTS.glob("*-kernels.json"))
+    return [p.name for p in paths if tables.get(p.name) != measured_cells(p)]
+
+
+def test_the_tables_of_kernels_are_their_figures() -> None:
+    assert wrong_kernel_tables(PERFORMANCE) == []
+
+
+def test_a_wrong_figure_is_found() -> None:
+    for name in kernel_tables(PERFORMANCE):
+        before, link, table = PERFORMANCE.partition(f"{name})")
+        for old, new in ((" r ", " "), ("| 0.", "| 0.0"), ("| Q8_0 |", "| Q4_0 |")):
+            wrong = before + link + table.replace(old, new, 1)
+            assert wrong_kernel_tables(wrong) == [name]
+
+
+def test_every_result_is_told_of() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    kept = {path.name for path in RESULTS.iterdir()}
+    told = set(re.findall(r"results/([\w-]+\.json)", text))
+    assert kept - told == set()

@@ -258,7 +258,7 @@ V = np.zeros(32, np.float32)
         (
             lambda: halfbyte.linear(X, W, activations="f64"),
             errors.ArgumentError,
-            "activations: expected auto or f32, got 'f64'",
+            "activations: expected one of auto, f32, got 'f64'",
         ),
         (
             lambda: halfbyte.rms_norm(X, V.astype(np.int32)),

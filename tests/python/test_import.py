@@ -153,6 +153,12 @@ with halfbyte.threads(3):
     assert (done.stdout, done.stderr) == (b"", b"")
 
 
+def test_modules_are_there_when_they_are_asked_for() -> None:
+    for name in ("imatrix", "lineage"):
+        told = python(f"import halfbyte; print(halfbyte.{name}.__name__)").stdout
+        assert told.decode().strip() == f"halfbyte.{name}"
+
+
 def test_the_public_names_are_there() -> None:
     assert len(halfbyte.__all__) == len(set(halfbyte.__all__))
     for name in halfbyte.__all__:

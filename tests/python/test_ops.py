@@ -569,6 +569,43 @@ def test_out_may_not_lie_over_a_vector() -> None:
             halfbyte.rms_norm(normal(1, 32), vector, out=vector[None, :])
 
 
+@pytest.mark.parametrize("fmt", ["f32", "w8"])
+def test_out_may_not_lie_over_the_weight(fmt: str) -> None:
+    # Others may be reading it.
+    data = normal(32, 32).view(np.uint8)
+    n = data.size // 32 // (4 if fmt == "f32" else 1)
+    scales = np.ones(n, np.float32) if fmt == "w8" else None
+    w, x, before = (
+        halfbyte.Weight(data, fmt, (n, 32), scales=scales),
+        normal(1, 32),
+        data.copy(),
+    )
+    floats = data.view(np.float32)
+    for call in (
+        lambda: halfbyte.linear(x, w, out=floats.reshape(-1)[:n][None]),
+        lambda: halfbyte.embedding_rows(w, [1], out=floats[:1]),
+    ):
+        with pytest.raises(ShapeError, match="out: overlaps w in memory"):
+            call()
+    np.testing.assert_array_equal(data, before)
+
+
+def test_nor_may_codes() -> None:
+    data = normal(32, 8).view(np.int8)
+    w = halfbyte.Weight(data.view(np.uint8), "w8", (32, 32))
+    codes = np.zeros((1, 32), np.int8)
+    with pytest.raises(ShapeError, match="out: overlaps w in memory"):
+        halfbyte.linear_codes(codes, w, x_step=1.0, y_step=1.0, out=data[:1])
+
+
+def test_a_row_beyond_what_an_id_can_name() -> None:
+    # The memory is never touched.
+    n = 2**31 + 64
+    w = halfbyte.Weight(np.zeros(2 * n, np.uint8), "f16", (n, 1))
+    with pytest.raises(ShapeError, match="more rows than a 32-bit id can name"):
+        halfbyte.embedding_rows(w, [2**31 + 3])
+
+
 @every_target
 def test_vectors_of_any_layout() -> None:
     w = weight(sane_rows("q4_0", 32, 32), "q4_0", 32, 32)

@@ -18,7 +18,12 @@ import pytest
 import tiny
 import torch
 from halfbyte import qat
-from halfbyte.errors import ArgumentError, ModelError, UnsupportedError
+from halfbyte.errors import (
+    ArgumentError,
+    DTypeError,
+    ModelError,
+    UnsupportedError,
+)
 from halfbyte.qat import loss as losses
 from halfbyte.torch import QuantLinear
 from torch import Tensor, nn
@@ -175,7 +180,7 @@ def test_what_does_not_fit_is_refused() -> None:
     model = tiny.build("gemma3")
     with pytest.raises(ArgumentError, match="expected 'q4_0', 'mobile' or a"):
         qat.prepare(model, "q5_0")
-    with pytest.raises(ArgumentError, match="expected 'search' or 'ggml', got 'rtn'"):
+    with pytest.raises(ArgumentError, match="one of search, ggml, got 'rtn'"):
         qat.prepare(model, step="rtn")
     with pytest.raises(ArgumentError, match="a rule of Q4_0, not of mobile"):
         qat.prepare(model, "mobile", step="ggml")
@@ -192,6 +197,11 @@ def test_what_does_not_fit_is_refused() -> None:
     qat.prepare(model)
     with pytest.raises(ArgumentError, match="it was prepared before: build it anew"):
         qat.prepare(model)
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(DTypeError, match=r"model: expected a torch.nn.Module, got int"):
+        qat.prepare(3)
 
 
 @pytest.mark.parametrize("other", [nn.Linear(4, 4), "headless"])

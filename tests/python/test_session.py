@@ -321,6 +321,16 @@ def test_a_closed_stream_has_ended(model: Any) -> None:
     assert first.text == answer(session, IDS, max_tokens=50)[0][: len(first.text)]
 
 
+def test_a_stream_closed_before_it_began_has_ended(model: Any) -> None:
+    talk = halfbyte.Conversation(model)
+    for stream in (model.session().stream(IDS), talk.send("hello")):
+        stream.close()
+        assert stream.stats is not None
+        assert stream.stats.prompt_tokens > 0
+        assert stream.stats.generated_tokens == 0
+        assert list(stream) == []
+
+
 @pytest.mark.parametrize("other", ["stream", "logits", "reset", "truncate"])
 def test_an_overtaken_stream_says_so(model: Any, other: str) -> None:
     session = model.session()
@@ -456,7 +466,9 @@ def test_chat_without_a_template(model: Any) -> None:
 def test_a_prompt_without_tokens(model: Any) -> None:
     with pytest.raises(errors.ArgumentError, match="prompt: "):
         model.stream([])
-    with pytest.raises(errors.ArgumentError, match="ids: expected 0 to 511, got 512"):
+    with pytest.raises(
+        errors.ArgumentError, match="prompt: expected 0 to 511, got 512"
+    ):
         model.stream([2, 512])
-    with pytest.raises(errors.DTypeError, match="ids: expected integers"):
+    with pytest.raises(errors.DTypeError, match="prompt: expected integers"):
         model.stream([0.5])

@@ -74,16 +74,22 @@ def test_options_that_are_handed_on_are_typed(tmp_path: Path) -> None:
     program = tmp_path / "wrong.py"
     program.write_text(
         "import halfbyte\n"
+        "import numpy as np\n"
+        "import torch\n"
         'model = halfbyte.load("tiny")\n'
         "chat = halfbyte.Conversation(model)\n"
         'model("a", temperature=1, stop=["b"], logprobs=2)\n'
         'model.chat("a", temprature=1)\n'
         'model.stream("a", seed="b")\n'
         'chat.send("a", top=1)\n'
+        "halfbyte.softmax([1.0])\n"
+        'halfbyte.load("tiny", kv="f8")\n'
+        "model.stream(np.arange(3))\n"
+        'halfbyte.quantize(torch.ones(2, 32), "q4_0", quantizer="rms")\n'
     )
     done = run("mypy", "--cache-dir", tmp_path, program)
     found = re.findall(r"wrong\.py:(\d+): error", done.stdout)
-    assert found == ["5", "6", "7"], done.stdout + done.stderr
+    assert found == ["7", "8", "9", "10", "11", "13"], done.stdout + done.stderr
 
 
 def test_the_stub_names_what_there_is(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from halfbyte.torch import QuantEmbedding, QuantLinear, linear, ops, quantize
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from transformers.integrations.gemma_quant import QuantizedEmbedding
 
 WRITABLE = [f for f in halfbyte.formats() if format_info(f).writable]
@@ -330,7 +331,22 @@ def test_other_devices_are_refused_before_anything_moves() -> None:
         (
             lambda: QuantLinear(32, 4, "q4_0", activations="int8"),
             ArgumentError,
-            "activations: expected auto or f32",
+            "activations: expected one of auto, f32",
+        ),
+        (
+            lambda: QuantLinear.from_linear(3, "q4_0"),  # type: ignore[arg-type]
+            DTypeError,
+            "linear: expected a torch.nn.Linear, got int",
+        ),
+        (
+            lambda: QuantLinear.from_packed([[0]], "q4_0"),  # type: ignore[arg-type]
+            DTypeError,
+            "weight: expected a tensor, got list",
+        ),
+        (
+            lambda: QuantEmbedding.from_packed([[0]], "q4_0"),  # type: ignore[arg-type]
+            DTypeError,
+            "table: expected a tensor, got list",
         ),
         (
             lambda: QuantLinear.from_packed(torch.zeros(4, 18), "q4_0"),
@@ -499,6 +515,55 @@ def test_lora_on_a_packed_gemma4() -> None:
     assert after < before
     for module, want in zip(layers, bytes_before, strict=True):
         same(module.weight, want)
+
+
+# ---- tracers and transforms, which do not see a kernel that is called directly
+
+
+def traced(layer: Any, x: Tensor) -> Any:
+    return torch.jit.trace(layer, torch.ones_like(x))(x)
+
+
+def by_rows(layer: Any, x: Tensor) -> Any:
+    return torch.func.vmap(layer)(x)
+
+
+def through_fx(layer: Any, x: Tensor) -> Any:
+    return make_fx(layer)(torch.ones_like(x))(x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("seen", [traced, by_rows, through_fx])
+def test_what_looks_on_sees_the_product(seen: Any) -> None:
+    layer = QuantLinear.from_linear(nn.Linear(64, 32), "q4_0").requires_grad_(False)
+    x = torch.randn(3, 64)
+    same(seen(layer, x), layer(x))
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_adapters_are_not_packed() -> None:
+    base = tiny.build("e2b", wide=True)
+    model = peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj"]))
+    ids = torch.tensor([tiny.prompt(12)])
+    report = halfbyte.accelerate(model, quantize="q8_0")
+    assert report.swapped
+    adapters = {m for n, m in model.named_modules() if ".lora_" in n}
+    assert not any(isinstance(m, QuantLinear) for m in adapters)
+    assert model(input_ids=ids).logits.isfinite().all()
+
+
+def test_what_torch_makes_by_default_is_not_ours() -> None:
+    table = quantize(torch.randn(8, 64), "w4")
+    scale = table[1].reshape(-1, 1).expand(-1, 2).contiguous()
+    layer = QuantEmbedding.from_packed(table[0], "w4", scale=scale)
+    want = layer(torch.arange(8))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        same(layer(torch.arange(8)), want)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert layer.weight.size() == (8, 64)
+    assert layer.weight.size(1) == 64
 
 
 # ---- the benchmark

@@ -233,6 +233,21 @@ def test_any_number_of_threads_gives_the_same_bits(m: int, dtype: torch.dtype) -
             same(linear(x, **weight), want)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_flushing_subnormals_is_for_torch_alone(count: int) -> None:
+    # It is a mode of the thread that asked, which is one of several that multiply.
+    weight, x = packed("f32", n=4096, k=64), torch.full((1, 64), 1e-38)
+    with halfbyte.threads(count):
+        want = linear(x, **weight)
+        assert (want.abs() < 1.17e-38).sum() > 100
+        assert torch.set_flush_denormal(True)
+        try:
+            for _ in range(10):
+                same(linear(x, **weight), want)
+        finally:
+            torch.set_flush_denormal(False)
+
+
 def test_torchs_number_of_threads_counts_until_halfbyte_has_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -505,6 +520,61 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] =
         ArgumentError,
         "format: expected one of",
     ),
+    "no tensor": (
+        lambda w: linear([1.0] * K, **w),
+        DTypeError,
+        "x: expected a tensor, got list",
+    ),
+    "no tensor of biases": (
+        lambda w: linear(GOOD, bias=[1.0] * N, **w),
+        DTypeError,
+        "bias: expected a tensor, got list",
+    ),
+    "no format": (
+        lambda w: linear(GOOD, **w | {"format": 3}),
+        DTypeError,
+        "format: expected a str, got int",
+    ),
+    "no matrix to pack": (
+        lambda _: quantize([[1.0] * K], "q4_0"),
+        DTypeError,
+        "x: expected a tensor, got list",
+    ),
+    "no matrix to unpack": (
+        lambda _: dequantize([[0] * 18], "q4_0"),
+        DTypeError,
+        "w: expected a tensor, got list",
+    ),
+    "no tensor of ids": (
+        lambda w: embedding_rows([0], **w),
+        DTypeError,
+        "ids: expected a tensor, got list",
+    ),
+    "no tensor to norm": (
+        lambda _: rms_norm([1.0]),
+        DTypeError,
+        "x: expected a tensor, got list",
+    ),
+    "no number": (
+        lambda _: rms_norm(GOOD, eps="a"),
+        DTypeError,
+        "eps: expected a number, got str",
+    ),
+    "no gate": (
+        lambda _: gelu_mul([1.0], GOOD),
+        DTypeError,
+        "gate: expected a tensor, got list",
+    ),
+    "no base": (
+        lambda _: rope(GOOD, torch.tensor(0), freq_base="a"),
+        DTypeError,
+        "freq_base: expected a number, got str",
+    ),
+    "no dimensions": (
+        lambda _: rope(GOOD, torch.tensor(0), rotary_dims=1.5),
+        DTypeError,
+        "rotary_dims: expected a whole number, got float",
+    ),
     "float weight": (
         lambda w: linear(GOOD, **w | {"w": w["w"].float()}),
         ShapeError,
@@ -623,7 +693,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] =
     "freq_base": (
         lambda _: rope(GOOD, torch.tensor(0), freq_base=0.0),
         ArgumentError,
-        "freq_base: expected a number above 0",
+        "freq_base: expected a finite number above 0",
     ),
 }
 

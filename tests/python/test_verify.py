@@ -323,6 +323,18 @@ def test_what_is_no_number_is_within_no_limit(packed: Path, tmp_path: Path) -> N
     assert found.problems[0].startswith("divergence: found nan")
 
 
+def test_a_perplexity_beyond_all_floats_is_infinite(tmp_path: Path) -> None:
+    good = tiny.save_gguf(tiny.build("gemma3"), tmp_path / "good.gguf")
+    huge = np.float32(1e30).tobytes()
+    bad = planted(good, tmp_path / "bad.gguf", "output_norm.weight", 0, huge)
+    found = halfbyte.verify(bad, against=good, text=TEXT, greedy=0)
+    assert not found.ok
+    assert found.agreement is not None
+    assert found.agreement.perplexity == np.inf
+    assert np.isfinite(found.agreement.reference_perplexity)
+    assert "perplexity inf" in str(found)
+
+
 def other_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the letters o and e change places."""
     tokens, *rest = tiny.vocabulary()
@@ -359,7 +371,7 @@ def test_tokenizers_come_first(
 def test_options(floats: Path) -> None:
     with pytest.raises(halfbyte.ArgumentError, match="greedy"):
         halfbyte.verify(floats, against=floats, greedy=-1)
-    with pytest.raises(halfbyte.ArgumentError, match="two or more"):
+    with pytest.raises(halfbyte.ArgumentError, match="text: no text to predict"):
         halfbyte.verify(floats, against=floats, text="")
     with pytest.raises(halfbyte.ModelError, match="steps of activations"):
         halfbyte.verify(floats, against=floats, activations="static")

@@ -7,10 +7,10 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Collection
 from pathlib import Path
 
 from halfbyte import names, origin, targets
+from halfbyte._arguments import one_of
 from halfbyte.conversion.encoders import quantizers
 from halfbyte.conversion.forms import FORMS
 from halfbyte.conversion.gemma_directory import FILE, plan_directory
@@ -88,9 +88,9 @@ def convert(
 
     Raises
     ------
-    ArgumentError
-        If an option is none of those it may be, or what is there under `dst` is not to
-        be replaced: a folder of other files, or no regular file.
+    ArgumentError, DTypeError
+        If an option is none of those it may be or of another type, or what is there
+        under `dst` is not to be replaced: a folder of other files, or no regular file.
     FormatError, ModelError, UnsupportedError
         If the source is damaged, no model that can run, packed already, or has no such
         form. The message names the tensor or key.
@@ -101,8 +101,8 @@ def convert(
     OSError
         If a file cannot be read or written; it says how far it went.
     """
-    _require("to", to, CONTAINERS)
-    _require("format", format, CONTAINERS[to])
+    one_of(to, "to", CONTAINERS)
+    one_of(format, "format", CONTAINERS[to])
     rounds = quantizers(quantizer, imatrix)
     if threads is not None:
         threads = targets._valid(threads, "threads")
@@ -173,13 +173,6 @@ def _make_folder(folder: Path, plan: Plan) -> None:
         raise ArgumentError(
             f"{folder}: expected an empty folder, or a new one, found "
             f"{min(found - ours)!r}"
-        )
-
-
-def _require(name: str, value: str, known: Collection[str]) -> None:
-    if value not in known:
-        raise ArgumentError(
-            f"{name}: expected one of {', '.join(known)}, got {value!r}"
         )
 
 

@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte import lattice
+from halfbyte._arguments import one_of
 from halfbyte._arrays import F32Array
 from halfbyte.conversion.plan import Rows, Tally, U8Array
 from halfbyte.errors import ArgumentError, NumericalError
 from halfbyte.files import PathLike
-from halfbyte.formats import Weight, format_info, quantize
+from halfbyte.formats import QUANTIZERS, Rounding, Weight, format_info, quantize
 from halfbyte.imatrix import read_imatrix
 
 __all__ = [
-    "QUANTIZERS",
     "Alike",
     "Apart",
     "Blocks",
@@ -48,14 +48,11 @@ class Quantizer(Protocol):
         """Pack rows of shape (n, K), the first one being row `begin` of its tensor."""
 
 
-QUANTIZERS = ("rtn", "mse", "imatrix")
-
-
 @dataclass(frozen=True)
 class Alike:
     """A quantizer of `halfbyte.quantize` to which all columns are alike."""
 
-    name: str
+    name: Rounding
 
     def __call__(self, x: F32Array, format: str, begin: int) -> Weight:  # noqa: ARG002
         """Round; to nearest in formats that have no other."""
@@ -118,20 +115,17 @@ def quantizers(name: str, imatrix: PathLike | None = None) -> QuantizerOf:
 
     Raises
     ------
-    ArgumentError
+    ArgumentError, DTypeError
         If there is no such method, or a file is missing or in the way.
     FormatError, OSError
         If the file cannot be read.
     """
-    if name not in QUANTIZERS:
-        raise ArgumentError(
-            f"quantizer: expected one of {', '.join(QUANTIZERS)}, got {name!r}"
-        )
-    if (imatrix is None) == (name == "imatrix"):
+    how = one_of(name, "quantizer", QUANTIZERS)
+    if (imatrix is None) == (how == "imatrix"):
         wanted = "wanted by" if imatrix is None else "not for"
         raise ArgumentError(f"imatrix: a file is {wanted} the quantizer {name!r}")
     if imatrix is None:
-        return lambda _name, _shape: Alike(name)
+        return lambda _name, _shape: Alike(how)
     measured = read_imatrix(imatrix)
     path = os.fsdecode(imatrix)
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from halfbyte._arguments import one_of
 from halfbyte.errors import ArgumentError, NumericalError
 from halfbyte.qat import loss as losses
 from halfbyte.qat.gemma import hidden_states, text_model
@@ -171,8 +172,7 @@ def _check(student: Any, plan: _Plan) -> None:
     prepared(student)
     if plan.steps < 1:
         raise ArgumentError(f"steps: expected 1 or more, got {plan.steps}")
-    if plan.loss not in ("kl", "hard"):
-        raise ArgumentError(f"loss: expected 'kl' or 'hard', got {plan.loss!r}")
+    one_of(plan.loss, "loss", ("kl", "hard"))
     for name, module in fake_modules(student):
         if isinstance(module, FakeQuantLinear) and module.static > module.calibrated:
             raise ArgumentError(

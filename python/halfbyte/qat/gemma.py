@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from halfbyte._arguments import instance
 from halfbyte.errors import UnsupportedError
 
 __all__ = ["hidden_states", "text_model"]
@@ -19,9 +20,12 @@ def text_model(model: nn.Module) -> tuple[str, Any]:
 
     Raises
     ------
+    DTypeError
+        If it is no module.
     UnsupportedError
         If it is no Gemma 3 or Gemma 4 model with a language-model head.
     """
+    instance(model, "model", nn.Module, "a torch.nn.Module")
     kind = str(getattr(getattr(model, "config", None), "model_type", ""))
     inner: Any = getattr(model, "model", None)
     if not kind.startswith(_FAMILIES) or inner is None or not hasattr(model, "lm_head"):

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from halfbyte._arguments import one_of
 from halfbyte.errors import ArgumentError, ModelError, UnsupportedError
 from halfbyte.qat.calibrate import calibrate
 from halfbyte.qat.gemma import text_model
@@ -100,7 +101,7 @@ def prepare(
     ------
     UnsupportedError
         If the model is of another kind, or the scheme has no form for a part of it.
-    ArgumentError
+    ArgumentError, DTypeError
         If the model was prepared before, or an argument does not fit.
     ModelError
         If the rows of a matrix are no whole groups, or all matrices are packed.
@@ -158,9 +159,7 @@ def ptq(
 
 
 def _check_step(step: str, scheme: Scheme) -> None:
-    if step not in ("search", "ggml"):
-        raise ArgumentError(f"step: expected 'search' or 'ggml', got {step!r}")
-    if step == "ggml" and scheme.name != "q4_0":
+    if one_of(step, "step", ("search", "ggml")) == "ggml" and scheme.name != "q4_0":
         raise ArgumentError(f"step: 'ggml' is a rule of Q4_0, not of {scheme.name}")
 
 

@@ -20,6 +20,8 @@ __all__ = [
     "at_once",
     "check_float",
     "check_indices",
+    "check_optional_tensors",
+    "check_tensors",
     "num_threads",
     "register",
     "threads",
@@ -76,6 +78,21 @@ def threads() -> AbstractContextManager[None]:
     return targets.threads(num_threads())
 
 
+def check_tensors(**tensors: object) -> None:
+    """Demand tensors, which the dispatcher does in many lines.
+
+    What stands for one where calls are traced has that attribute too.
+    """
+    for name, x in tensors.items():
+        if not (isinstance(x, Tensor) or hasattr(x, "__torch_function__")):
+            raise DTypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+
+
+def check_optional_tensors(**tensors: object) -> None:
+    """Demand tensors, or None."""
+    check_tensors(**{name: x for name, x in tensors.items() if x is not None})
+
+
 def check_float(x: Tensor, name: str) -> None:
     """Demand a type that operators compute with, and a dimension.
 
@@ -113,10 +130,12 @@ def as_vector(x: Tensor, name: str, size: int) -> Tensor:
 def at_once(x: Tensor, weight: Tensor | None) -> bool:
     """Whether the dispatcher would go straight to the kernel, and can be left out.
 
-    It costs more than a small product. Not where someone traces or watches, where a
-    gradient is wanted, or where `x` is not memory to be read as it is.
+    It costs more than a small product. Not where someone traces, watches or transforms
+    (vmap), where a gradient is wanted, or where `x` is not memory to be read as it is.
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    if torch._C._get_tracing_state() or torch._C._functorch.peek_interpreter_stack():
         return False
     if type(x) is not Tensor or not x.is_cpu or x.layout is not torch.strided:
         return False

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from halfbyte import targets
+from halfbyte._arguments import instance, one_of
 from halfbyte._sizes import size_text
 from halfbyte.errors import ArgumentError
 from halfbyte.formats import format_info, formats
@@ -24,7 +25,7 @@ from halfbyte.torch.report import LayerReport
 
 __all__ = ["SKIPPED", "Acceleration", "accelerate", "restore"]
 
-SKIPPED = (r"(^|\.)lm_head$", r"(^|\.)router\.proj$")
+SKIPPED = (r"(^|\.)lm_head$", r"(^|\.)router\.proj$", r"\.lora_[AB]\.")
 """Dense layers that `accelerate` leaves alone unless it is told otherwise."""
 
 _Packed = QuantLinear | QuantEmbedding
@@ -157,14 +158,10 @@ def _plan(
 ) -> _Plan:
     infos = map(format_info, formats())
     packed = [info.name for info in infos if info.writable and info.block_len > 1]
-    for name, found, known in (
-        ("repack", repack, ["auto", "always", "never"]),
-        ("activations", activations, ["auto", "f32"]),
-        ("quantize", quantize, [None, *packed]),
-    ):
-        if found not in known:
-            expected = ", ".join(map(str, known))
-            raise ArgumentError(f"{name}: found {found!r}; expected one of {expected}")
+    one_of(repack, "repack", ("auto", "always", "never"))
+    one_of(activations, "activations", ("auto", "f32"))
+    if quantize is not None:
+        one_of(quantize, "quantize", packed)
     if isinstance(skip, str):
         raise ArgumentError(f"skip: expected a list of patterns, got {skip!r}")
     try:
@@ -343,11 +340,10 @@ def accelerate(
     ArgumentError
         If no layer could be swapped; the message says what was found. If an option is
         none of those it may be.
+    DTypeError
+        If `model` is no module, or an option of another type.
     """
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(
-            f"model: expected a torch.nn.Module, got {type(model).__name__}"
-        )
+    instance(model, "model", nn.Module, "a torch.nn.Module")
     plan = _plan(quantize, repack, activations, skip, keep)
     swaps = _Swaps.of(model) or _Swaps()
     model.__dict__["_halfbyte_swaps"] = swaps
@@ -377,12 +373,14 @@ def restore(model: nn.Module) -> None:
     ArgumentError
         If `accelerate` did not change this model or was told not to keep its layers, or
         if compressed-tensors has expanded layers since that were left to it.
+    DTypeError
+        If `model` is no module.
     """
-    swaps = _Swaps.of(model) if isinstance(model, nn.Module) else None
+    swaps = _Swaps.of(instance(model, "model", nn.Module, "a torch.nn.Module"))
     if swaps is None:
         raise ArgumentError(
             "model: expected one that halfbyte.accelerate changed, got "
-            f"a {type(model).__name__}"
+            f"{type(model).__name__}"
         )
     originals = {s.packed: s.original for s in swaps.done if s.original is not None}
     if len(originals) < len(swaps.done):

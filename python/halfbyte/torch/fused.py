@@ -118,10 +118,11 @@ class FusedRotary(nn.Module):
         head_dim, pairs, base, factor = self.turns[layer_type]
         half = head_dim // 2
         # Turned, the pair (1, 0) is the cosine and the sine.
-        unit = torch.cat((torch.ones(half), torch.zeros(half)))
+        unit = torch.zeros(head_dim, dtype=torch.float32)
+        unit[:half] = 1.0
         turned = rope(
             unit.expand(*position_ids.shape, 1, head_dim),
-            position_ids,
+            position_ids.clamp(min=0),  # -1 is usual for padding, which nothing reads
             freq_base=base,
             rotary_dims=2 * pairs,
             freq_scale=1.0 / factor,

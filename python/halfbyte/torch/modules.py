@@ -11,10 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from halfbyte import _core
+from halfbyte._arguments import instance, one_of
 from halfbyte.errors import ArgumentError, ShapeError
 from halfbyte.formats import FormatInfo, format_info
 from halfbyte.torch import ops
-from halfbyte.torch._dispatch import at_once, check_vector, num_threads
+from halfbyte.torch._dispatch import (
+    at_once,
+    check_optional_tensors,
+    check_tensors,
+    check_vector,
+    num_threads,
+)
 from halfbyte.torch.packed import PackedModule, PackedParameter, frozen
 
 __all__ = ["QuantEmbedding", "QuantLinear", "repack"]
@@ -108,10 +115,7 @@ class QuantLinear(PackedModule, nn.Linear):
         _check_length("in_features", in_features, info)
         if static and not info.row_scaled:
             raise ArgumentError(f"static: {format} has no scale a row")
-        if activations not in ("auto", "f32"):
-            raise ArgumentError(
-                f"activations: expected auto or f32, got {activations!r}"
-            )
+        one_of(activations, "activations", ("auto", "f32"))
         self.in_features, self.out_features = in_features, out_features
         self.format, self.activations = format, activations
         self.register_buffer("panels", None, persistent=False)
@@ -161,6 +165,8 @@ class QuantLinear(PackedModule, nn.Linear):
         ArgumentError, DTypeError, ShapeError
             If the tensors do not fit together.
         """
+        check_tensors(weight=weight)
+        check_optional_tensors(scale=scale, bias=bias)
         info = format_info(format)
         k, scale = ops.features(weight, info), _scale(scale, info)
         layer = cls(
@@ -204,9 +210,10 @@ class QuantLinear(PackedModule, nn.Linear):
 
         Raises
         ------
-        ArgumentError, DTypeError, ShapeError
-            As by `halfbyte.torch.quantize`.
+        ArgumentError, DTypeError, NumericalError, ShapeError
+            If `linear` is no such layer, or as by `halfbyte.torch.quantize`.
         """
+        instance(linear, "linear", nn.Linear, "a torch.nn.Linear")
         weight, scale = ops.quantize(linear.weight, format)
         return cls.from_packed(
             weight, format, scale=scale, bias=linear.bias, activations=activations
@@ -296,13 +303,16 @@ class QuantLinear(PackedModule, nn.Linear):
         bias = parameters["bias"]
         if at_once(x, bias):
             return ops.product(*self._packed(), x, bias, self.activations)
-        weight = self.weight
+        held = self.weight
+        weight: Tensor = held
+        if isinstance(held, PackedParameter) and not torch.compiler.is_compiling():
+            weight = held.as_subclass(Tensor)  # make_fx knows no other class
         return ops.linear(
             x,
             weight,
             self.format,
             scales=self.weight_scale,
-            panels=self.panels if isinstance(weight, nn.Parameter) else None,
+            panels=self.panels if isinstance(held, nn.Parameter) else None,
             bias=bias,
             x_step=self.input_activation_scale,
             y_step=self.output_activation_scale,
@@ -423,6 +433,8 @@ class QuantEmbedding(PackedModule):
             If the format is unknown, `table` no matrix of bytes, or `scale` not there
             where the format needs it, not float32 or of another shape.
         """
+        check_tensors(table=table)
+        check_optional_tensors(scale=scale)
         info = format_info(format)
         k, scale = ops.features(table, info), _scale(scale, info)
         if scale is not None and scale.dim() == 1:
@@ -496,6 +508,10 @@ class TableView:
     def shape(self) -> torch.Size:
         """N and K."""
         return torch.Size((self._table.num_embeddings, self._table.embedding_dim))
+
+    def size(self, dim: int | None = None) -> Any:
+        """N and K, or one of them."""
+        return self.shape if dim is None else self.shape[dim]
 
     @property
     def dtype(self) -> torch.dtype:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from halfbyte import _core
+from halfbyte._arguments import string
 from halfbyte.errors import ArgumentError, DTypeError, ShapeError
 from halfbyte.formats import FormatInfo, format_info
 from halfbyte.torch._dispatch import (
@@ -22,6 +23,8 @@ from halfbyte.torch._dispatch import (
     as_vector,
     check_float,
     check_indices,
+    check_optional_tensors,
+    check_tensors,
     check_vector,
     num_threads,
     register,
@@ -292,6 +295,12 @@ def linear(
     ArgumentError, DTypeError, ShapeError
         If an argument does not fit; the message names it.
     """
+    check_tensors(x=x, w=w)
+    check_optional_tensors(
+        scales=scales, panels=panels, bias=bias, x_step=x_step, y_step=y_step
+    )
+    string(format, "format")
+    string(activations, "activations")
     y: Tensor = torch.ops.halfbyte.linear(
         x, w, scales, panels, bias, x_step, y_step, format, activations
     )
@@ -328,7 +337,8 @@ def _grouped_rows(ids: Tensor, w: Tensor, scales: Tensor, format: str) -> Tensor
             f"got shape {tuple(scales.shape)}"
         )
     at = ids.detach().reshape(-1).to(torch.int64)
-    packed, ones = w.index_select(0, at), torch.ones(at.numel())
+    packed = w.index_select(0, at)
+    ones = torch.ones(at.numel(), dtype=torch.float32)
     levels = _dequantize(packed, ones, format).view(-1, groups, k // groups)
     scaled = levels * scales.detach().index_select(0, at).unsqueeze(-1)
     return scaled.view(*ids.shape, k)
@@ -337,7 +347,7 @@ def _grouped_rows(ids: Tensor, w: Tensor, scales: Tensor, format: str) -> Tensor
 def _quantize(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
     info = _check_matrix(x, format)
     rows = x.detach().contiguous()
-    if format == "q4_0" and x.dtype == torch.bfloat16:
+    if format == "q4_0" and x.dtype == torch.bfloat16 and x.isfinite().all():
         bits = rows.view(torch.int16).numpy().view(np.uint16)
         packed, scales, _ = _core.recover_lattice(bits, format, num_threads())
     else:
@@ -426,7 +436,11 @@ def quantize(x: Tensor, format: str) -> tuple[Tensor, Tensor | None]:
     ------
     ArgumentError, DTypeError, ShapeError
         If an argument does not fit; the message names it.
+    NumericalError
+        If `x` is not finite, and the format is not one of floats.
     """
+    check_tensors(x=x)
+    string(format, "format")
     w, scales = torch.ops.halfbyte.quantize(x.detach(), format)
     return w, scales if format_info(format).row_scaled else None
 
@@ -450,6 +464,9 @@ def dequantize(w: Tensor, format: str, *, scales: Tensor | None = None) -> Tenso
     ArgumentError, DTypeError, ShapeError
         If an argument does not fit; the message names it.
     """
+    check_tensors(w=w)
+    check_optional_tensors(scales=scales)
+    string(format, "format")
     dense: Tensor = torch.ops.halfbyte.dequantize(w, _constant(scales), format)
     return dense
 
@@ -477,5 +494,8 @@ def embedding_rows(
     ArgumentError, DTypeError, ShapeError
         If an id is out of range, or an argument does not fit.
     """
+    check_tensors(ids=ids, w=w)
+    check_optional_tensors(scales=scales)
+    string(format, "format")
     rows: Tensor = torch.ops.halfbyte.embedding_rows(ids, w, _constant(scales), format)
     return rows

@@ -8,7 +8,6 @@ are computed in float32 and rounded once, gradients likewise.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from halfbyte import _core
-from halfbyte._arguments import not_negative
+from halfbyte._arguments import not_negative, positive, whole
 from halfbyte.errors import ArgumentError, ShapeError
 from halfbyte.torch._dispatch import (
     as_vector,
     check_float,
     check_indices,
+    check_optional_tensors,
+    check_tensors,
     check_vector,
     num_threads,
     register,
@@ -118,7 +119,9 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6) -> T
     ArgumentError, DTypeError, ShapeError
         If an argument does not fit; the message names it.
     """
-    y: Tensor = torch.ops.halfbyte.rms_norm(x, weight, eps)
+    check_tensors(x=x)
+    check_optional_tensors(weight=weight)
+    y: Tensor = torch.ops.halfbyte.rms_norm(x, weight, not_negative(eps, "eps"))
     return y
 
 
@@ -224,11 +227,13 @@ def rope(
     ArgumentError, DTypeError, ShapeError
         If an argument does not fit; the message names it.
     """
-    for name, number in (("freq_base", freq_base), ("freq_scale", freq_scale)):
-        if not (math.isfinite(number) and number > 0):
-            raise ArgumentError(f"{name}: expected a number above 0, got {number}")
-    dims = x.shape[-1] if rotary_dims is None and x.dim() else rotary_dims or 0
-    y: Tensor = torch.ops.halfbyte.rope(x, positions, freq_base, dims, freq_scale)
+    check_tensors(x=x, positions=positions)
+    base, scale = positive(freq_base, "freq_base"), positive(freq_scale, "freq_scale")
+    if rotary_dims is None:
+        dims = x.shape[-1] if x.dim() else 0
+    else:
+        dims = whole(rotary_dims, "rotary_dims", 0)
+    y: Tensor = torch.ops.halfbyte.rope(x, positions, base, dims, scale)
     return y
 
 
@@ -297,5 +302,6 @@ def gelu_mul(gate: Tensor, up: Tensor) -> Tensor:
     ArgumentError, DTypeError, ShapeError
         If an argument does not fit; the message names it.
     """
+    check_tensors(gate=gate, up=up)
     y: Tensor = torch.ops.halfbyte.gelu_mul(gate, up)
     return y

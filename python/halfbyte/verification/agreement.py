@@ -106,11 +106,16 @@ def compare(
         kl_p99=float(np.percentile(kl, 99)),
         kl_max=float(kl.max()),
         top1=float(same.mean()),
-        perplexity=math.exp(-own[scored].mean()),
-        reference_perplexity=math.exp(-its[scored].mean()),
+        perplexity=_perplexity(own[scored]),
+        reference_perplexity=_perplexity(its[scored]),
         greedy_tokens=greedy,
         greedy_equal=_greedy(model, reference, prompt, greedy),
     )
+
+
+def _perplexity(log_p: NDArray[np.float64]) -> float:
+    with np.errstate(over="ignore"):  # of what is as good as ruled out
+        return float(np.exp(-log_p.mean()))
 
 
 def same_tokens(model: Model, reference: Model, text: str) -> bool:

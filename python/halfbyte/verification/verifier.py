@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from halfbyte import names
+from halfbyte._arguments import number, string, whole
 from halfbyte.choice import is_encoder_tensor, listed, shown
 from halfbyte.errors import (
     ArgumentError,
@@ -152,19 +153,22 @@ def verify(
 
     Raises
     ------
-    ArgumentError
-        If an option is none of those it may be.
+    ArgumentError, DTypeError
+        If an option is none of those it may be, or of another type.
     FormatError, UnsupportedError, OSError
         If a file cannot be opened, or is no model file.
     ModelError, OutOfMemoryError
         If `against` cannot be run.
     """
+    for option, given in (("sha256", sha256), ("text", text)):
+        if given is not None:
+            string(given, option)
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise ArgumentError(
             f"sha256: expected 64 hexadecimal digits, got {shown(sha256)}"
         )
-    if greedy < 0:
-        raise ArgumentError(f"greedy: expected 0 or more, got {greedy}")
+    greedy = whole(greedy, "greedy", 0)
+    max_kl, min_top1 = number(max_kl, "max_kl"), number(min_top1, "min_top1")
     stage = partial(_stage, progress)
     found = names.resolve(path, progress=stage("fetching"))
     checked = _check_file(found, sha256, stage)
@@ -181,6 +185,8 @@ def verify(
     ids, problem = _tokens(model, reference, text)
     if problem is not None:
         return replace(checked, problems=(problem,))
+    if len(ids) < 2:
+        raise ArgumentError("text: no text to predict")
     apart = compare(model, reference, ids, greedy=greedy, progress=stage("comparing"))
     problems = tuple(_too_far(apart, max_kl, min_top1))
     return replace(checked, agreement=apart, problems=problems)
