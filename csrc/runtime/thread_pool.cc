@@ -85,8 +85,11 @@ ThreadPool& ThreadPool::Global() {
 }
 
 ThreadPool::ThreadPool() {
-  // A forked child has none of the threads: forget them, start new ones on demand.
-  pthread_atfork(nullptr, nullptr, [] { ThreadPool::Global().ForgetThreads(); });
+  // A forked child has none of the threads: forget them, start new ones on demand. Not
+  // by Global, which another thread may have been inside of as the process forked.
+  static ThreadPool* pool;
+  pool = this;
+  pthread_atfork(nullptr, nullptr, [] { pool->ForgetThreads(); });
 }
 
 void ThreadPool::ForgetThreads() noexcept {

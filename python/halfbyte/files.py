@@ -480,8 +480,12 @@ class Tokenizer:
         except TypeError:
             return self._core.is_eog(_refused(id))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Tokenizer:
+    def __copy__(self) -> Tokenizer:
         """Return the tokenizer itself: nothing in it changes."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tokenizer:
+        """Do as `copy.copy` does."""
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -431,6 +431,10 @@ class Session:
         """
         return Session(self._model, _Sequence(self._sequence.core.copy()))
 
+    def __copy__(self) -> Session:
+        """Copy as `copy` does."""
+        return self.copy()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:
         """Copy as `copy` does."""
         return self.copy()

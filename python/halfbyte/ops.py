@@ -10,7 +10,6 @@ operation has a slow twin of the same signature in `halfbyte.reference`.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import numpy as np
@@ -48,6 +47,8 @@ __all__ = [
 # Positions up to here keep their angle's precision.
 _MAX_POSITION = 2**24
 
+_F32_MAX = 3.4028234663852886e38
+
 
 def _input(x: Array, name: str) -> F32Array:
     values = as_f32(x, name, _core.from_dlpack)
@@ -72,7 +73,7 @@ def linear(
     w : Weight, shape (N, K)
     bias : array, shape (N,), optional
     out : float32 array, shape (..., N), optional
-        Written and returned; must not overlap `x`.
+        Written and returned; must not overlap the others.
     activations : {"auto", "f32"}
         ``"auto"`` rounds `x` to 8-bit codes if `w` is quantized: 32 neighbours share a
         step, or all of a row if `w` has one scale a row. ``"f32"`` never does and is
@@ -459,7 +460,7 @@ def attention(
     if seen_keys and not causal:
         raise ArgumentError(f"window: expected causal with it, got {window} alone")
     factor = max(head_dim, 1) ** -0.5 if scale is None else number(scale, "scale")
-    if not math.isfinite(factor):
+    if not abs(factor) <= _F32_MAX:
         raise ArgumentError(f"scale: expected a finite number, got {factor}")
     seen = None if mask is None else _mask(mask, (*queries.shape[:3], keys.shape[2]))
     result = new_or_checked(out, queries.shape)

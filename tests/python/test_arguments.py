@@ -428,10 +428,14 @@ def test_a_copy_of_a_model_has_a_session_of_its_own(model: halfbyte.Model) -> No
         assert other._core is model._core
         assert other("hello", max_tokens=4) == want
     assert first.text + "".join(piece.text for piece in stream) == want
-    assert copy.deepcopy(model.tokenizer).encode("x") == model.tokenizer.encode("x")
+    for copied in copy.copy, copy.deepcopy:
+        assert copied(model.tokenizer).encode("x") == model.tokenizer.encode("x")
     session = model.session()
     session.logits([2, 5])
-    assert copy.deepcopy(session).tokens == [2, 5]
+    assert [copied(session).tokens for copied in (copy.copy, copy.deepcopy)] == [
+        [2, 5],
+        [2, 5],
+    ]
 
 
 def test_what_is_not_pickled_says_what_to_do(model: halfbyte.Model) -> None:

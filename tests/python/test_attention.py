@@ -406,6 +406,13 @@ WRONG: dict[str, tuple[type[Exception], str, Call]] = {
 }
 
 
+def test_a_scale_that_no_float32_holds() -> None:
+    x = normal(1, 1, 2, 8)
+    for scale in (1e39, -1e39):
+        with pytest.raises(ArgumentError, match="scale: expected a finite number"):
+            halfbyte.attention(x, x, x, scale=scale)
+
+
 @pytest.mark.parametrize("module", [halfbyte, reference], ids=lambda m: m.__name__)
 @pytest.mark.parametrize("what", WRONG)
 def test_what_does_not_fit_is_named(what: str, module: Any) -> None:

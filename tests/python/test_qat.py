@@ -570,6 +570,7 @@ print(sorted(name for name in sys.modules if name.startswith("halfbyte.")))
     )
     loaded = json.loads(done.stdout.replace("'", '"'))
     assert {name for name in loaded if not name.startswith("halfbyte.qat")} == {
+        "halfbyte._arguments",
         "halfbyte.errors",
         "halfbyte.origin",
         "halfbyte.sidecars",
