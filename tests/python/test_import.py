@@ -17,7 +17,7 @@ import pytest
 
 # Of processor time, and the best of several runs: the machine may be busy otherwise.
 # NumPy takes most of it.
-MAX_SECONDS = 0.150
+MAX_SHARE = 0.6  # 0.26 to 0.36 where it was measured
 RUNS = 9
 
 WATCHED = """
@@ -56,16 +56,20 @@ def seen() -> dict[str, Any]:
     return dict(json.loads(python(WATCHED).stdout))
 
 
-def test_it_is_quick() -> None:
+def test_it_is_quick_beside_numpy() -> None:
+    # Which it imports. Both in one process: a busy machine slows both.
     timed = """
 import time
-start = time.process_time()
+times = [time.process_time()]
+import numpy
+times.append(time.process_time())
 import halfbyte
-print(time.process_time() - start)
+times.append(time.process_time())
+print((times[2] - times[1]) / (times[1] - times[0]))
 """
     python(timed)  # compiles the bytecode
-    seconds = [float(python(timed).stdout) for _ in range(RUNS)]
-    assert min(seconds) < MAX_SECONDS, seconds
+    shares = [float(python(timed).stdout) for _ in range(RUNS)]
+    assert min(shares) < MAX_SHARE, shares
 
 
 def test_it_is_silent() -> None:
