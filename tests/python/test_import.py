@@ -15,8 +15,8 @@ from typing import Any
 import halfbyte
 import pytest
 
-# Of processor time, and the best of several runs: the machine may be busy otherwise.
-# NumPy takes most of it.
+# Of the processor time that NumPy takes, and the best of several runs: the machine may
+# be busy otherwise.
 MAX_SHARE = 0.6  # 0.26 to 0.36 where it was measured
 RUNS = 9
 
