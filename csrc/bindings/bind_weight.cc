@@ -111,10 +111,10 @@ py::array_t<uint8_t> MakePanels(const Weight& w, size_t threads) {
 }
 
 // Others may be reading the weight.
-void CheckApartFrom(const Weight& w, Extent out) {
-  CheckApart(out, ExtentOf(AsBytes(w.data, "w")), "w");
-  const size_t num_scales = w.view.row_scale == nullptr ? 0 : w.view.N;
-  CheckApart(out, ExtentOf(std::span(w.view.row_scale, num_scales)), "scales");
+void CheckApartFrom(const WeightView& w, Extent out) {
+  CheckApart(out, {w.data, w.data + w.bytes()}, "w");
+  if (w.row_scale != nullptr)
+    CheckApart(out, {w.row_scale, w.row_scale + w.N}, "scales");
 }
 
 // y = x w^T + bias, f32 throughout.
@@ -131,7 +131,7 @@ void LinearOf(const Weight& self, const py::array& x, const py::object& bias,
   const Mat<const float> xm = AsMatrix(x, "x");
   const Mat<float> y = AsOutMatrix(out, "out", xm.rows, w.N);
   CheckApart(y, xm, "x");
-  CheckApartFrom(self, ExtentOf(y));
+  CheckApartFrom(self.view, ExtentOf(y));
   const ActivationMode mode = ModeNamed(activations);
   std::span<const float> b;
   if (!bias.is_none()) b = AsVector(bias.cast<py::array>(), "bias", w.N);
@@ -148,7 +148,7 @@ std::optional<py::array_t<float>> LinearAtOnce(const Weight& self, const py::obj
   const WeightView& w = self.view;
   auto rows = AsOrdinaryRows<float>(x, w.K, out, w.N);
   if (!rows) return std::nullopt;
-  CheckApartFrom(self, ExtentOf(rows->y));
+  CheckApartFrom(self.view, ExtentOf(rows->y));
   const Context context = MakeContext(threads);
   {
     const GilRelease nogil;
@@ -188,7 +188,7 @@ std::optional<py::array_t<int8_t>> LinearCodesAtOnce(const Weight& self,
                                                      size_t threads) {
   auto rows = AsOrdinaryRows<int8_t>(x, self.view.K, out, self.view.N);
   if (!rows) return std::nullopt;
-  CheckApartFrom(self, ExtentOf(rows->y));
+  CheckApartFrom(self.view, ExtentOf(rows->y));
   const Context context = MakeContext(threads);
   {
     const GilRelease nogil;
@@ -202,7 +202,7 @@ void LinearCodesOf(const Weight& self, const py::array& x, float x_step, float y
   const Mat<const int8_t> xm = AsCodes(x, "x");
   const Mat<int8_t> y = AsOutCodes(out, "out", xm.rows, self.view.N);
   CheckApart(y, xm, "x");
-  CheckApartFrom(self, ExtentOf(y));
+  CheckApartFrom(self.view, ExtentOf(y));
   const Context context = MakeContext(threads);
   const GilRelease nogil;
   LinearCodes(context, xm, x_step, self.view, y_step, y);
@@ -256,7 +256,7 @@ void RowsOf(const Weight& self, const py::array& ids, py::array& out, size_t thr
   Require(w.N <= INT32_MAX, "w: more rows than a 32-bit id can name");
   const std::vector<int32_t> rows = AsIds(ids, "ids", w.N);
   const Mat<float> y = AsOutMatrix(out, "out", rows.size(), w.K);
-  CheckApartFrom(self, ExtentOf(y));
+  CheckApartFrom(self.view, ExtentOf(y));
   const Context context = MakeContext(threads);
   const GilRelease nogil;
   EmbeddingRows(context, w, rows, y);

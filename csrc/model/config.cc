@@ -373,31 +373,34 @@ class JsonConfig {
       c_.rope_factor_full = RopeFactor("rope_scaling", *scaling);
     }
     if (const std::optional<JsonValue> rope = j_.Get("rope_parameters")) {
-      double one = 1.0;
-      ReadRopeOf(*rope, "sliding_attention", 1.0, c_.rope_base_sliding, one);
-      ReadRopeOf(*rope, "full_attention", c_.family->full_rotary, c_.rope_base_full,
-                 c_.rope_factor_full);
-      if (one != 1.0) {
-        BadHparam("rope_parameters.sliding_attention.factor", std::to_string(one), "1");
+      const double sliding =
+          ReadRopeOf(*rope, "sliding_attention", 1.0, 1.0, c_.rope_base_sliding);
+      if (sliding != 1.0) {
+        BadHparam("rope_parameters.sliding_attention.factor", std::to_string(sliding),
+                  "1");
       }
+      c_.rope_factor_full = ReadRopeOf(*rope, "full_attention", c_.family->full_rotary,
+                                       c_.rope_factor_full, c_.rope_base_full);
     }
     Positive("rope_theta", c_.rope_base_full);
     Positive("rope_theta", c_.rope_base_sliding);
   }
 
-  // RoPE of the layers of one type, whose heads turn by the share `rotary`.
-  static void ReadRopeOf(const JsonValue& rope, const std::string& type, double rotary,
-                         double& base, double& factor) {
+  // RoPE of the layers of one type, whose heads turn by the share `rotary`: returns its
+  // factor, `factor` if the config has no such type.
+  static double ReadRopeOf(const JsonValue& rope, const std::string& type,
+                           double rotary, double factor, double& base) {
     const std::optional<JsonValue> found = rope.Get(type);
-    if (!found) return;
+    if (!found) return factor;
     const std::string key = "rope_parameters." + type;
     if (const auto theta = found->Get("rope_theta")) base = theta->AsDouble();
-    factor = RopeFactor(key, *found);
+    const double found_factor = RopeFactor(key, *found);
     const auto share = found->Get("partial_rotary_factor");
     if (share && share->AsDouble() != rotary) {
       BadHparam(key + ".partial_rotary_factor", share->Describe(),
                 std::to_string(rotary));
     }
+    return found_factor;
   }
 
   // What divides the frequencies. Other kinds of scaling change them in other ways.

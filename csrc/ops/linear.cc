@@ -122,6 +122,12 @@ struct Products {
   void (*linear)(const Args&) noexcept;
   void (*spread)(const Args&) noexcept;  // null: panels hold bytes already
 };
+Products<LinearArgs> ProductsFor(const FormatKernels& k, const LinearArgs&) {
+  return {k, k.linear, k.linear_spread};
+}
+Products<ChannelArgs> ProductsFor(const FormatKernels& k, const ChannelArgs&) {
+  return {k, k.linear_channels, k.linear_channels_spread};
+}
 
 // One slice of weights that nobody has packed: a tile at a time, in this thread's
 // memory. What a weight costs in packing is soon shared by a prompt's tokens.
@@ -171,10 +177,10 @@ void LinearSpread(const WeightView& w, const Args& slice,
 
 // All rows of quantised weights, shared out.
 template <class Args>
-void LinearSlices(const Context& context, const WeightView& w, const Args& args,
-                  const Products<Args>& products) {
+void LinearSlices(const Context& context, const WeightView& w, const Args& args) {
   // Spreading reads memory while nothing multiplies: so many tokens make up for it.
   constexpr size_t kSpreadTokens = 96;
+  const Products<Args> products = ProductsFor(KernelsFor(w.format), args);
   const bool spread = products.spread != nullptr && args.M >= kSpreadTokens;
   const Slices slices = SlicesOf(w, args.M, context.num_threads);
   context.ParallelFor(slices.size(), [&](size_t i) {
@@ -315,10 +321,7 @@ void LinearRowScaled(LinearInput& x, const WeightView& w, Mat<float> y) {
                             .y_ld = y.ld,
                             .M = y.rows,
                             .K = w.K};
-  const FormatKernels& kernels = KernelsFor(w.format);
-  LinearSlices<ChannelArgs>(
-      x.context(), w, args,
-      {kernels, kernels.linear_channels, kernels.linear_channels_spread});
+  LinearSlices(x.context(), w, args);
 }
 
 // f32 activations: float weights, or others decoded as they are met.
@@ -363,8 +366,7 @@ void Linear(LinearInput& x, const WeightView& w, Mat<float> y) {
                            .y_ld = y.ld,
                            .M = in.rows,
                            .K = w.K};
-  LinearSlices<LinearArgs>(x.context(), w, args,
-                           {kernels, kernels.linear, kernels.linear_spread});
+  LinearSlices(x.context(), w, args);
 }
 
 void LinearCodes(const Context& context, Mat<const int8_t> x, float x_step,
@@ -390,9 +392,7 @@ void LinearCodes(const Context& context, Mat<const int8_t> x, float x_step,
                             .y_ld = y.ld,
                             .M = x.rows,
                             .K = w.K};
-  LinearSlices<ChannelArgs>(
-      context, w, args,
-      {kernels, kernels.linear_channels, kernels.linear_channels_spread});
+  LinearSlices(context, w, args);
 }
 
 void EmbeddingRows(const Context& context, const WeightView& w,
