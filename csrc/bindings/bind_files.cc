@@ -4,9 +4,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -22,7 +24,59 @@
 namespace py = pybind11;
 
 namespace halfbyte {
+
+LoadMode AsLoadMode(const std::string& name) {
+  if (name == "mmap") return LoadMode::kMap;
+  if (name == "copy") return LoadMode::kCopy;
+  if (name == "auto") return LoadMode::kAuto;
+  throw Error(ErrorClass::kValue,
+              "load: found '" + Escape(name) + "'; expected mmap, copy or auto");
+}
+
+FileLimits AsLimits(const std::map<std::string, uint64_t>& limits) {
+  struct NamedLimit {
+    std::string_view name;
+    void (*set)(GgufLimits& gguf, SafetensorsLimits& safetensors, uint64_t value);
+  };
+  using G = GgufLimits;
+  using S = SafetensorsLimits;
+  static constexpr NamedLimit kKnown[] = {
+      {"header_bytes",
+       [](G& g, S& s, uint64_t v) { g.header_bytes = s.header_bytes = v; }},
+      {"string_bytes", [](G& g, S&, uint64_t v) { g.string_bytes = v; }},
+      {"array_elements", [](G& g, S&, uint64_t v) { g.array_elements = v; }},
+      {"keys", [](G& g, S&, uint64_t v) { g.keys = v; }},
+      {"tensors", [](G& g, S& s, uint64_t v) { g.tensors = s.tensors = v; }},
+      {"rank", [](G&, S& s, uint64_t v) { s.rank = v; }},
+      {"alignment", [](G& g, S&, uint64_t v) { g.alignment = v; }},
+      {"shards", [](G& g, S& s, uint64_t v) { g.shards = s.shards = v; }},
+      {"strict", [](G& g, S&, uint64_t v) { g.strict = v != 0; }},
+      {"strict_paths", [](G&, S& s, uint64_t v) { s.strict_paths = v != 0; }},
+  };
+  FileLimits out;
+  for (const auto& [name, value] : limits) {
+    std::string names;
+    const NamedLimit* found = nullptr;
+    for (const NamedLimit& known : kKnown) {
+      if (known.name == name) found = &known;
+      names += (names.empty() ? "" : ", ") + std::string(known.name);
+    }
+    if (found == nullptr) {
+      throw Error(ErrorClass::kValue,
+                  "limits: found '" + Escape(name) + "'; expected some of " + names);
+    }
+    found->set(out.gguf, out.safetensors, value);
+  }
+  return out;
+}
+
 namespace {
+
+// Lets Ctrl-C end a copy between two pieces of a file.
+Reading ReadingAs(const std::string& load) {
+  return {.mode = AsLoadMode(load),
+          .progress = [poll = MakeContext(1).poll](uint64_t, uint64_t) { poll(); }};
+}
 
 // What both readers give: the maps, kept alive by whatever points into them.
 struct File {
@@ -165,28 +219,34 @@ void BindFile(py::module_& m) {
            py::arg("once"));
   m.def(
       "open_gguf",
-      [](const std::string& path) {
+      [](const std::string& path, const std::string& load,
+         const std::map<std::string, uint64_t>& limits) {
+        const GgufLimits allowed = AsLimits(limits).gguf;
+        const Reading reading = ReadingAs(load);
         const GilRelease nogil;
-        GgufFile g = OpenGguf(path);
+        GgufFile g = OpenGguf(path, allowed, reading);
         return std::make_shared<File>(File{.files = std::move(g.files),
                                            .tensors = std::move(g.tensors),
                                            .warnings = std::move(g.warnings),
                                            .gguf = std::move(g.metadata),
                                            .safetensors = {}});
       },
-      py::arg("path"));
+      py::arg("path"), py::arg("load"), py::arg("limits"));
   m.def(
       "open_safetensors",
-      [](const std::string& path) {
+      [](const std::string& path, const std::string& load,
+         const std::map<std::string, uint64_t>& limits) {
+        const SafetensorsLimits allowed = AsLimits(limits).safetensors;
+        const Reading reading = ReadingAs(load);
         const GilRelease nogil;
-        SafetensorsFile s = OpenSafetensors(path);
+        SafetensorsFile s = OpenSafetensors(path, allowed, reading);
         return std::make_shared<File>(File{.files = std::move(s.files),
                                            .tensors = std::move(s.tensors),
                                            .warnings = std::move(s.warnings),
                                            .gguf = {},
                                            .safetensors = std::move(s.metadata)});
       },
-      py::arg("path"));
+      py::arg("path"), py::arg("load"), py::arg("limits"));
 }
 
 std::shared_ptr<Tokenizer> TokenizerFromJson(const std::string& path) {

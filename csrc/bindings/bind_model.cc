@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <map>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -177,6 +178,8 @@ Format FormatToRoundTo(const std::string& name) {
 ModelHandle LoadModel(const std::string& path, size_t context, const std::string& kv,
                       const std::string& activations, const std::string& repack,
                       const std::optional<std::string>& quantize,
+                      const std::string& load,
+                      const std::map<std::string, uint64_t>& limits,
                       const py::object& progress, size_t threads, bool runs) {
   ModelOptions options;
   options.runs = runs;
@@ -188,6 +191,8 @@ ModelHandle LoadModel(const std::string& path, size_t context, const std::string
   options.kv = kv == "f16" ? KvType::kF16 : KvType::kF32;
   SetActivations(activations, options);
   options.repack = RepackNamed(repack);
+  options.load = AsLoadMode(load);
+  options.limits = AsLimits(limits);
   if (quantize) options.quantize = FormatToRoundTo(*quantize);
   if (quantize && options.repack == Repack::kNever) {
     throw Error(ErrorClass::kValue,
@@ -276,8 +281,8 @@ void BindModel(py::module_& m) {
   py::class_<ModelHandle>(m, "Model")
       .def_static("load", &LoadModel, py::arg("path"), py::arg("context"),
                   py::arg("kv"), py::arg("activations"), py::arg("repack"),
-                  py::arg("quantize"), py::arg("progress"), py::arg("threads"),
-                  py::arg("runs"))
+                  py::arg("quantize"), py::arg("load"), py::arg("limits"),
+                  py::arg("progress"), py::arg("threads"), py::arg("runs"))
       .def_property_readonly("config", Property(&ConfigDict))
       .def_property_readonly("types", Property(&Types))
       .def_property_readonly("kv_scales", Property(&KvScales))

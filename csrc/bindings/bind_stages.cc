@@ -1,7 +1,8 @@
 // csrc/bindings/bind_stages.cc
 // A model's stages one at a time, and its matrices. For tests: rounding to codes is
 // chaotic at ties, so a whole model cannot be compared with another implementation's,
-// and each stage from the same input can. SPDX-License-Identifier: Apache-2.0
+// and each stage from the same input can.
+// SPDX-License-Identifier: Apache-2.0
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 

@@ -7,9 +7,11 @@
 
 #include <pybind11/pybind11.h>
 
+#include <map>
 #include <memory>
 #include <string>
 
+#include "io/limits.h"
 #include "model/model.h"
 #include "runtime/thread_pool.h"
 
@@ -31,6 +33,11 @@ struct ModelHandle {
 // Text from the operating system, as Python's own file functions give it: bytes that
 // are not UTF-8 become surrogates.
 pybind11::str FsText(const std::string& bytes);
+
+// What `load` and `limits` of Python say: "mmap", "copy" or "auto"; limits by their
+// names in FileLimits.
+LoadMode AsLoadMode(const std::string& name);
+FileLimits AsLimits(const std::map<std::string, uint64_t>& limits);
 
 // A context whose poll asks Python for pending signals, at most every 50 ms, so that
 // Ctrl-C ends a long call. Make it with the GIL held; use it without.

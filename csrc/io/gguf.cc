@@ -152,7 +152,7 @@ void Parser::FailShort(const char* field, uint64_t want) const {
           .found = "a header that goes on",
           .expected = "at most " + std::to_string(limits_.header_bytes) +
                       " bytes of metadata and tensor table",
-          .hint = "raise the limit `header_bytes` if you trust the file"});
+          .hint = kRaiseLimit});
   }
   Fail({.cls = ErrorClass::kTruncatedFile,
         .code = "GGUF_HEADER_TRUNCATED",
@@ -176,7 +176,7 @@ void Parser::FailCount(Problem problem, Untrusted found, uint64_t fits, uint64_t
                                   : ErrorClass::kTruncatedFile;
   if (problem.cls == ErrorClass::kTruncatedFile) problem.hint = "incomplete download?";
   if (problem.cls == ErrorClass::kLimit) {
-    problem.hint = "raise the limit of the reader if you trust the file";
+    problem.hint = kRaiseLimit;
   }
   Fail(std::move(problem));
 }

@@ -68,7 +68,7 @@ struct GgufFile {
 // `path` is the file, or any shard of a split file named <prefix>-00001-of-00003.gguf;
 // the others are looked for beside it. Throws Error naming the file that is at fault.
 GgufFile OpenGguf(const std::string& path, const GgufLimits& limits = {},
-                  LoadMode mode = LoadMode::kMap);
+                  const Reading& reading = {});
 
 }  // namespace halfbyte
 #endif  // HALFBYTE_IO_GGUF_H_

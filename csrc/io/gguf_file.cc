@@ -48,9 +48,10 @@ std::string PrefixOf(const std::string& path, const Gguf& gguf) {
 }
 
 std::shared_ptr<const MappedFile> OpenSibling(const std::string& path,
-                                              const Gguf& given, LoadMode mode) {
+                                              const Gguf& given,
+                                              const Reading& reading) {
   try {
-    return MappedFile::Open(path, mode);
+    return MappedFile::Open(path, reading);
   } catch (const Error& e) {
     if (e.cls() != ErrorClass::kOs || e.info().os_errno != ENOENT) throw;
     const std::string name = path.substr(path.find_last_of('/') + 1);
@@ -126,8 +127,9 @@ void IndexNames(GgufFile* file, const std::vector<uint64_t>& entry_offsets) {
 
 }  // namespace
 
-GgufFile OpenGguf(const std::string& path, const GgufLimits& limits, LoadMode mode) {
-  std::shared_ptr<const MappedFile> given_file = MappedFile::Open(path, mode);
+GgufFile OpenGguf(const std::string& path, const GgufLimits& limits,
+                  const Reading& reading) {
+  std::shared_ptr<const MappedFile> given_file = MappedFile::Open(path, reading);
   Gguf given = Parse(*given_file, limits);
   const GgufSplit whole = given.split.value_or(
       GgufSplit{.number = 0, .count = 1, .num_tensors = given.tensors.size()});
@@ -139,7 +141,7 @@ GgufFile OpenGguf(const std::string& path, const GgufLimits& limits, LoadMode mo
   for (uint64_t i = 0; i < whole.count; ++i) {
     files[i] = i == whole.number
                    ? given_file
-                   : OpenSibling(prefix + ShardSuffix(i, whole.count), given, mode);
+                   : OpenSibling(prefix + ShardSuffix(i, whole.count), given, reading);
   }
   for (uint64_t i = 0; i < whole.count; ++i) {
     Gguf shard = i == whole.number ? std::move(given) : Parse(*files[i], limits);

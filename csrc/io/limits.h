@@ -12,6 +12,9 @@ namespace halfbyte {
 
 inline constexpr uint64_t kMiB = uint64_t{1} << 20;
 
+// The hint of an error about what a caller may raise.
+inline constexpr char kRaiseLimit[] = "limits= raises it, if you trust the file";
+
 // ------------------------------------------------------------------------- GGUF
 // Metadata and tensor table together; a vocabulary of 262,144 with merges is 16 MiB.
 inline constexpr uint64_t kGgufMaxHeaderBytes = 256 * kMiB;
@@ -76,6 +79,20 @@ struct GgufLimits {
   uint64_t alignment = kGgufMaxAlignment;
   uint64_t shards = kMaxShards;
   bool strict = false;  // bytes after the last tensor are an error, not a warning
+};
+
+// What OpenSafetensors enforces, likewise.
+struct SafetensorsLimits {
+  uint64_t header_bytes = kSafetensorsMaxHeaderBytes;
+  uint64_t tensors = kSafetensorsMaxTensors;  // of one file
+  uint64_t rank = kSafetensorsMaxRank;
+  uint64_t shards = kMaxShards;
+  bool strict_paths = false;  // a shard's real path must lie in the index's directory
+};
+
+struct FileLimits {
+  GgufLimits gguf;
+  SafetensorsLimits safetensors;
 };
 
 }  // namespace halfbyte

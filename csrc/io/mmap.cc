@@ -22,6 +22,8 @@
 namespace halfbyte {
 namespace {
 
+constexpr uint64_t kPiece = 64 * kMiB;  // of a file that is read at once
+
 int OpenReadOnly(const std::string& path) {
   if (path.find('\0') != std::string::npos) {
     ErrorInfo info;
@@ -88,7 +90,7 @@ bool IsRemote([[maybe_unused]] int fd) {
   info.requested_bytes = bytes;
   info.found = std::to_string(bytes) + " bytes";
   info.expected = "a file that fits into memory";
-  info.hint = "map it instead of copying it";
+  info.hint = "map it instead: load=\"mmap\"";
   throw Error(ErrorClass::kOutOfMemory, std::move(info));
 }
 
@@ -124,7 +126,7 @@ uint64_t PhysicalMemory() {
 }  // namespace
 
 std::shared_ptr<const MappedFile> MappedFile::Open(const std::string& path,
-                                                   LoadMode mode) {
+                                                   const Reading& reading) {
   // The object owns the descriptor before anything can throw.
   const std::shared_ptr<MappedFile> file(new MappedFile(path));
   file->fd_ = OpenReadOnly(path);
@@ -134,8 +136,9 @@ std::shared_ptr<const MappedFile> MappedFile::Open(const std::string& path,
   file->size_ = static_cast<uint64_t>(st.st_size);
   file->modified_ = ModifiedAt(st);
   if (file->size_ == 0) return file;  // mmap refuses a length of 0
-  if (mode == LoadMode::kCopy || (mode == LoadMode::kAuto && IsRemote(file->fd_))) {
-    file->Copy();
+  if (reading.mode == LoadMode::kCopy ||
+      (reading.mode == LoadMode::kAuto && IsRemote(file->fd_))) {
+    file->Copy(reading);
   } else {
     file->Map();
   }
@@ -148,14 +151,20 @@ void MappedFile::Map() {
   data_ = static_cast<const uint8_t*>(p);
 }
 
-void MappedFile::Copy() {
+void MappedFile::Copy(const Reading& reading) {
   if (size_ > PhysicalMemory()) ThrowTooLargeToCopy(path_, size_);
   void* p =
       mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED) ThrowTooLargeToCopy(path_, size_);
   data_ = static_cast<const uint8_t*>(p);
   is_copy_ = true;
-  ReadAt(0, {static_cast<uint8_t*>(p), size_}, Caching::kAsUsual);
+  const std::span<uint8_t> copy(static_cast<uint8_t*>(p), size_);
+  for (uint64_t done = 0; done < size_;) {
+    const uint64_t piece = std::min(size_ - done, kPiece);
+    ReadAt(done, copy.subspan(done, piece), Caching::kAsUsual);
+    done += piece;
+    if (reading.progress) reading.progress(done, size_);
+  }
   if (mprotect(p, size_, PROT_READ) != 0) ThrowOsError(errno, path_);
   close(fd_);
   fd_ = -1;
@@ -163,7 +172,7 @@ void MappedFile::Copy() {
 
 void MappedFile::ReadAt(uint64_t offset, std::span<uint8_t> to, Caching caching) const {
   while (!to.empty()) {
-    const auto piece = to.first(std::min<uint64_t>(to.size(), 64 * kMiB));
+    const auto piece = to.first(std::min<uint64_t>(to.size(), kPiece));
     const auto at = static_cast<off_t>(offset);
     const ssize_t got = caching == Caching::kNone
                             ? ReadUncached(fd_, piece, at)

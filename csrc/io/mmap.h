@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <time.h>
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -19,6 +20,13 @@ enum class LoadMode {
   kMap,   // pages come from the file when touched
   kCopy,  // read once; later changes of the file do not matter
   kAuto,  // kCopy on network and FUSE file systems, else kMap
+};
+
+// How the bytes of files come into memory.
+struct Reading {
+  LoadMode mode = LoadMode::kMap;
+  // Called while a file is copied, with its bytes so far and in all; may throw.
+  std::function<void(uint64_t done, uint64_t total)> progress = nullptr;
 };
 
 // What the system keeps in memory of the bytes that are read.
@@ -33,7 +41,7 @@ class MappedFile {
   // opens and has no bytes: each format says what that means. Throws Error of class
   // kOs, kUnsupported or kOutOfMemory, naming `path`.
   static std::shared_ptr<const MappedFile> Open(const std::string& path,
-                                                LoadMode mode = LoadMode::kMap);
+                                                const Reading& reading = {});
 
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
@@ -62,7 +70,7 @@ class MappedFile {
   explicit MappedFile(std::string path) : path_(std::move(path)) {}
 
   void Map();
-  void Copy();
+  void Copy(const Reading& reading);
   void ReadAt(uint64_t offset, std::span<uint8_t> to, Caching caching) const;
 
   std::string path_;

@@ -157,11 +157,11 @@ std::string_view HeaderParser::ReadHeaderText() {
              " bytes missing: incomplete download?");
   }
   if (length > limits_.header_bytes) {
-    const std::string hint = SniffHint(bytes_);
-    Fail(hint.empty() ? ErrorClass::kLimit : ErrorClass::kFormat, "ST_HEADER_TOO_LARGE",
-         "length", 0, std::to_string(length),
-         "at most " + std::to_string(limits_.header_bytes) + " (limit header_bytes)",
-         hint);
+    const bool is_one = LooksLikeSafetensors(bytes_);
+    const std::string hint = is_one ? kRaiseLimit : SniffHint(bytes_);
+    Fail(is_one || hint.empty() ? ErrorClass::kLimit : ErrorClass::kFormat,
+         "ST_HEADER_TOO_LARGE", "length", 0, std::to_string(length),
+         "at most " + std::to_string(limits_.header_bytes), hint);
   }
   if (length < 2) {
     Fail("ST_HEADER_LENGTH", "length", 0, std::to_string(length), "at least 2");
@@ -309,7 +309,7 @@ uint64_t HeaderParser::ReadShape(const JsonValue& shape, const DType& dtype,
   if (shape.size() > limits_.rank) {
     Fail(ErrorClass::kLimit, "ST_OVERFLOW", "shape", shape.offset(),
          std::to_string(shape.size()) + " dimensions",
-         "at most " + std::to_string(limits_.rank) + " (limit rank)");
+         "at most " + std::to_string(limits_.rank), kRaiseLimit);
   }
   // Without the zeros, so that {0, 2^62, 2^62} is refused in any order.
   uint64_t bits = dtype.bits;
@@ -408,9 +408,9 @@ JsonValue HeaderParser::OffsetField(const JsonValue& root, uint32_t tensor,
 }
 
 SafetensorsFile OpenOne(const std::string& path, const SafetensorsLimits& limits,
-                        LoadMode mode) {
+                        const Reading& reading) {
   SafetensorsFile out;
-  out.files.push_back(MappedFile::Open(path, mode));
+  out.files.push_back(MappedFile::Open(path, reading));
   try {
     SafetensorsHeader header = ParseSafetensors(out.files[0]->bytes(), limits);
     out.metadata = std::move(header.metadata);
@@ -498,16 +498,17 @@ std::string ShardPath(const std::filesystem::path& dir, const IndexEntry& entry,
       std::mismatch(home.begin(), home.end(), real.begin(), real.end());
   if (error || end != home.end()) {
     FailIndex(ErrorClass::kFormat, "IDX_SHARD_PATH", entry, "shard", entry.shard_offset,
-              "a link out of the directory", "a file inside it (limit strict_paths)");
+              "a link out of the directory",
+              "a file inside it, as strict_paths demands");
   }
   return real.string();
 }
 
 SafetensorsFile OpenShard(const std::filesystem::path& dir, const IndexEntry& entry,
-                          const SafetensorsLimits& limits, LoadMode mode) {
+                          const SafetensorsLimits& limits, const Reading& reading) {
   const std::string path = ShardPath(dir, entry, limits);
   try {
-    return OpenOne(path, limits, mode);
+    return OpenOne(path, limits, reading);
   } catch (const Error& e) {
     if (e.info().os_errno != ENOENT) throw;
     FailIndex(ErrorClass::kTruncatedFile, "IDX_SHARD_MISSING", entry, "shard",
@@ -654,8 +655,8 @@ void CheckAgainstShards(const std::vector<IndexEntry>& entries,
 }
 
 SafetensorsFile OpenIndexed(const std::string& path, const SafetensorsLimits& limits,
-                            LoadMode mode) {
-  const std::shared_ptr<const MappedFile> file = MappedFile::Open(path, mode);
+                            const Reading& reading) {
+  const std::shared_ptr<const MappedFile> file = MappedFile::Open(path);
   const std::span<const uint8_t> b = file->bytes();
   const std::string_view text(reinterpret_cast<const char*>(b.data()), b.size());
   JsonOptions options;
@@ -673,12 +674,12 @@ SafetensorsFile OpenIndexed(const std::string& path, const SafetensorsLimits& li
     if (shards.size() > limits.shards) {
       FailIndex(ErrorClass::kLimit, "IDX_SHARD_COUNT", {}, "weight_map",
                 document.root().offset(), std::to_string(shards.size()) + " shards",
-                "at most " + std::to_string(limits.shards) + " (limit shards)");
+                "at most " + std::to_string(limits.shards), kRaiseLimit);
     }
     SafetensorsFile out;
     const std::filesystem::path dir = std::filesystem::path(path).parent_path();
     ForgetAbsentEncoders(dir, &entries, &shards, &out);
-    for (const IndexEntry& s : shards) Append(OpenShard(dir, s, limits, mode), &out);
+    for (const IndexEntry& s : shards) Append(OpenShard(dir, s, limits, reading), &out);
     CheckAgainstShards(entries, shards, &out);
     KeepFirstOfEqualKeys(&out.metadata);
     return out;
@@ -723,19 +724,23 @@ SafetensorsHeader ParseSafetensors(std::span<const uint8_t> bytes,
 }
 
 SafetensorsFile OpenSafetensors(const std::string& path,
-                                const SafetensorsLimits& limits, LoadMode mode) {
+                                const SafetensorsLimits& limits,
+                                const Reading& reading) {
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) {
-    return OpenSafetensorsDir(path, limits, mode);
+    return OpenSafetensorsDir(path, limits, reading);
   }
-  if (path.ends_with(".index.json")) return OpenIndexed(path, limits, mode);
-  return OpenOne(path, limits, mode);
+  if (path.ends_with(".index.json")) return OpenIndexed(path, limits, reading);
+  return OpenOne(path, limits, reading);
 }
 
 SafetensorsFile OpenSafetensorsDir(const std::string& dir,
-                                   const SafetensorsLimits& limits, LoadMode mode) {
-  const auto one = [&](const std::string& p) { return OpenOne(p, limits, mode); };
-  const auto index = [&](const std::string& p) { return OpenIndexed(p, limits, mode); };
+                                   const SafetensorsLimits& limits,
+                                   const Reading& reading) {
+  const auto one = [&](const std::string& p) { return OpenOne(p, limits, reading); };
+  const auto index = [&](const std::string& p) {
+    return OpenIndexed(p, limits, reading);
+  };
   if (auto f = UnlessAbsent(dir + "/model.safetensors", one)) return std::move(*f);
   if (auto f = UnlessAbsent(dir + "/model.safetensors.index.json", index)) {
     return std::move(*f);

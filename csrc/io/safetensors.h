@@ -19,14 +19,6 @@
 
 namespace halfbyte {
 
-struct SafetensorsLimits {
-  uint64_t header_bytes = kSafetensorsMaxHeaderBytes;
-  uint64_t tensors = kSafetensorsMaxTensors;  // of one file
-  uint64_t rank = kSafetensorsMaxRank;
-  uint64_t shards = kMaxShards;
-  bool strict_paths = false;  // a shard's real path must lie in the index's directory
-};
-
 using SafetensorsMetadata = std::vector<std::pair<std::string, std::string>>;
 
 // What one file says; the tensors' `data` points into the parsed bytes.
@@ -53,13 +45,13 @@ struct SafetensorsFile {
 // `path` is a safetensors file, an index (….index.json), or a directory.
 SafetensorsFile OpenSafetensors(const std::string& path,
                                 const SafetensorsLimits& limits = {},
-                                LoadMode mode = LoadMode::kMap);
+                                const Reading& reading = {});
 
 // model.safetensors in `dir`, else model.safetensors.index.json, else the only
 // *.safetensors there. Errors in the index have codes that begin with IDX_.
 SafetensorsFile OpenSafetensorsDir(const std::string& dir,
                                    const SafetensorsLimits& limits = {},
-                                   LoadMode mode = LoadMode::kMap);
+                                   const Reading& reading = {});
 
 }  // namespace halfbyte
 #endif  // HALFBYTE_IO_SAFETENSORS_H_

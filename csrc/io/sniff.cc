@@ -26,12 +26,12 @@ bool LooksLikePickle(std::string_view text) {
   return text.size() >= 2 && text[0] == '\x80' && text[1] >= 2 && text[1] <= 5;
 }
 
+}  // namespace
+
 bool LooksLikeSafetensors(std::span<const uint8_t> bytes) {
   return bytes.size() > 9 && bytes[8] == '{' &&
          LoadLE<uint64_t>(bytes.data()) <= bytes.size() - 8;
 }
-
-}  // namespace
 
 std::string SniffHint(std::span<const uint8_t> bytes) {
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()),

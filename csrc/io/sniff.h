@@ -16,5 +16,8 @@ namespace halfbyte {
 // an empty string. Looks at the first 512 bytes.
 std::string SniffHint(std::span<const uint8_t> bytes);
 
+// Whether a header could follow its length, and data the header.
+bool LooksLikeSafetensors(std::span<const uint8_t> bytes);
+
 }  // namespace halfbyte
 #endif  // HALFBYTE_IO_SNIFF_H_

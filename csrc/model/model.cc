@@ -109,12 +109,17 @@ std::shared_ptr<const Model> Model::Load(const Context& context,
   fs::path p = path;
   // A shard is as good a way to name a directory as the directory.
   if (p.extension() == ".safetensors") p = p.has_parent_path() ? p.parent_path() : ".";
+  const Reading reading = {.mode = options.load,
+                           .progress = [&](uint64_t done, uint64_t total) {
+                             if (context.poll) context.poll();
+                             if (progress) progress(done, total);
+                           }};
   std::error_code ignored;  // whoever opens the file says what is the matter with it
   Naming(path, [&] {
     if (fs::is_directory(p, ignored)) {
-      model->LoadDirectory(p.string());
+      model->LoadDirectory(p.string(), reading);
     } else {
-      model->LoadGguf(path);
+      model->LoadGguf(path, reading);
     }
   });
   model->ForgetFiles();  // all scales have been checked, and most were copied
@@ -123,8 +128,8 @@ std::shared_ptr<const Model> Model::Load(const Context& context,
   return model;
 }
 
-void Model::LoadGguf(const std::string& path) {
-  const GgufFile file = OpenGguf(path);
+void Model::LoadGguf(const std::string& path, const Reading& reading) {
+  const GgufFile file = OpenGguf(path, options_.limits.gguf, reading);
   files_ = file.files;
   config_ = ConfigFromGguf(file);
   Finish(file.tensors, TensorNames::kGguf, {});
@@ -144,14 +149,15 @@ void Model::LoadGguf(const std::string& path) {
   FindSuppressed();
 }
 
-void Model::LoadDirectory(const std::string& dir) {
+void Model::LoadDirectory(const std::string& dir, const Reading& reading) {
   const fs::path root = dir;
   const JsonDocument config = ReadJsonFile((root / "config.json").string());
   const Quantization quantization = Naming(config.root().path(), [&] {
     config_ = ConfigFromJson(config.root());
     return QuantizationFromJson(config.root());
   });
-  const SafetensorsFile file = OpenSafetensorsDir(dir);
+  const SafetensorsFile file =
+      OpenSafetensorsDir(dir, options_.limits.safetensors, reading);
   files_ = file.files;
   Finish(file.tensors, TensorNames::kHuggingFace, quantization);
   const auto generation = ReadIfThere(root / "generation_config.json");
@@ -294,8 +300,6 @@ void Model::CheckMemory() const {
   throw Error(ErrorClass::kOutOfMemory, std::move(info));
 }
 
-// Some rows are packed after the other, and what the file's pages took is let go of
-// after each: the peak is the weights and a little more.
 // Errors about a row say where it is, and in which file.
 void Model::Pack(const Context& context, const WeightView& rows,
                  uint8_t* panels) const {
@@ -312,6 +316,8 @@ void Model::Pack(const Context& context, const WeightView& rows,
   }
 }
 
+// Some rows are packed after the other, and what the file's pages took is let go of
+// after each: the peak is the weights and a little more.
 void Model::RepackWeights(const Context& context, const LoadProgress& progress) {
   if (options_.repack == Repack::kNever) return;
   // Products with f32 activations decode the rows as they are stored.

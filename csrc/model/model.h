@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "io/gguf.h"
+#include "io/limits.h"
 #include "io/mmap.h"
 #include "kv/layer.h"
 #include "model/config.h"
@@ -45,7 +46,8 @@ enum class TrainedSteps {
   kDrop,     // as if it had none: other arithmetic than it was trained for
 };
 
-// Called with the bytes repacked so far and in all.
+// Called with bytes so far and in all: of each file that is copied, then of the weights
+// that are repacked.
 using LoadProgress = std::function<void(uint64_t done, uint64_t total)>;
 
 struct ModelOptions {
@@ -54,6 +56,8 @@ struct ModelOptions {
   ActivationMode activations = ActivationMode::kAuto;
   TrainedSteps steps = TrainedSteps::kUse;
   Repack repack = Repack::kAuto;
+  LoadMode load = LoadMode::kMap;
+  FileLimits limits;
   // Whether it will run: its weights then have to fit into the machine's memory.
   bool runs = true;
   // Round float matrices to this format as they are repacked.
@@ -117,8 +121,8 @@ class Model {
 
  private:
   Model() = default;
-  void LoadGguf(const std::string& path);
-  void LoadDirectory(const std::string& dir);
+  void LoadGguf(const std::string& path, const Reading& reading);
+  void LoadDirectory(const std::string& dir, const Reading& reading);
   void Finish(const std::vector<TensorView>& tensors, TensorNames names,
               const Quantization& quantization);
   void ChooseSteps();

@@ -38,7 +38,7 @@ from halfbyte.files import (
     open_safetensors,
 )
 from halfbyte.formats import FormatInfo, Weight, dequantize, formats, quantize
-from halfbyte.model import Model, Piece, Reply, Report, Session, Stats, Stream, load
+from halfbyte.model import Model, Session, load
 from halfbyte.ops import (
     attention,
     embedding_rows,
@@ -49,6 +49,8 @@ from halfbyte.ops import (
     rope,
     softmax,
 )
+from halfbyte.records import Piece, Reply, Report, Stats
+from halfbyte.streams import Stream
 from halfbyte.targets import (
     __version__,
     cpu_target,

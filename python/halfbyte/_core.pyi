@@ -246,10 +246,10 @@ class File:
     def read(self, index: int, begin: int, out: _U8, once: bool) -> None:
         """Fill `out` with bytes of a tensor by reading the file."""
 
-def open_gguf(path: str | bytes) -> File:
+def open_gguf(path: str | bytes, load: str, limits: dict[str, int]) -> File:
     """Open a GGUF file."""
 
-def open_safetensors(path: str | bytes) -> File:
+def open_safetensors(path: str | bytes, load: str, limits: dict[str, int]) -> File:
     """Open a safetensors file, an index or a directory."""
 
 @final
@@ -339,6 +339,8 @@ class Model:
         activations: str,
         repack: str,
         quantize: str | None,
+        load: str,
+        limits: dict[str, int],
         progress: Callable[[int, int], None] | None,
         threads: int,
         runs: bool,

@@ -23,7 +23,8 @@ import halfbyte
 from halfbyte import doctor, reference, roof, targets
 from halfbyte._arrays import F32Array
 from halfbyte.formats import format_info
-from halfbyte.model import Model, ModelConfig
+from halfbyte.model import Model
+from halfbyte.records import ModelConfig
 
 __all__ = [
     "MATRICES",

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from halfbyte._arguments import instance, string, takes_options_of
-from halfbyte.model import Message, Model, Options, Piece, Session, Stream
+from halfbyte.model import Message, Model, Options, Session
+from halfbyte.records import Piece
+from halfbyte.streams import Stream
 from halfbyte.template import Part, encode_parts
 
 if sys.version_info >= (3, 11):

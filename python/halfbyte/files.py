@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,22 @@ __all__ = [
 ]
 
 PathLike = str | os.PathLike[str]
+Load = Literal["mmap", "copy", "auto"]
+
+
+def checked_limits(limits: Mapping[str, int] | None) -> dict[str, int]:
+    """`limits` of `open_gguf` as numbers; the names are checked where they are known."""
+    if limits is None:
+        return {}
+    if not isinstance(limits, Mapping):
+        got = type(limits).__name__
+        raise DTypeError(f"limits: expected a mapping of names to numbers, got {got}")
+    return {
+        string(name, "limits"): int(value)
+        if isinstance(value, bool)
+        else whole(value, f"limits[{name!r}]", 0, 2**64 - 1)
+        for name, value in limits.items()
+    }
 
 
 class TensorInfo(NamedTuple):
@@ -188,12 +204,25 @@ class File:
         return f"File({self.paths[0]!r}, {len(self._tensors)} tensors)"
 
 
-def open_gguf(path: PathLike) -> File:
+def open_gguf(
+    path: PathLike, *, load: Load = "mmap", limits: Mapping[str, int] | None = None
+) -> File:
     """Open a GGUF file, version 2 or 3. All shards of a split file, given any of them.
 
     Parameters
     ----------
     path : str or path-like
+    load : {"mmap", "copy", "auto"}
+        Whether bytes come from the file when they are touched, or are all read now, so
+        that nothing that becomes of the file matters any more. ``"auto"`` copies from
+        network and FUSE file systems, where another machine may cut a file short under
+        a mapping, which ends the process.
+    limits : mapping, optional
+        What a file may ask for, where the default is too tight for one that you trust:
+        ``header_bytes``, ``tensors``, ``shards``; of GGUF also ``keys``,
+        ``string_bytes``, ``array_elements``, ``alignment``, and ``strict``, which
+        refuses bytes after the last tensor; of safetensors ``rank``, and
+        ``strict_paths``, which refuses links out of the directory.
 
     Returns
     -------
@@ -207,18 +236,27 @@ def open_gguf(path: PathLike) -> File:
     UnsupportedError
         If it is a GGUF file of a version or byte order that is not handled, or a pipe,
         a socket or a device.
+    ArgumentError, DTypeError
+        If `load` is none of those, or a limit has no such name or is no number.
+    OutOfMemoryError
+        If it is to be copied and is larger than the memory there is.
     OSError
         If it cannot be opened.
     """
-    return File(_core.open_gguf(os.fsencode(path)))
+    string(load, "load")
+    return File(_core.open_gguf(os.fsencode(path), load, checked_limits(limits)))
 
 
-def open_safetensors(path: PathLike) -> File:
+def open_safetensors(
+    path: PathLike, *, load: Load = "mmap", limits: Mapping[str, int] | None = None
+) -> File:
     """Open a safetensors file, an index of shards, or the directory they lie in.
 
     Parameters
     ----------
     path : str or path-like
+    load, limits
+        As for `open_gguf`.
 
     Returns
     -------
@@ -230,19 +268,26 @@ def open_safetensors(path: PathLike) -> File:
         If a file or the index breaks a rule, as for `open_gguf`.
     UnsupportedError
         If it is a pipe, a socket or a device.
+    ArgumentError, DTypeError, OutOfMemoryError
+        As for `open_gguf`.
     OSError
         If it cannot be opened.
     """
-    return File(_core.open_safetensors(os.fsencode(path)))
+    string(load, "load")
+    return File(_core.open_safetensors(os.fsencode(path), load, checked_limits(limits)))
 
 
-def open_file(path: PathLike) -> File:
+def open_file(
+    path: PathLike, *, load: Load = "mmap", limits: Mapping[str, int] | None = None
+) -> File:
     """Open a model file of either kind: told by content where it tells, else by name.
 
     Parameters
     ----------
     path : str or path-like
         What `open_gguf` or `open_safetensors` takes.
+    load, limits
+        As for `open_gguf`.
 
     Returns
     -------
@@ -250,19 +295,19 @@ def open_file(path: PathLike) -> File:
 
     Raises
     ------
-    FormatError, UnsupportedError, OSError
+    FormatError, UnsupportedError, ArgumentError, DTypeError, OutOfMemoryError, OSError
         As those do.
     """
     path = Path(os.fsdecode(path))
     if path.is_dir():
-        return open_safetensors(path)
+        return open_safetensors(path, load=load, limits=limits)
     is_gguf = True  # or nothing that can be read: the reader says so without waiting
     if path.is_file():
         with path.open("rb") as file:
             is_gguf = file.read(4) == b"GGUF"
     if not is_gguf and path.name.endswith((".safetensors", ".json")):
-        return open_safetensors(path)
-    return open_gguf(path)
+        return open_safetensors(path, load=load, limits=limits)
+    return open_gguf(path, load=load, limits=limits)
 
 
 class StreamDecoder:

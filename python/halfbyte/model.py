@@ -9,9 +9,7 @@ import math
 import os
 import secrets
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
@@ -21,7 +19,6 @@ from numpy.typing import NDArray
 from halfbyte import _core, _onednn, names, targets, template
 from halfbyte._arguments import number, one_of, string, takes_options_of, whole
 from halfbyte._arrays import F32Array, as_ids
-from halfbyte._sizes import size_text
 from halfbyte.choice import is_gguf_model, listed
 from halfbyte.errors import (
     ArgumentError,
@@ -30,219 +27,22 @@ from halfbyte.errors import (
     ModelError,
     UnsupportedError,
 )
-from halfbyte.files import PathLike, StreamDecoder, Tokenizer
+from halfbyte.files import Load, PathLike, StreamDecoder, Tokenizer, checked_limits
+from halfbyte.records import LayerConfig, ModelConfig, Piece, Reply, Report
+from halfbyte.streams import Progress, StopStrings, Stream, stop_strings
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
 elif TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = [
-    "LayerConfig",
-    "Message",
-    "Model",
-    "ModelConfig",
-    "Options",
-    "Piece",
-    "Reply",
-    "Report",
-    "Session",
-    "Stats",
-    "Stream",
-    "examine",
-    "load",
-]
+__all__ = ["Message", "Model", "Options", "Session", "examine", "load"]
 
 _ACTIVATIONS = ("auto", "static", "dynamic", "f32")
 
 Message = Mapping[str, Any]
 Ids = Sequence[int] | NDArray[Any]
 Prompt = str | Ids | Sequence[Message]
-
-
-@dataclass(frozen=True)
-class LayerConfig:
-    """Shape of one layer."""
-
-    sliding: bool
-    """Whether it sees `ModelConfig.sliding_window` positions, or else all."""
-    head_dim: int
-    num_kv_heads: int
-    ffn_len: int
-    kv_source: int
-    """The layer whose keys and values it attends to."""
-    value_is_key: bool
-    """No matrix for values: they are the keys as they come."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Hyperparameters, in one form for every family and file kind."""
-
-    architecture: str
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    context_length: int
-    """Positions that the model was made for."""
-    sliding_window: int
-    """Positions that a query of a sliding layer sees, its own included."""
-    norm_eps: float
-    logit_softcap: float
-    """Logits are bent to stay below it; 0: they are not."""
-    rope_base_sliding: float
-    rope_base_full: float
-    rope_factor_full: float
-    """Positions of full layers are divided by it."""
-    attention_scale: float
-    """Scores are multiplied by it."""
-    per_layer_embedding: int
-    """Numbers that each layer has for a token; 0: none."""
-    num_experts: int
-    """0 of a dense model, as the next two are."""
-    num_experts_used: int
-    expert_ffn_len: int
-    layers: tuple[LayerConfig, ...]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What is loaded and how it runs. Prints as a small table."""
-
-    path: str
-    architecture: str
-    types: dict[str, tuple[int, int]]
-    """Number of tensors and their bytes, by the file's name of the type."""
-    file_bytes: int
-    repacked_bytes: int
-    """Copied into kernel order; 0: used where the file maps them."""
-    quantize: str | None
-    """What float matrices were rounded to as they were copied."""
-    bytes_per_token: int
-    """Of weights, that computing a token reads."""
-    context: int
-    """Positions that a session holds at most."""
-    kv: str
-    kv_bytes_at_context: int
-    """Of keys and values, when a session is full."""
-    activations: str
-    target: str
-    """As `halfbyte.cpu_target` names it."""
-    threads: int
-    threads_reason: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dictionary that JSON can hold."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        """Render the table."""
-        file, repacked, read, kv = map(
-            size_text,
-            (
-                self.file_bytes,
-                self.repacked_bytes,
-                self.bytes_per_token,
-                self.kv_bytes_at_context,
-            ),
-        )
-        lines = [
-            f"{self.path} ({self.architecture})",
-            f"  file        {file}, {read} read per token",
-            f"  repacked    {repacked}"
-            + (f", floats rounded to {self.quantize}" if self.quantize else ""),
-            *(
-                f"  {name:<11} {count} tensors, {size_text(size)}"
-                for name, (count, size) in self.types.items()
-            ),
-            f"  context     {self.context} positions, {self.kv} cache of at most {kv}",
-            f"  arithmetic  {self.target}, activations {self.activations}",
-            f"  threads     {self.threads} ({self.threads_reason})",
-        ]
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What one answer took. Times are in seconds of wall clock."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    """Of the prompt, found in the session."""
-    generated_tokens: int
-    prompt_seconds: float
-    """Up to the first token."""
-    decode_seconds: float
-    """From the first token to the last."""
-    peak_rss_bytes: int
-    """Of the process so far."""
-
-    @property
-    def prompt_tps(self) -> float:
-        """Prompt tokens computed per second."""
-        computed = self.prompt_tokens - self.cached_tokens
-        return computed / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
-
-    @property
-    def decode_tps(self) -> float:
-        """Tokens generated per second, the first one left out."""
-        decoded = max(self.generated_tokens - 1, 0)
-        return decoded / self.decode_seconds if self.decode_seconds > 0 else 0.0
-
-
-class Piece(NamedTuple):
-    """Some generated text.
-
-    Attributes
-    ----------
-    text : str
-        Whole characters; may be empty.
-    token : int
-        The token that brought it.
-    finish_reason : {None, "stop", "length"}
-        Set on the last piece: the model or a stop string ended it, or the limit did.
-    logprob : float or None
-        With ``logprobs``: natural logarithm of the token's probability by the model
-        itself, the softmax of its logits, before penalty, temperature and filters.
-    top_logprobs : tuple of (int, float)
-        With ``logprobs=n``: the n likeliest tokens, and the same of each.
-    """
-
-    text: str
-    token: int
-    finish_reason: str | None
-    logprob: float | None = None
-    top_logprobs: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer of `Model.chat`."""
-
-    text: str
-    finish_reason: str
-    """``"stop"`` or ``"length"``, as of the last `Piece`."""
-    stats: Stats
-    pieces: tuple[Piece, ...] = field(repr=False)
-
-    def __str__(self) -> str:
-        """Return the text."""
-        return self.text
-
-
-def _stop_strings(stop: Any) -> list[str]:
-    if stop is None or isinstance(stop, str):
-        stops = [] if stop is None else [stop]
-    elif isinstance(stop, Iterable):
-        stops = list(stop)
-    else:
-        raise DTypeError(f"stop: expected a str or several, got {type(stop).__name__}")
-    if not all(string(one, "stop") for one in stops):
-        raise ArgumentError("stop: expected strings that are not empty")
-    return stops
 
 
 def _conversation(messages: Any) -> Sequence[Message]:
@@ -260,99 +60,6 @@ def _conversation(messages: Any) -> Sequence[Message]:
             f'messages[0]: expected {{"role": ..., "content": ...}}, got {got}'
         )
     return messages
-
-
-class _StopStrings:
-    """Cuts text off before the first stop string, holding back what may become one."""
-
-    def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = stop
-        self._held = ""
-
-    def push(self, text: str) -> tuple[str, bool]:
-        """Text that can be shown, and whether a stop string was found."""
-        text = self._held + text
-        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
-        if found:
-            self._held = ""
-            return text[: min(found)], True
-        keep = max((self._overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep], False
-
-    @staticmethod
-    def _overlap(text: str, stop: str) -> int:
-        """Length of the longest end of `text` that `stop` begins with."""
-        for size in range(min(len(text), len(stop) - 1), 0, -1):
-            if text.endswith(stop[:size]):
-                return size
-        return 0
-
-    def finish(self) -> str:
-        held, self._held = self._held, ""
-        return held
-
-
-class Stream:
-    """Iterator over the pieces of an answer."""
-
-    def __init__(self, pieces: Iterator[Piece], progress: _Progress) -> None:
-        self._pieces, self._progress = pieces, progress
-
-    @property
-    def tokens(self) -> list[int]:
-        """Those generated so far, also where they make no whole character yet."""
-        return self._progress.tokens
-
-    @property
-    def stats(self) -> Stats | None:
-        """Numbers of the answer, when it has ended, by itself or by `close`."""
-        return self._progress.stats
-
-    def __iter__(self) -> Stream:
-        """Return the stream itself."""
-        return self
-
-    def __next__(self) -> Piece:
-        """Generate until there is a next piece."""
-        return next(self._pieces)
-
-    def close(self) -> None:
-        """End the answer here."""
-        close = getattr(self._pieces, "close", None)
-        if close is not None:
-            close()
-        self._progress.stop()  # which pieces that never began have not done
-
-
-class _Progress:
-    """What is known of an answer while it is made, to its `Stream` too."""
-
-    def __init__(self, prompt_tokens: int) -> None:
-        self.tokens: list[int] = []
-        self.stats: Stats | None = None  # when the answer has ended
-        self._prompt = prompt_tokens
-        self.start(0)
-
-    def start(self, cached_tokens: int) -> None:
-        self._cached = cached_tokens
-        self._start = self._first = self._last = time.perf_counter()
-
-    def add(self, token: int) -> None:
-        self._last = time.perf_counter()
-        if not self.tokens:
-            self._first = self._last
-        self.tokens.append(token)
-
-    def stop(self) -> None:
-        self.stats = self.stats or Stats(
-            prompt_tokens=self._prompt,
-            cached_tokens=self._cached,
-            generated_tokens=len(self.tokens),
-            prompt_seconds=self._first - self._start,
-            decode_seconds=self._last - self._first,
-            peak_rss_bytes=_core.peak_rss(),
-        )
 
 
 class _Sequence:
@@ -386,7 +93,7 @@ class _Request(NamedTuple):
     limit: int
     sampler: _core.Sampler
     alternatives: int | None  # likeliest tokens to tell of; None: of no token
-    cut: _StopStrings
+    cut: StopStrings
     decoder: StreamDecoder
 
 
@@ -567,10 +274,10 @@ class Session:
             min(limit, self._model.context - len(ids) + 1),
             sampler,
             self._model._alternatives(logprobs),
-            _StopStrings(_stop_strings(stop)),
+            StopStrings(stop_strings(stop)),
             self._model.tokenizer.stream_decoder(),
         )
-        progress = _Progress(len(ids))
+        progress = Progress(len(ids))
         return Stream(self._generate(progress, request), progress)
 
     @takes_options_of(stream)
@@ -590,7 +297,7 @@ class Session:
         text = "".join(piece.text for piece in pieces)
         return Reply(text, reason or "length", stream.stats, pieces)
 
-    def _generate(self, progress: _Progress, request: _Request) -> Iterator[Piece]:
+    def _generate(self, progress: Progress, request: _Request) -> Iterator[Piece]:
         cut, decoder = request.cut, request.decoder
         cached = self._keep_prefix(request.ids)
         progress.start(cached)
@@ -1028,6 +735,8 @@ def load(
     quantize: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    load: Load = "mmap",
+    limits: Mapping[str, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a model.
@@ -1078,9 +787,16 @@ def load(
         Branch, tag or commit of a repository on the Hugging Face Hub.
     local_files_only : bool
         Take a repository from the cache, and ask no server.
+    load : {"mmap", "copy", "auto"}
+        Whether the files are mapped, or read into memory, so that nothing that becomes
+        of them matters any more; ``"auto"`` reads those that lie on network and FUSE
+        file systems. A copy takes memory for whole files beside the repacked weights.
+        In a mapped file the embeddings stay, and all weights with ``repack="never"``.
+    limits : mapping, optional
+        What the files may ask for, as for `halfbyte.open_gguf`.
     progress : callable, optional
         Called with the bytes done and their total: those fetched, if there are any to
-        fetch, then those repacked.
+        fetch, those of each file that is read into memory, then those repacked.
 
     Returns
     -------
@@ -1097,7 +813,8 @@ def load(
         If weights that `quantize` is to round are not finite. The message names the
         file and the byte.
     OutOfMemoryError
-        If the weights that every token needs exceed the memory there is.
+        If the weights that every token needs exceed the memory there is, or a file that
+        is to be read into it.
     OSError
         If a file cannot be opened, or a name leads to none.
     ImportError
@@ -1112,7 +829,12 @@ def load(
         context = min(whole(context, "context", 1), 2**62)  # more than any model has
     if threads is not None:
         threads = targets._valid(threads, "threads")
-    for value, option in ((kv, "kv"), (repack, "repack"), (quantize or "", "quantize")):
+    for value, option in (
+        (kv, "kv"),
+        (repack, "repack"),
+        (load, "load"),
+        (quantize or "", "quantize"),
+    ):
         string(value, option)
     found = names.resolve(
         path, revision=revision, local_files_only=local_files_only, progress=progress
@@ -1132,6 +854,8 @@ def load(
         activations,
         repack,
         quantize,
+        load,
+        checked_limits(limits),
         progress,
         threads or targets.num_threads(),
         True,
@@ -1175,6 +899,6 @@ def examine(path: PathLike) -> Model:
     """
     name = os.fsdecode(path)
     core = _core.Model.load(
-        os.fsencode(name), 0, "f32", "auto", "never", None, None, 1, False
+        os.fsencode(name), 0, "f32", "auto", "never", None, "mmap", {}, None, 1, False
     )
     return Model(core, name, "f32", "auto", None, None)

@@ -25,7 +25,7 @@ import tiny
 from halfbyte import bench, reference, roof, targets
 from halfbyte.cli import main, terminal
 from halfbyte.formats import format_info
-from halfbyte.model import LayerConfig, ModelConfig
+from halfbyte.records import LayerConfig, ModelConfig
 
 MIB = 1 << 20
 

@@ -58,7 +58,9 @@ MODULES: dict[str, set[str]] = {
     "stores": {"choice"},
     "bundled": {"errors"},
     "names": {"bundled", "hub", "stores"},
-    "model": {"ops", "files", "template", "names", "_sizes"},
+    "records": {"_sizes"},
+    "streams": {"_arguments", "records"},
+    "model": {"ops", "files", "template", "names", "streams"},
     "conversation": {"model"},
     # Some when they are asked for.
     "": {
@@ -109,6 +111,7 @@ OVER_CORE = {
     "files",
     "kv",
     "model",
+    "streams",
     "roof",
 }
 

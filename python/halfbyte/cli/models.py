@@ -17,7 +17,8 @@ from halfbyte.cli import terminal
 from halfbyte.cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from halfbyte.model import Model, Stats
+    from halfbyte.model import Model
+    from halfbyte.records import Stats
 
 __all__ = [
     "Sampling",

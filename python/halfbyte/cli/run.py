@@ -14,7 +14,8 @@ from halfbyte.cli import models, options, terminal
 from halfbyte.cli.errors import INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
-    from halfbyte.model import Message, Model, Stats
+    from halfbyte.model import Message, Model
+    from halfbyte.records import Stats
 
 __all__ = ["EXAMPLES", "run"]
 

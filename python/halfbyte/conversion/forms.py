@@ -14,7 +14,7 @@ from halfbyte import gemma
 from halfbyte.conversion.encoders import Apart, Copied, Lattice, Quantizer
 from halfbyte.conversion.plan import Fixed, Job, Output, Stored
 from halfbyte.errors import UnsupportedError
-from halfbyte.model import ModelConfig
+from halfbyte.records import ModelConfig
 
 __all__ = ["FORMS", "Form", "Matrix"]
 

@@ -36,7 +36,8 @@ from halfbyte.conversion.vocabulary import vocabulary
 from halfbyte.errors import ModelError
 from halfbyte.files import File, TensorInfo, open_gguf, open_safetensors
 from halfbyte.formats import format_info
-from halfbyte.model import Model, ModelConfig, examine
+from halfbyte.model import Model, examine
+from halfbyte.records import ModelConfig
 
 __all__ = ["FORMATS", "plan_gguf"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from halfbyte.conversion.gguf import F32, U32
 from halfbyte.errors import UnsupportedError
-from halfbyte.model import LayerConfig, ModelConfig
+from halfbyte.records import LayerConfig, ModelConfig
 
 __all__ = ["hyperparameters", "same"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from halfbyte import gemma
 from halfbyte.errors import UnsupportedError
 from halfbyte.files import TensorInfo
-from halfbyte.model import ModelConfig
+from halfbyte.records import ModelConfig
 
 __all__ = ["FLOATS", "is_spare", "refuse_packed", "require_floats"]
 

@@ -19,7 +19,8 @@ from halfbyte import gemma, names
 from halfbyte.errors import FileChangedError, UnsupportedError
 from halfbyte.files import File, TensorInfo, open_gguf
 from halfbyte.formats import dequantize
-from halfbyte.model import LayerConfig, ModelConfig, load
+from halfbyte.model import load
+from halfbyte.records import LayerConfig, ModelConfig
 from halfbyte.transformers.config import HalfbyteConfig
 from halfbyte.transformers.gguf_config import text_config
 from halfbyte.transformers.gguf_tokenizer import fast_tokenizer, special_ids

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import Gemma3TextConfig, Gemma4TextConfig
 
 from halfbyte.errors import UnsupportedError
-from halfbyte.model import LayerConfig, ModelConfig
+from halfbyte.records import LayerConfig, ModelConfig
 
 __all__ = ["text_config"]
 

@@ -87,7 +87,7 @@ TEST_F(GgufFileTest, FindsTensorsByName) {
 }
 
 TEST_F(GgufFileTest, OpensCopies) {
-  const GgufFile file = OpenGguf(first_, {}, LoadMode::kCopy);
+  const GgufFile file = OpenGguf(first_, {}, {.mode = LoadMode::kCopy});
   fs::resize_file(second_, 1);
   EXPECT_NO_THROW(file.CheckUnchanged());
   EXPECT_EQ(file.FindTensor("c")->data[0], 'c');

@@ -94,7 +94,7 @@ std::string PermissionsOf(const void* address) {
 TEST_F(MappedFileTest, MapsAndCopies) {
   const std::string path = Write("f", "some bytes");
   for (const LoadMode mode : {LoadMode::kMap, LoadMode::kCopy, LoadMode::kAuto}) {
-    const auto file = MappedFile::Open(path, mode);
+    const auto file = MappedFile::Open(path, {.mode = mode});
     EXPECT_EQ(Text(*file), "some bytes");
     EXPECT_EQ(file->path(), path);
     EXPECT_NO_THROW(file->CheckUnchanged());
@@ -105,7 +105,7 @@ TEST_F(MappedFileTest, MapsAndCopies) {
 TEST_F(MappedFileTest, ReadsParts) {
   const std::string path = Write("f", "some bytes");
   for (const LoadMode mode : {LoadMode::kMap, LoadMode::kCopy}) {
-    const auto file = MappedFile::Open(path, mode);
+    const auto file = MappedFile::Open(path, {.mode = mode});
     for (const Caching caching : {Caching::kAsUsual, Caching::kNone}) {
       uint8_t part[6] = {};
       file->Read(file->bytes().subspan(5, 5), part, caching);
@@ -184,7 +184,7 @@ TEST_F(MappedFileTest, NothingIsLeftOpen) {
     Refusal(dir_.string(), ErrorClass::kOs);
     Refusal("/dev/null", ErrorClass::kUnsupported);
     MappedFile::Open(path);
-    MappedFile::Open(path, LoadMode::kCopy);
+    MappedFile::Open(path, {.mode = LoadMode::kCopy});
   }
   EXPECT_EQ(OpenDescriptors(), before);
 }
@@ -230,7 +230,7 @@ TEST_F(MappedFileTest, ReplacementAndRemovalAreHarmless) {
 
 TEST_F(MappedFileTest, ACopyIsUnaffected) {
   const std::string path = Write("f", "before");
-  const auto file = MappedFile::Open(path, LoadMode::kCopy);
+  const auto file = MappedFile::Open(path, {.mode = LoadMode::kCopy});
   fs::resize_file(path, 1);
   EXPECT_NO_THROW(file->CheckUnchanged());
   EXPECT_EQ(Text(*file), "before");
@@ -243,7 +243,7 @@ TEST_F(MappedFileTest, AFileLargerThanMemoryIsNotCopied) {
   if (error) GTEST_SKIP() << "no file of 4 TiB here: " << error.message();
   EXPECT_EQ(MappedFile::Open(path)->bytes().size(), uint64_t{1} << 42);
   try {
-    MappedFile::Open(path, LoadMode::kCopy);
+    MappedFile::Open(path, {.mode = LoadMode::kCopy});
     ADD_FAILURE() << "copied";
   } catch (const Error& e) {
     EXPECT_EQ(e.cls(), ErrorClass::kOutOfMemory);

@@ -1,0 +1,126 @@
+# python/halfbyte/streams.py
+# SPDX-License-Identifier: Apache-2.0
+"""An answer while it is made: its pieces, where it stops, what it took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from halfbyte import _core
+from halfbyte._arguments import string
+from halfbyte.errors import ArgumentError, DTypeError
+from halfbyte.records import Piece, Stats
+
+__all__ = ["Progress", "StopStrings", "Stream", "stop_strings"]
+
+
+def stop_strings(stop: Any) -> list[str]:
+    """`stop` of `Session.stream`, checked."""
+    if stop is None or isinstance(stop, str):
+        stops = [] if stop is None else [stop]
+    elif isinstance(stop, Iterable):
+        stops = list(stop)
+    else:
+        raise DTypeError(f"stop: expected a str or several, got {type(stop).__name__}")
+    if not all(string(one, "stop") for one in stops):
+        raise ArgumentError("stop: expected strings that are not empty")
+    return stops
+
+
+class StopStrings:
+    """Cuts text off before the first stop string, holding back what may become one."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = stop
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Text that can be shown, and whether a stop string was found."""
+        text = self._held + text
+        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        if found:
+            self._held = ""
+            return text[: min(found)], True
+        keep = max((self._overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+    @staticmethod
+    def _overlap(text: str, stop: str) -> int:
+        """Length of the longest end of `text` that `stop` begins with."""
+        for size in range(min(len(text), len(stop) - 1), 0, -1):
+            if text.endswith(stop[:size]):
+                return size
+        return 0
+
+    def finish(self) -> str:
+        """Text that became no stop string."""
+        held, self._held = self._held, ""
+        return held
+
+
+class Stream:
+    """Iterator over the pieces of an answer."""
+
+    def __init__(self, pieces: Iterator[Piece], progress: Progress) -> None:
+        self._pieces, self._progress = pieces, progress
+
+    @property
+    def tokens(self) -> list[int]:
+        """Those generated so far, also where they make no whole character yet."""
+        return self._progress.tokens
+
+    @property
+    def stats(self) -> Stats | None:
+        """Numbers of the answer, when it has ended, by itself or by `close`."""
+        return self._progress.stats
+
+    def __iter__(self) -> Stream:
+        """Return the stream itself."""
+        return self
+
+    def __next__(self) -> Piece:
+        """Generate until there is a next piece."""
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End the answer here."""
+        close = getattr(self._pieces, "close", None)
+        if close is not None:
+            close()
+        self._progress.stop()  # which pieces that never began have not done
+
+
+class Progress:
+    """What is known of an answer while it is made, to its `Stream` too."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self.tokens: list[int] = []
+        self.stats: Stats | None = None  # when the answer has ended
+        self._prompt = prompt_tokens
+        self.start(0)
+
+    def start(self, cached_tokens: int) -> None:
+        """Begin to count time; so many tokens of the prompt need no computing."""
+        self._cached = cached_tokens
+        self._start = self._first = self._last = time.perf_counter()
+
+    def add(self, token: int) -> None:
+        """Note a token, and when it came."""
+        self._last = time.perf_counter()
+        if not self.tokens:
+            self._first = self._last
+        self.tokens.append(token)
+
+    def stop(self) -> None:
+        """Take stock, once."""
+        self.stats = self.stats or Stats(
+            prompt_tokens=self._prompt,
+            cached_tokens=self._cached,
+            generated_tokens=len(self.tokens),
+            prompt_seconds=self._first - self._start,
+            decode_seconds=self._last - self._first,
+            peak_rss_bytes=_core.peak_rss(),
+        )
