@@ -10,9 +10,12 @@ import operator
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar, cast
 
+import numpy as np
+
 from halfbyte.errors import ArgumentError, DTypeError
 
 __all__ = [
+    "flag",
     "instance",
     "not_negative",
     "number",
@@ -90,8 +93,10 @@ def positive(value: Any, name: str) -> float:
     return result
 
 
-def instance(value: Any, name: str, kind: type[_T], wanted: str) -> _T:
-    """`value` if it is of the class `kind`, which `wanted` names."""
+def instance(
+    value: Any, name: str, kind: type[_T] | tuple[type[_T], ...], wanted: str
+) -> _T:
+    """`value` if it is of the class `kind`, or of one of them, which `wanted` names."""
     if not isinstance(value, kind):
         raise DTypeError(f"{name}: expected {wanted}, got {type(value).__name__}")
     return value
@@ -100,6 +105,11 @@ def instance(value: Any, name: str, kind: type[_T], wanted: str) -> _T:
 def string(value: Any, name: str) -> str:
     """`value` if it is a str."""
     return instance(value, name, str, "a str")
+
+
+def flag(value: Any, name: str) -> bool:
+    """`value` if it is a bool, NumPy's too; other values have no plain truth here."""
+    return bool(instance(value, name, (bool, np.bool_), "a bool"))
 
 
 def one_of(value: Any, name: str, choices: Collection[_Choice]) -> _Choice:

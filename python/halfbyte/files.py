@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte import _core
-from halfbyte._arguments import instance, string, whole
+from halfbyte._arguments import flag, instance, string, whole
 from halfbyte._arrays import as_ids
 from halfbyte.errors import DTypeError, UnsupportedError
 from halfbyte.formats import Weight
@@ -165,7 +165,7 @@ class File:
         """
         first = min(whole(begin, "begin", 0), 2**64 - 1)  # past the end of any
         instance(out, "out", np.ndarray, "a uint8 array")
-        self._core.read(self._index[name], first, out, once)
+        self._core.read(self._index[name], first, out, flag(once, "once"))
 
     def weight(self, name: str) -> Weight:
         """Open a matrix as a weight, without copying it.
@@ -453,8 +453,10 @@ class Tokenizer:
             got = type(text).__name__
             raise DTypeError(f"text: expected a str or bytes, got {got}")
         raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-        ids = self._core.encode(raw, special)
-        return [self._core.bos, *ids] if bos and self._core.bos >= 0 else ids
+        ids = self._core.encode(raw, flag(special, "special"))
+        return (
+            [self._core.bos, *ids] if flag(bos, "bos") and self._core.bos >= 0 else ids
+        )
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Join tokens to text.
@@ -476,7 +478,9 @@ class Tokenizer:
             If they are not integers of one dimension, or not in the vocabulary.
         """
         known = as_ids(ids, "ids", self._core.num_tokens).tolist()
-        return self._core.decode(known, special).decode("utf-8", "replace")
+        return self._core.decode(known, flag(special, "special")).decode(
+            "utf-8", "replace"
+        )
 
     def stream_decoder(self, *, special: bool = False) -> StreamDecoder:
         """Return a decoder for tokens as they come.
@@ -490,7 +494,7 @@ class Tokenizer:
         -------
         StreamDecoder
         """
-        return StreamDecoder(_core.StreamDecoder(self._core, special))
+        return StreamDecoder(_core.StreamDecoder(self._core, flag(special, "special")))
 
     def token_to_piece(self, id: int) -> str:
         """Spelling of a token in the vocabulary.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from halfbyte import _core, _onednn
-from halfbyte._arguments import not_negative, number, one_of, positive, whole
+from halfbyte._arguments import flag, not_negative, number, one_of, positive, whole
 from halfbyte._arrays import (
     Array,
     F32Array,
@@ -457,7 +457,8 @@ def attention(
     if heads and (keys.shape[1] == 0 or heads % keys.shape[1]):
         raise ShapeError(f"k: {keys.shape[1]} heads do not divide the {heads} of q")
     seen_keys = 0 if window is None else whole(window, "window", 1, 2**62)
-    if seen_keys and not causal:
+    in_order = flag(causal, "causal")
+    if seen_keys and not in_order:
         raise ArgumentError(f"window: expected causal with it, got {window} alone")
     factor = max(head_dim, 1) ** -0.5 if scale is None else number(scale, "scale")
     if not abs(factor) <= _F32_MAX:
@@ -465,7 +466,7 @@ def attention(
     seen = None if mask is None else _mask(mask, (*queries.shape[:3], keys.shape[2]))
     result = new_or_checked(out, queries.shape)
     _core.attention(
-        queries, keys, values, seen, factor, causal, seen_keys, result, num_threads()
+        queries, keys, values, seen, factor, in_order, seen_keys, result, num_threads()
     )
     return result
 

@@ -105,6 +105,24 @@ HEADS = np.ones((1, 1, 2, 8), np.float32)
             ArgumentError,
             "last: expected 0 or more, got -1",
         ),
+        (
+            lambda _: halfbyte.attention(HEADS, HEADS, HEADS, causal="no"),
+            DTypeError,
+            "causal: expected a bool, got str",
+        ),
+        (
+            lambda m: m.tokenize("a", bos=1),
+            DTypeError,
+            "bos: expected a bool, got int",
+        ),
+        *(
+            (call, DTypeError, "special: expected a bool, got str")
+            for call in (
+                lambda m: m.tokenizer.encode("a", special="no"),
+                lambda m: m.tokenizer.decode([1], special="no"),
+                lambda m: m.tokenizer.stream_decoder(special="no"),
+            )
+        ),
         *(
             (call, DTypeError, "id: expected a whole number, got str")
             for call in (
@@ -382,6 +400,14 @@ def test_what_a_file_reads(
 ) -> None:
     opened = halfbyte.open_gguf(names.resolve("halfbyte:tiny"))
     check(lambda: opened.read(opened.tensors[0].name, begin, out), error, begins)
+
+
+def test_whether_a_file_reads_once_is_a_bool() -> None:
+    opened = halfbyte.open_gguf(names.resolve("halfbyte:tiny"))
+    name, out = opened.tensors[0].name, np.zeros(4, np.uint8)
+    want = "once: expected a bool, got str"
+    check(lambda: opened.read(name, 0, out, once="a"), DTypeError, want)  # type: ignore[arg-type]
+    opened.read(name, 0, out, once=np.bool_(True))
 
 
 @pytest.mark.parametrize(
