@@ -2,8 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/quantize.h"
 
+#include <stdio.h>
+
 #include <cmath>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "kernels/format_kernels.h"
@@ -26,14 +29,31 @@ void CheckWritable(const FormatInfo& info, Quantizer quantizer) {
   }
 }
 
-// No code stands for what is not finite.
-void CheckFinite(Mat<const float> x, size_t row) {
-  if (!std::isnan(MaxMagnitude(x.Row(row), x.cols))) return;
+// The largest magnitude of a row. No code stands for what is not finite.
+float CheckFinite(Mat<const float> x, size_t row) {
+  const float largest = MaxMagnitude(x.Row(row), x.cols);
+  if (!std::isnan(largest)) return largest;
   size_t col = 0;
   while (std::isfinite(x.Row(row)[col])) ++col;
   throw Error(ErrorClass::kNumerical,
               "x: expected finite values, got " + std::to_string(x.Row(row)[col]) +
                   " at " + std::to_string(row) + ", " + std::to_string(col));
+}
+
+// Steps in the blocks are f16 or bf16: what is far larger than any weight has none.
+void CheckFits(const FormatInfo& info, size_t row, size_t K, float largest,
+               const uint8_t* blocks) {
+  constexpr float kLargestF16 = 65504.0f;
+  if (largest <= kLargestF16) return;
+  std::vector<float> decoded(K);
+  KernelsFor(info.format).decode_row(blocks, K, decoded.data());
+  // Rounding to nearest keeps more than half, a search somewhat less; NaN is no number.
+  if (MaxMagnitude(decoded.data(), K) >= largest / 4) return;
+  char found[32];
+  snprintf(found, sizeof(found), "%g", static_cast<double>(largest));
+  throw Error(ErrorClass::kNumerical,
+              "x: expected values that " + std::string(info.stem) +
+                  " has steps for, got " + found + " in row " + std::to_string(row));
 }
 
 }  // namespace
@@ -55,7 +75,7 @@ void Quantize(const Context& context, Mat<const float> x, Format format,
   const float* factors = importance.empty() ? nullptr : importance.data();
   const size_t row_bytes = RowBytes(format, x.cols);
   ForEachRow(context, x.rows, x.cols, [&](size_t n) {
-    if (info.block_len != 1) CheckFinite(x, n);
+    const float largest = info.block_len != 1 ? CheckFinite(x, n) : 0.0f;
     uint8_t* to = w + n * row_bytes;
     float scale = 1.0f;
     if (quantizer == Quantizer::kSearch) {
@@ -66,6 +86,7 @@ void Quantize(const Context& context, Mat<const float> x, Format format,
       scale = kernels.encode_row_scaled_ref(x.Row(n), x.cols, to);
     }
     if (!scales.empty()) scales[n] = scale;
+    if (scales.empty() && info.block_len != 1) CheckFits(info, n, x.cols, largest, to);
   });
 }
 

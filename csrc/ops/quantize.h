@@ -22,7 +22,8 @@ enum class Quantizer {
 // Rows of x as blocks, and the scale of each row where the format has one: scales is
 // then x.rows long, else empty. `importance`, of kSearch, is empty or x.cols long, and
 // none of it is negative. Throws ShapeError; ArgumentError if the format has no such
-// quantizer; NumericalError for what is not finite, unless the format is one of floats.
+// quantizer; NumericalError for what is not finite, or far larger than the format's
+// steps reach, unless the format is one of floats.
 void Quantize(const Context& context, Mat<const float> x, Format format,
               Quantizer quantizer, std::span<const float> importance, uint8_t* w,
               std::span<float> scales);

@@ -34,6 +34,8 @@ def _bf16_to_f32(bits: NDArray[np.uint16]) -> F32Array:
 
 def _exchange(x: Any, name: str, from_dlpack: FromDLPack) -> tuple[NDArray[Any], bool]:
     """Array and "holds bfloat16 bits" of an object that speaks DLPack."""
+    if getattr(x, "is_neg", bool)():  # of torch, whose capsules leave the sign out
+        x = x.resolve_neg()
     try:
         try:
             capsule = x.__dlpack__(max_version=(1, 0), dl_device=(1, 0), copy=False)

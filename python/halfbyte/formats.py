@@ -315,7 +315,8 @@ def quantize(
         If an argument is of another type, or `x` or `importance` does not fit; the
         message says how.
     NumericalError
-        If `x` is not finite, and the format is not one of floats.
+        If `x` is not finite, or too large for the format's steps (from 5e5 on in
+        ``"q4_0"``), and the format is not one of floats.
 
     Notes
     -----

@@ -47,7 +47,7 @@ __all__ = [
 # Positions up to here keep their angle's precision.
 _MAX_POSITION = 2**24
 
-_F32_MAX = 3.4028234663852886e38
+_F32_MIN, _F32_MAX = 1.401298464324817e-45, 3.4028234663852886e38
 
 
 def _input(x: Array, name: str) -> F32Array:
@@ -166,7 +166,7 @@ def linear_codes(
     n, k = packed(w).shape
     if w.scales is None:
         raise ArgumentError(f"w: expected one scale a row (w8, w4, w2), got {w.format}")
-    x_step, y_step = positive(x_step, "x_step"), positive(y_step, "y_step")
+    x_step, y_step = _step(x_step, "x_step"), _step(y_step, "y_step")
     done = w._core.linear_codes_at_once(x, x_step, y_step, out, num_threads())
     if done is not None:
         return done
@@ -469,6 +469,13 @@ def attention(
         queries, keys, values, seen, factor, in_order, seen_keys, result, num_threads()
     )
     return result
+
+
+def _step(value: float, name: str) -> float:
+    step = positive(value, name)
+    if not _F32_MIN <= step <= _F32_MAX:
+        raise ArgumentError(f"{name}: expected a float32 above 0, got {value}")
+    return step
 
 
 def _heads(x: Array, name: str) -> F32Array:

@@ -486,6 +486,8 @@ def _pick(
 
 def _quantize_searched(x: F32Array, format: str, importance: F32Array | None) -> Weight:
     ordinary, kind, (n, k) = quantize(x, format), _STEPS[format], x.shape
+    if x.size == 0:
+        return ordinary
     length = k if ordinary.scales is not None else 32
     groups = x.reshape(-1, length)
     w = np.ones_like(groups)

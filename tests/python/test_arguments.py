@@ -23,6 +23,7 @@ from halfbyte.errors import (
     ArgumentError,
     DTypeError,
     FormatError,
+    NumericalError,
     ShapeError,
     UnsupportedError,
 )
@@ -400,6 +401,32 @@ def test_what_a_file_reads(
 ) -> None:
     opened = halfbyte.open_gguf(names.resolve("halfbyte:tiny"))
     check(lambda: opened.read(opened.tensors[0].name, begin, out), error, begins)
+
+
+@pytest.mark.parametrize("step", [1e39, 1e-46])
+@pytest.mark.parametrize("name", ["x_step", "y_step"])
+def test_steps_that_float32_has_not(name: str, step: float) -> None:
+    weight, codes = (
+        halfbyte.quantize(HEADS.reshape(1, -1).repeat(2, 1), "w8"),
+        np.ones((1, 32), np.int8),
+    )
+    steps = {"x_step": 1.0, "y_step": 1.0} | {name: step}
+    want = f"{name}: expected a float32 above 0, got {step}"
+    check(lambda: halfbyte.linear_codes(codes, weight, **steps), ArgumentError, want)
+
+
+@pytest.mark.parametrize(
+    ("fmt", "fits", "too_large"),
+    [("q4_0", 5.2e5, 5.3e5), ("q8_0", 8.3e6, 8.4e6), ("q6_k", 1e8, 3e38)],
+)
+def test_weights_that_no_step_reaches(fmt: str, fits: float, too_large: float) -> None:
+    x = np.full((3, 256), 0.02, np.float32)
+    x[2, 5] = fits
+    largest = halfbyte.quantize(x, fmt).dequantize()[2, 5]
+    assert abs(largest - fits) <= fits / 15  # half a step of the coarsest, and f16
+    x[2, 5] = too_large
+    want = f"x: expected values that {fmt} has steps for, got {too_large:g} in row 2"
+    check(lambda: halfbyte.quantize(x, fmt), NumericalError, want)
 
 
 def test_whether_a_file_reads_once_is_a_bool() -> None:

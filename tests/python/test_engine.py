@@ -929,6 +929,15 @@ def test_ids_and_lengths_out_of_range(fast: Any) -> None:
         fast(torch.tensor([[2, 512]]))
     with pytest.raises(errors.ArgumentError, match="input_ids: expected some"):
         fast()
+    for ids in ([[5.0, 6.0]], [[True, False]]):
+        with pytest.raises(errors.DTypeError, match="input_ids: expected integers"):
+            fast(torch.tensor(ids))
+    with pytest.raises(errors.ShapeError, match=r"input_ids: expected shape \(batch, "):
+        fast(torch.tensor(IDS))
+    with pytest.raises(
+        errors.ArgumentError, match="logits_to_keep: expected 0 or more"
+    ):
+        fast(torch.tensor([IDS]), logits_to_keep=-1)
     cache = SessionCache(fast.core)
     with pytest.raises(errors.ContextOverflowError):
         fast(torch.tensor([tiny.prompt(257)]), past_key_values=cache)

@@ -646,6 +646,15 @@ def test_torch_tensors_come_through_dlpack(op: str, dtype: torch.dtype) -> None:
     assert_same_bits(np.asarray(ROWWISE[op](columns)), want)
 
 
+def test_the_lazy_sign_of_a_torch_tensor_is_seen() -> None:
+    x = torch.randn(2, 32, dtype=torch.complex64).conj().imag
+    assert x.is_neg()
+    w = halfbyte.quantize(np.eye(32, dtype=np.float32), "q8_0")
+    np.testing.assert_array_equal(
+        halfbyte.linear(x, w), halfbyte.linear(x.clone().numpy(), w)
+    )
+
+
 @every_target
 def test_torch_weights_and_positions() -> None:
     x, w = normal(3, 2, 32), normal(32, seed=1)

@@ -23,6 +23,7 @@ import torch
 from halfbyte import ArgumentError, DTypeError, ShapeError
 from halfbyte.formats import format_info
 from halfbyte.torch import QuantEmbedding, QuantLinear, linear, ops, quantize
+from halfbyte.torch.experts import QuantExperts
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
@@ -56,6 +57,10 @@ def static(fmt: str = "w4", steps: tuple[float, float] = (0.05, 0.1)) -> QuantLi
 
 def bytes_of(fmt: str) -> Tensor:
     return quantize(torch.ones(4, 32), fmt)[0]
+
+
+def experts() -> QuantExperts:
+    return QuantExperts(2, 32, 32, ("q4_0", "q4_0"), nn.functional.gelu)
 
 
 def same(got: Tensor, want: Tensor) -> None:
@@ -300,6 +305,57 @@ def test_new_bytes_are_used_after_the_first_forward(how: str) -> None:
     same(y.detach(), other(x))
 
 
+def fresh(module: QuantLinear) -> QuantLinear:
+    """Make a layer of the same tensors, as they are now."""
+    steps = (module.input_activation_scale, module.output_activation_scale)
+    return QuantLinear.from_packed(
+        module.weight,
+        module.format,
+        scale=module.weight_scale,
+        steps=None if None in steps else steps,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("repacked", [False, True])
+@pytest.mark.parametrize(
+    "changed",
+    ["weight", "weight_scale", "input_activation_scale", "output_activation_scale"],
+)
+@pytest.mark.parametrize("how", ["in place", "data", "replaced", "lent"])
+def test_a_tensor_that_changes_is_seen(how: str, changed: str, repacked: bool) -> None:
+    module, x = static(), torch.randn(2, K)
+    if repacked:
+        module.repack()
+    before, held = module(x), getattr(module, changed)
+    value = static().weight.detach() if changed == "weight" else 2 * held.detach()
+    got = None
+    if how == "in place":
+        with torch.no_grad():
+            held.copy_(value)
+    elif how == "data" and changed != "weight":  # which refuses it
+        held.data = value
+    elif how == "replaced":
+        module._parameters[changed] = nn.Parameter(value, requires_grad=False)
+    else:
+        with torch.no_grad():
+            got = torch.func.functional_call(module, {changed: value}, (x,))
+            same(module(x), before)
+        setattr(module, changed, nn.Parameter(value, requires_grad=False))
+    want = fresh(module)(x)
+    assert not torch.equal(want, before)
+    same(module(x) if got is None else got, want)
+    same(module(x.clone().requires_grad_()).detach(), want)
+
+
+def test_floats_are_not_loaded_as_bytes() -> None:
+    module = layer("w8", bias=False)
+    state = module.state_dict()
+    state["weight"] = torch.randn(module.weight.shape)
+    with pytest.raises(RuntimeError, match="weight: expected packed bytes, got"):
+        module.load_state_dict(state)
+    assert module.weight.dtype == torch.uint8
+
+
 def test_other_devices_are_refused_before_anything_moves() -> None:
     for module in (layer(), QuantEmbedding(N, K, "q4_0")):
         with FakeTensorMode() as mode:
@@ -382,6 +438,77 @@ def test_other_devices_are_refused_before_anything_moves() -> None:
             ArgumentError,
             "scale: q4_0 has its scales in the blocks",
         ),
+        (
+            lambda: QuantLinear.from_packed(
+                bytes_of("w8"),
+                "w8",
+                scale=torch.ones(4),
+                bias=torch.ones(4),
+                steps=(torch.tensor(0.1), torch.tensor(0.1)),
+            ),
+            ArgumentError,
+            "bias: expected none with a step of the output",
+        ),
+        (
+            lambda: linear(
+                torch.ones(2, 32),
+                bytes_of("w8"),
+                "w8",
+                scales=torch.ones(4),
+                bias=torch.ones(4),
+                y_step=torch.tensor(0.1),
+            ),
+            ArgumentError,
+            "bias: expected none with a step of the output",
+        ),
+        (
+            lambda: linear(
+                torch.ones(2, 32),
+                bytes_of("w8"),
+                "w8",
+                scales=torch.ones(4),
+                x_step=torch.ones(2),
+            ),
+            ShapeError,
+            r"x_step: expected one element, got shape \(2,\)",
+        ),
+        (
+            lambda: QuantEmbedding.from_packed(
+                bytes_of("w8"), "w8", scale=torch.ones(4, 2)
+            )(torch.tensor([0, 4])),
+            ArgumentError,
+            "ids: expected 0 to 3",
+        ),
+        *(
+            (
+                lambda index=index, weights=weights: experts()(
+                    torch.ones(3, 32), torch.tensor(index), torch.ones(weights)
+                ),
+                error,
+                message,
+            )
+            for index, weights, error, message in (
+                ([[0], [1]], (2, 1), ShapeError, "top_k_index: expected 3 rows"),
+                (
+                    [[0], [1], [1]],
+                    (3, 2),
+                    ShapeError,
+                    r"top_k_weights: expected .*3, 1",
+                ),
+                (
+                    [[0], [1], [-1]],
+                    (3, 1),
+                    ArgumentError,
+                    "top_k_index: .* 0 to 1, got -1",
+                ),
+                (
+                    [[0], [1], [2]],
+                    (3, 1),
+                    ArgumentError,
+                    "top_k_index: .* 0 to 1, got 2",
+                ),
+            )
+        ),
         (lambda: layer()(torch.randn(2, K).double()), DTypeError, "call .float"),
         (
             lambda: layer()(torch.randn(2, 5)),
@@ -434,6 +561,18 @@ def test_embeddings_are_those_of_transformers(bits: int, groups: int) -> None:
     assert ours(ids).dtype == torch.bfloat16
     with pytest.raises(IndexError):
         ours.weight[N]
+
+
+def test_the_weight_of_an_embedding_is_indexed_as_a_tensor_is() -> None:
+    table = QuantEmbedding.from_packed(bytes_of("q4_0"), "q4_0")
+    dense = table(torch.arange(4))
+    for index in (
+        (slice(0, 0),),
+        (slice(3, 3), 1),
+        (slice(None, None, 2), slice(1, 3)),
+        (-1,),
+    ):
+        same(table.weight[index], dense[index])
 
 
 def test_an_embeddings_state_dict_survives(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def arguments(
 )
 def test_opcheck_of_linear(fmt: str, steps: bool) -> None:
     x = torch.randn(2, smallest(fmt), requires_grad=True)
-    opcheck(OPS.linear, arguments(x, packed(fmt), steps=steps))
+    opcheck(OPS.linear, arguments(x, packed(fmt), bias=not steps, steps=steps))
 
 
 @each_float

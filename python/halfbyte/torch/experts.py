@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from halfbyte.errors import ShapeError
+from halfbyte.errors import ArgumentError, ShapeError
 from halfbyte.formats import format_info
 from halfbyte.torch import ops
 from halfbyte.torch.packed import PackedModule, frozen
@@ -84,9 +84,28 @@ class QuantExperts(PackedModule):
         Returns
         -------
         tensor like `hidden_states`, shape (T, H)
+
+        Raises
+        ------
+        ArgumentError, ShapeError
+            If there is no such expert, or the shapes do not fit together.
         """
+        if top_k_index.shape[:1] != hidden_states.shape[:1]:
+            raise ShapeError(
+                f"top_k_index: expected {len(hidden_states)} rows, "
+                f"got shape {tuple(top_k_index.shape)}"
+            )
+        if top_k_weights.shape != top_k_index.shape:
+            raise ShapeError(
+                f"top_k_weights: expected shape {tuple(top_k_index.shape)}, "
+                f"got {tuple(top_k_weights.shape)}"
+            )
         total = torch.zeros_like(hidden_states)
         for expert in top_k_index.unique().tolist():
+            if not 0 <= expert < self.num_experts:
+                raise ArgumentError(
+                    f"top_k_index: expected 0 to {self.num_experts - 1}, got {expert}"
+                )
             tokens, choices = torch.where(top_k_index == expert)
             y = self._expert(expert, hidden_states[tokens])
             y = y * top_k_weights[tokens, choices, None]

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,31 @@ def _scale(scale: Tensor | None, info: FormatInfo) -> Tensor | None:
 
 def _empty_rows(n: int, width: int, device: str | torch.device) -> nn.Parameter:
     return frozen(torch.zeros(n, width, dtype=torch.uint8, device=device))
+
+
+class _View(NamedTuple):
+    """The core's view of a layer's tensors, as long as nobody put others in their place."""
+
+    tensors: tuple[Tensor | None, ...]
+    written: tuple[
+        tuple[Tensor, int, int], ...
+    ]  # where each lies, and how often changed
+    weight: _core.Weight
+    shape: tuple[int, int]
+
+    def holds(self, now: Mapping[str, Tensor | None]) -> bool:
+        """Whether `now` has the same tensors, as they were. Every call asks."""
+        weight, scale, x_step, y_step = self.tensors
+        if now["weight"] is not weight or now["weight_scale"] is not scale:
+            return False
+        if now["input_activation_scale"] is not x_step:
+            return False
+        if now["output_activation_scale"] is not y_step:
+            return False
+        for tensor, at, version in self.written:
+            if tensor._version != version or tensor.data_ptr() != at:
+                return False
+        return True
 
 
 class QuantLinear(PackedModule, nn.Linear):
@@ -97,7 +122,7 @@ class QuantLinear(PackedModule, nn.Linear):
     input_activation_scale: nn.Parameter | None
     output_activation_scale: nn.Parameter | None
     panels: Tensor | None
-    _kept: tuple[Tensor, _core.Weight, tuple[int, int]] | None = None
+    _kept: _View | None = None
 
     def __init__(
         self,
@@ -220,18 +245,17 @@ class QuantLinear(PackedModule, nn.Linear):
         )
 
     def _packed(self) -> tuple[_core.Weight, tuple[int, int]]:
-        """The core's view of the weight, and its shape; made again for another weight."""
-        kept, weight = self._kept, self._parameters["weight"]
-        if kept is None or kept[0] is not weight:
-            if not isinstance(weight, nn.Parameter):  # lent for a call, by torch.func
-                return self._viewed(None)[1:]
+        """The core's view of the weight, and its shape; made again for other tensors."""
+        kept = self._kept
+        if kept is None or not kept.holds(self._parameters):
+            made = self._viewed(None)
+            if any(type(tensor) is Tensor for tensor in made.tensors):
+                return made[2:]  # lent for a call, by torch.func
             self._changed()
             self._kept = kept = self._viewed(None)
-        return kept[1:]
+        return kept[2:]
 
-    def _viewed(
-        self, panels: Tensor | None
-    ) -> tuple[Tensor, _core.Weight, tuple[int, int]]:
+    def _viewed(self, panels: Tensor | None) -> _View:
         view = ops.weight_of(
             self.weight,
             self.format,
@@ -241,7 +265,20 @@ class QuantLinear(PackedModule, nn.Linear):
             y_step=self.output_activation_scale,
         )
         k = ops.features(self.weight, format_info(self.format))
-        return self.weight, view, (self.weight.shape[0], k)
+        ops.check_bias(self.bias, self.output_activation_scale)
+        tensors = (
+            self.weight,
+            self.weight_scale,
+            self.input_activation_scale,
+            self.output_activation_scale,
+        )
+        written = tuple(
+            (tensor, tensor.data_ptr(), tensor._version)
+            for tensor in tensors
+            if tensor is not None
+            and not tensor.is_inference()  # which count no changes
+        )
+        return _View(tensors, written, view, (self.weight.shape[0], k))
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Set a parameter, as assigning to it does, and forget what was made of it."""
@@ -281,8 +318,9 @@ class QuantLinear(PackedModule, nn.Linear):
         QuantLinear
             Itself, with about as many bytes again.
         """
+        view = self._packed()[0]  # which forgets panels of other weights
         if self.panels is None:
-            panels = self._packed()[0].panels(num_threads())
+            panels = view.panels(num_threads())
             if panels.size:
                 self.panels = torch.from_numpy(panels)
                 self._kept = self._viewed(self.panels)
@@ -306,6 +344,8 @@ class QuantLinear(PackedModule, nn.Linear):
         held = self.weight
         weight: Tensor = held
         if isinstance(held, PackedParameter) and not torch.compiler.is_compiling():
+            if self.panels is not None:
+                self._packed()  # which forgets them if they are of other weights
             weight = held.as_subclass(Tensor)  # make_fx knows no other class
         return ops.linear(
             x,
@@ -528,6 +568,7 @@ class TableView:
         first, *rest = index if isinstance(index, tuple) else (index,)
         n = self._table.num_embeddings
         plain = isinstance(first, (int, slice))  # pick of a range, without N integers
-        ids = torch.as_tensor(range(n)[first]) if plain else torch.arange(n)[first]
+        picked = range(n)[first] if plain else torch.arange(n)[first]
+        ids = torch.as_tensor(picked, dtype=torch.int64)
         rows = self._table.rows(ids)
         return rows[(..., *rest)] if rest else rows

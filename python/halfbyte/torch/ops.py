@@ -64,6 +64,8 @@ def _step(step: Tensor | None, name: str, info: FormatInfo) -> float:
         return 0.0
     if not info.row_scaled:
         raise ArgumentError(f"{name}: {info.name} has no scale a row: leave it out")
+    if step.numel() != 1:
+        raise ShapeError(f"{name}: expected one element, got shape {tuple(step.shape)}")
     value = float(step)
     if not 0 <= value < math.inf:
         raise ArgumentError(f"{name}: expected a finite number from 0, got {value}")
@@ -190,6 +192,15 @@ def product(
     return y
 
 
+def check_bias(bias: Tensor | None, y_step: Tensor | None) -> None:
+    """Refuse a bias where the output is rounded to codes: it would come after that."""
+    if bias is not None and y_step is not None and float(y_step) != 0:
+        raise ArgumentError(
+            "bias: expected none with a step of the output: models are trained with the "
+            "bias added before it is rounded, and here it would be added after"
+        )
+
+
 def _check_input(x: Tensor, k: int) -> None:
     check_float(x, "x")
     if x.shape[-1] != k:
@@ -211,6 +222,7 @@ def _linear(
         w, format, scales=scales, panels=panels, x_step=x_step, y_step=y_step
     )
     shape = (w.shape[0], features(w, format_info(format)))
+    check_bias(bias, y_step)
     return product(weight, shape, x, bias, activations)
 
 
@@ -278,6 +290,7 @@ def linear(
         The same weights in the order in which products read them, as `QuantLinear`
         makes them.
     bias : float tensor, shape (N,), optional
+        Not where `y_step` rounds the output.
     x_step, y_step : float32 tensors of one element, optional
         Formats with one scale a row: steps of 8-bit codes that the model was trained to
         round what goes in and what comes out with. 0: none.
@@ -337,6 +350,8 @@ def _grouped_rows(ids: Tensor, w: Tensor, scales: Tensor, format: str) -> Tensor
             f"got shape {tuple(scales.shape)}"
         )
     at = ids.detach().reshape(-1).to(torch.int64)
+    if at.numel() and not (int(at.min()) >= 0 and int(at.max()) < w.shape[0]):
+        raise ArgumentError(f"ids: expected 0 to {w.shape[0] - 1}")
     packed = w.index_select(0, at)
     ones = torch.ones(at.numel(), dtype=torch.float32)
     levels = _dequantize(packed, ones, format).view(-1, groups, k // groups)
@@ -437,7 +452,8 @@ def quantize(x: Tensor, format: str) -> tuple[Tensor, Tensor | None]:
     ArgumentError, DTypeError, ShapeError
         If an argument does not fit; the message names it.
     NumericalError
-        If `x` is not finite, and the format is not one of floats.
+        If `x` is not finite, or too large for the format's steps, and the format is not
+        one of floats.
     """
     check_tensors(x=x)
     string(format, "format")

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from halfbyte.errors import ArgumentError
@@ -62,8 +63,21 @@ class PackedModule(nn.Module):
     def _addresses(self) -> list[int]:
         return [tensor.data_ptr() for tensor in self.parameters(recurse=False)]
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
+    def _load_from_state_dict(
+        self, state: dict[str, Any], prefix: str, *args: Any
+    ) -> None:
+        for name, held in self._parameters.items():
+            given = state.get(prefix + name)
+            if held is None or not isinstance(given, Tensor):
+                continue
+            if held.dtype == torch.uint8 and given.dtype not in (
+                torch.uint8,
+                torch.int8,
+            ):
+                args[-1].append(
+                    f"{prefix}{name}: expected packed bytes, got {given.dtype}"
+                )
+        super()._load_from_state_dict(state, prefix, *args)
         self._changed()
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -36,7 +36,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import can_return_tuple
 
 from halfbyte import names, targets
-from halfbyte.errors import ArgumentError, UnsupportedError
+from halfbyte._arguments import whole
+from halfbyte.errors import ArgumentError, DTypeError, ShapeError, UnsupportedError
 from halfbyte.model import Model, load
 from halfbyte.transformers.draw import draw_among_few
 from halfbyte.transformers.sessions import (
@@ -178,6 +179,7 @@ class EngineModel(PreTrainedModel, GenerationMixin):
             raise UnsupportedError("the engine has no gradients - call eval() on it")
         if input_ids is None:
             raise ArgumentError("input_ids: expected some")
+        _check_ids(input_ids)
         past = only_cache(cache, past_key_values)
         if past is None:
             past = SessionCache(self.core)
@@ -186,7 +188,9 @@ class EngineModel(PreTrainedModel, GenerationMixin):
                 f"{CACHE_NAME}: found {past!r}; expected a SessionCache of this model"
             )
         columns = input_ids.shape[1]
-        keep = 0 if isinstance(logits_to_keep, torch.Tensor) else logits_to_keep
+        keep = 0
+        if not isinstance(logits_to_keep, torch.Tensor):
+            keep = whole(logits_to_keep, "logits_to_keep", 0)
         if keep == 0 or labels is not None:
             keep = columns
         logits = past.run(input_ids, min(keep, columns), attention_mask, position_ids)
@@ -282,6 +286,15 @@ class EngineModel(PreTrainedModel, GenerationMixin):
         if mask is None and ids is not None and pad is not None:
             mask = ids != pad  # as generate does, which says nothing about a hole
         return None if mask is None or mask.ndim != 2 else wrong_padding(mask != 0)
+
+
+def _check_ids(ids: torch.Tensor) -> None:
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise DTypeError(f"input_ids: expected integers, got {ids.dtype}")
+    if ids.dim() != 2:
+        raise ShapeError(
+            f"input_ids: expected shape (batch, tokens), got {tuple(ids.shape)}"
+        )
 
 
 def _cache_in(options: Mapping[str, Any]) -> Any:
