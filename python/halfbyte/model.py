@@ -421,8 +421,17 @@ class Model:
 
     @property
     def sampling(self) -> dict[str, float]:
-        """Sampling settings that the files recommend: temp, top_k, top_p."""
-        return dict(self._core.sampling)
+        """Sampling settings that the files recommend, as options of an answer.
+
+        Nothing uses them by itself: ``model.chat(…, **model.sampling)`` does, and so do
+        ``halfbyte run`` and ``chat``.
+        """
+        found = dict(self._core.sampling)
+        if "temp" in found:  # as GGUF calls it
+            found = {"temperature": found.pop("temp"), **found}
+        if found.get("top_k", 0.5).is_integer():
+            found["top_k"] = int(found["top_k"])
+        return found
 
     @property
     def kv_scales(self) -> list[tuple[float, float] | None]:

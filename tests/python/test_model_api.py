@@ -355,5 +355,10 @@ def test_recommended_sampling(folder: Path, tmp_path: Path, model: Any) -> None:
         (tmp_path / name).symlink_to(folder / name)
     stored = {"temperature": 1.0, "top_k": 64, "top_p": 0.95, "do_sample": True}
     (tmp_path / "generation_config.json").write_text(json.dumps(stored))
-    wanted = {"temp": 1.0, "top_k": 64.0, "top_p": 0.95}
-    assert halfbyte.load(tmp_path).sampling == wanted
+    wanted = {"temperature": 1.0, "top_k": 64, "top_p": 0.95}
+    loaded = halfbyte.load(tmp_path)
+    assert loaded.sampling == wanted
+    options = {"max_tokens": 8, "seed": 3}
+    assert loaded("a", **options, **loaded.sampling) == model(
+        "a", **options, temperature=1.0, top_k=64, top_p=0.95
+    )

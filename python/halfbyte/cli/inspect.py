@@ -78,7 +78,7 @@ def inspect(
     if tensors:
         _show_tensors(opened)
     _show_metadata(metadata | config)
-    _show_memory(opened, shape)
+    _show_memory(parts, shape)
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -339,12 +339,12 @@ def _shown(value: Any) -> str:
     return text
 
 
-def _show_memory(opened: File, shape: memory.CacheShape | None) -> None:
+def _show_memory(parts: Sequence[roles.Part], shape: memory.CacheShape | None) -> None:
     terminal.line()
     if shape is None:
         terminal.line("memory by context length: not told by this file")
         return
-    weights = sum(tensor.bytes for tensor in opened.tensors)
+    weights = roles.footprint(parts).resident
     rows = []
     for context in memory.CONTEXTS:
         size = shape.elements(context)
@@ -358,7 +358,7 @@ def _show_memory(opened: File, shape: memory.CacheShape | None) -> None:
                 size_text(weights + 2 * size),
             )
         )
-    header = ("context  ", "KV f32", "KV f16", "with weights f32", "f16")
+    header = ("context  ", "KV f32", "KV f16", "in memory, f32", "f16")
     terminal.table(header, rows, "rrrrr")
     if shape.context is not None and shape.context < memory.CONTEXTS[-1]:
         terminal.line(f"* beyond the model's context of {shape.context:,}")

@@ -226,7 +226,7 @@ def sampling(
     own = _recommended(model)
     samples = any(value is not None for value in (top_k, top_p, min_p))
     if temperature is None:
-        temperature = own.get("temp", 1.0 if samples else 0.0)
+        temperature = own.get("temperature", 1.0 if samples else 0.0)
     if seed is None:
         seed = secrets.randbits(31) if temperature > 0 else 0
     return Sampling(
@@ -241,7 +241,7 @@ def sampling(
 
 def _recommended(model: Model) -> dict[str, float]:
     """Take the recommendations of the model's file that make sense."""
-    limits = {"temp": (0.0, 10.0), "top_k": (0.0, 2.0**31), "top_p": (1e-6, 1.0)}
+    limits = {"temperature": (0.0, 10.0), "top_k": (0.0, 2.0**31), "top_p": (1e-6, 1.0)}
     return {
         name: value
         for name, value in model.sampling.items()

@@ -244,7 +244,7 @@ def _name(folder: Path) -> str:
 
 
 def _sampling(model: Model) -> Iterator[tuple[str, Any]]:
-    for key, value in model.sampling.items():
+    for key, value in model._core.sampling:
         if math.isfinite(value):
             whole = key == "top_k" and 0 <= value < 2**31
             yield key, U32(int(value)) if whole else F32(value)

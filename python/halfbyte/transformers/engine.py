@@ -487,10 +487,7 @@ def _configs_from_core(
     ids = _token_ids(core)
     made = Gemma3TextConfig if shape.architecture == "gemma3" else Gemma4TextConfig
     config = made(**common, **ids, name_or_path=str(path))
-    known = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p"}
-    sampling = {known[k]: v for k, v in core.sampling.items() if k in known}
-    if "top_k" in sampling:
-        sampling["top_k"] = int(sampling["top_k"])
+    sampling = core.sampling
     return config, GenerationConfig(do_sample=bool(sampling), **sampling, **ids)
 
 
