@@ -11,7 +11,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,13 +72,18 @@ class _Sequence:
         self.turn = 0  # counts what changes the tokens: an older stream cannot go on
 
 
-class Options(TypedDict, total=False):
-    """Keywords of `Session.stream`, for type checkers where they are handed on."""
+class Sampling(TypedDict, total=False):
+    """What files recommend, as `Model.sampling` has it."""
 
-    max_tokens: int
     temperature: float
     top_k: int
     top_p: float
+
+
+class Options(Sampling, total=False):
+    """Keywords of `Session.stream`, for type checkers where they are handed on."""
+
+    max_tokens: int
     min_p: float
     repetition_penalty: float
     seed: int | None
@@ -420,18 +425,17 @@ class Model:
         return self._tokenizer
 
     @property
-    def sampling(self) -> dict[str, float]:
+    def sampling(self) -> Sampling:
         """Sampling settings that the files recommend, as options of an answer.
 
         Nothing uses them by itself: ``model.chat(…, **model.sampling)`` does, and so do
         ``halfbyte run`` and ``chat``.
         """
-        found = dict(self._core.sampling)
-        if "temp" in found:  # as GGUF calls it
-            found = {"temperature": found.pop("temp"), **found}
+        names = {"temp": "temperature"}  # the rest are called as in GGUF
+        found = {names.get(name, name): value for name, value in self._core.sampling}
         if found.get("top_k", 0.5).is_integer():
             found["top_k"] = int(found["top_k"])
-        return found
+        return cast(Sampling, found)
 
     @property
     def kv_scales(self) -> list[tuple[float, float] | None]:

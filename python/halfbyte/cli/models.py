@@ -10,7 +10,7 @@ import re
 import secrets
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from halfbyte._sizes import size_text
 from halfbyte.cli import terminal
@@ -244,7 +244,7 @@ def _recommended(model: Model) -> dict[str, float]:
     limits = {"temperature": (0.0, 10.0), "top_k": (0.0, 2.0**31), "top_p": (1e-6, 1.0)}
     return {
         name: value
-        for name, value in model.sampling.items()
+        for name, value in cast(dict[str, float], model.sampling).items()
         if name in limits and limits[name][0] <= value <= limits[name][1]
     }
 
