@@ -38,7 +38,7 @@ import torch
 from compressed_tensors.quantization import QuantizationArgs
 from gguf import GGMLQuantizationType as Type
 from halfbyte import _core
-from halfbyte.errors import ArgumentError, DTypeError
+from halfbyte.errors import ArgumentError, DTypeError, UnsupportedError
 from halfbyte.torch import QuantEmbedding, QuantLinear
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -801,6 +801,18 @@ def test_dense_layers_are_not_kept_unless_asked() -> None:
     with pytest.raises(ArgumentError, match="were not kept"):
         halfbyte.restore(model)
     assert swapped(model)
+
+
+def test_packed_dense_layers_are_not_saved_as_dense_ones(tmp_path: Path) -> None:
+    model = tiny.build("gemma3", wide=True)
+    halfbyte.accelerate(model, quantize="q4_0")
+    for one in (model, copy.deepcopy(model)):
+        with pytest.raises(UnsupportedError, match=r"halfbyte\.restore first"):
+            one.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    halfbyte.restore(model)
+    model.save_pretrained(tmp_path)
+    assert list(tmp_path.glob("*.safetensors"))
 
 
 def test_dense_layers_that_do_not_fit() -> None:

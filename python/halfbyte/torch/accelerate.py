@@ -15,7 +15,7 @@ from torch import nn
 from halfbyte import targets
 from halfbyte._arguments import instance, one_of
 from halfbyte._sizes import size_text
-from halfbyte.errors import ArgumentError
+from halfbyte.errors import ArgumentError, UnsupportedError
 from halfbyte.formats import format_info, formats
 from halfbyte.torch import fuse as fusing
 from halfbyte.torch.foreign import Kind, Unsuitable, is_compressed, kind_of
@@ -70,6 +70,7 @@ class Acceleration(LayerReport):
 
 class _Swap(NamedTuple):
     kind: str
+    dense: bool  # before
     packed: _Packed
     original: nn.Module | None  # None: not kept
     bytes_before: int
@@ -215,7 +216,9 @@ def _swap_layers(model: nn.Module, plan: _Plan, swaps: _Swaps) -> dict[str, list
         before = _bytes([layer])
         new = sum(n for at, n in _bytes([packed]).items() if at not in before)
         kept = layer if plan.keep else None
-        swaps.done.append(_Swap(kind.name, packed, kept, sum(before.values()), new))
+        swaps.done.append(
+            _Swap(kind.name, kind.dense, packed, kept, sum(before.values()), new)
+        )
         packed.train(layer.training)
         for name in names:
             model.set_submodule(name, packed)
@@ -235,6 +238,15 @@ def _take_hook(model: nn.Module, swaps: _Swaps) -> None:
         swaps.hook = model._forward_pre_hooks[handle.id]
         handle.remove()
         del model.ct_decompress_hook
+
+
+def _save_pretrained(*args: Any, **kwargs: Any) -> None:
+    del args, kwargs
+    raise UnsupportedError(
+        "save_pretrained: the model's configuration does not say that dense layers are "
+        "packed, so nobody could load what it writes - call halfbyte.restore first, or "
+        "pack with halfbyte.transformers.HalfbyteConfig, which saves"
+    )
 
 
 # ---- the report
@@ -310,7 +322,8 @@ def accelerate(
         On the CPU. The layers known are transformers' mobile and GGUF ones, and linear
         layers that compressed-tensors has not expanded yet.
     quantize : str, optional
-        Pack dense linear layers too, to a format such as ``"q4_0"``.
+        Pack dense linear layers too, to a format such as ``"q4_0"``. The model then
+        refuses `save_pretrained`, as its configuration says nothing of that.
     repack : {"auto", "always", "never"}
         Whether to copy the weights into the order in which products read them, beside
         the bytes that the model keeps. ``"auto"`` copies if free memory holds that with
@@ -354,6 +367,8 @@ def accelerate(
     if fuse:
         swaps.fused |= fusing.fuse(model)
     _take_hook(model, swaps)
+    if hasattr(model, "save_pretrained") and any(s.dense for s in swaps.done):
+        model.__dict__["save_pretrained"] = _save_pretrained
     linears = [s.packed for s in swaps.done if isinstance(s.packed, QuantLinear)]
     repack_layers(linears, "never" if activations == "f32" else repack)
     report = _report(model, swaps, skipped, plan)
@@ -401,4 +416,5 @@ def restore(model: nn.Module) -> None:
         handle = model.register_forward_pre_hook(swaps.hook)
         model.__dict__["ct_decompress_hook"] = handle
     del model.__dict__["_halfbyte_swaps"]
+    model.__dict__.pop("save_pretrained", None)
     model.__dict__.pop("halfbyte_report", None)  # not there if the call was cut short

@@ -56,9 +56,8 @@ class _View(NamedTuple):
     """The core's view of a layer's tensors, as long as nobody put others in their place."""
 
     tensors: tuple[Tensor | None, ...]
-    written: tuple[
-        tuple[Tensor, int, int], ...
-    ]  # where each lies, and how often changed
+    # Where each lies, and how often it was written to.
+    written: tuple[tuple[Tensor, int, int], ...]
     weight: _core.Weight
     shape: tuple[int, int]
 
@@ -275,8 +274,7 @@ class QuantLinear(PackedModule, nn.Linear):
         written = tuple(
             (tensor, tensor.data_ptr(), tensor._version)
             for tensor in tensors
-            if tensor is not None
-            and not tensor.is_inference()  # which count no changes
+            if tensor is not None and not tensor.is_inference()  # which have no version
         )
         return _View(tensors, written, view, (self.weight.shape[0], k))
 
