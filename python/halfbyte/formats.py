@@ -257,7 +257,7 @@ def _sizes(shape: tuple[int, int]) -> tuple[int, int]:
     sizes = tuple(shape)
     if len(sizes) != 2:
         raise ShapeError(f"shape: expected (N, K), got {len(sizes)} numbers")
-    n, k = (whole(size, "shape", -(2**63)) for size in sizes)
+    n, k = (whole(size, "shape", -(2**63), 2**63 - 1) for size in sizes)
     return n, k
 
 

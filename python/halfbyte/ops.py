@@ -488,7 +488,12 @@ def _heads(x: Array, name: str) -> F32Array:
 
 
 def _mask(mask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    array = np.asarray(mask)
+    try:
+        array = np.asarray(mask)
+    except ValueError:
+        raise ShapeError("mask: expected rows of one length") from None
+    if isinstance(mask, np.ma.MaskedArray):
+        raise DTypeError("mask: expected an array without mask, got a masked array")
     if array.dtype != np.bool_:
         raise DTypeError(f"mask: expected dtype bool, got {array.dtype}")
     try:

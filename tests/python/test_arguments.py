@@ -112,6 +112,28 @@ HEADS = np.ones((1, 1, 2, 8), np.float32)
             "causal: expected a bool, got str",
         ),
         (
+            lambda _: halfbyte.attention(
+                HEADS, HEADS, HEADS, mask=[[True], [True, True]]
+            ),
+            ShapeError,
+            "mask: expected rows of one length",
+        ),
+        (
+            lambda _: halfbyte.attention(
+                HEADS,
+                HEADS,
+                HEADS,
+                mask=np.ma.masked_array(np.ones((2, 2), bool), True),
+            ),
+            DTypeError,
+            "mask: expected an array without mask, got a masked array",
+        ),
+        (
+            lambda _: halfbyte.Weight(np.empty(0, np.uint8), "q4_0", (0, 2**75)),
+            ArgumentError,
+            "shape: expected -9223372036854775808 to 9223372036854775807, got ",
+        ),
+        (
             lambda m: m.tokenize("a", bos=1),
             DTypeError,
             "bos: expected a bool, got int",
