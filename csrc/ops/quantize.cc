@@ -33,11 +33,13 @@ void CheckWritable(const FormatInfo& info, Quantizer quantizer) {
 float CheckFinite(Mat<const float> x, size_t row) {
   const float largest = MaxMagnitude(x.Row(row), x.cols);
   if (!std::isnan(largest)) return largest;
+  // Another thread may change the array meanwhile: each value is read once, to the end.
   size_t col = 0;
-  while (std::isfinite(x.Row(row)[col])) ++col;
+  float found = x.Row(row)[0];
+  while (std::isfinite(found) && col + 1 < x.cols) found = x.Row(row)[++col];
   throw Error(ErrorClass::kNumerical,
-              "x: expected finite values, got " + std::to_string(x.Row(row)[col]) +
-                  " at " + std::to_string(row) + ", " + std::to_string(col));
+              "x: expected finite values, got " + std::to_string(found) + " at " +
+                  std::to_string(row) + ", " + std::to_string(col));
 }
 
 // Steps in the blocks are f16 or bf16: what is far larger than any weight has none.
