@@ -231,6 +231,7 @@ py::dict ConfigDict(const Model& model) {
   d["num_experts"] = c.num_experts;
   d["num_experts_used"] = c.num_experts_used;
   d["expert_ffn_len"] = c.expert_ffn_len;
+  d["untied_head"] = model.weights().head.data != model.weights().embedding.data;
   py::list layers;
   for (size_t i = 0; i < c.layers.size(); ++i) {
     const LayerConfig& layer = c.layers[i];

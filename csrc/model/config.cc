@@ -474,7 +474,10 @@ size_t ModelConfig::FirstSharedLayer() const {
 
 ModelConfig ConfigFromGguf(const GgufFile& file) {
   const std::string_view architecture = file.metadata.GetString("general.architecture");
-  return GgufConfig(file, FamilyNamed(architecture, file.metadata.path())).Read();
+  ModelConfig config =
+      GgufConfig(file, FamilyNamed(architecture, file.metadata.path())).Read();
+  config.untied_head = file.FindTensor("output.weight") != nullptr;
+  return config;
 }
 
 ModelConfig ConfigFromJson(const JsonValue& root) {
@@ -483,7 +486,13 @@ ModelConfig ConfigFromJson(const JsonValue& root) {
   std::string_view type;
   if (const auto t = text.Find("model_type")) type = t->AsString();
   // gemma4, gemma4_text, gemma4_unified_text, gemma3_text: the family comes first.
-  return JsonConfig(text, FamilyNamed(type.substr(0, type.find('_')), "")).Read();
+  ModelConfig config =
+      JsonConfig(text, FamilyNamed(type.substr(0, type.find('_')), "")).Read();
+  for (const JsonValue& where : {root, text}) {
+    const std::optional<JsonValue> tied = where.Get("tie_word_embeddings");
+    if (tied && !tied->AsBool()) config.untied_head = true;
+  }
+  return config;
 }
 
 }  // namespace halfbyte

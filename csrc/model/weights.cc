@@ -92,7 +92,8 @@ class Loader {
   }
 
  private:
-  // A head beside a dense embedding in a directory is a copy of it: they are tied.
+  // A head beside a dense embedding in a directory is a copy of it, unless the config
+  // says otherwise.
   WeightView Head() {
     if (checkpoint_.Has("output.weight")) {
       return Matrix({"output.weight", ""}, c_.vocab_size, c_.hidden_size);
@@ -100,7 +101,8 @@ class Loader {
     const size_t V = c_.vocab_size, H = c_.hidden_size;
     if (packed_.Has("lm_head")) return packed_.Matrix("lm_head", V, H);
     const std::string own = "lm_head.weight";
-    if (packed_.Has(ModuleOf(kEmbedding)) && Has(own)) return View(own, {V, H}, V, H);
+    const bool is_own = c_.untied_head || packed_.Has(ModuleOf(kEmbedding));
+    if (is_own && Has(own)) return View(own, {V, H}, V, H);
     return w_.embedding;
   }
 

@@ -56,6 +56,8 @@ class ModelConfig:
     num_experts_used: int
     expert_ffn_len: int
     layers: tuple[LayerConfig, ...]
+    untied_head: bool = False
+    """Whether the head is a matrix of its own, or else the embedding."""
 
 
 @dataclass(frozen=True)

@@ -1017,3 +1017,26 @@ def record(done):
 stream._record = record
 sys.exit(cli.main(["convert", *sys.argv[2:]]))
 """
+
+
+@pytest.mark.parametrize("target", ["gguf", "safetensors"])
+def test_a_head_of_its_own_is_kept(target: str, tmp_path: Path) -> None:
+    model = tiny.build("e2b")
+    model.config.tie_word_embeddings = False
+    torch.manual_seed(5)
+    model.lm_head.weight = torch.nn.Parameter(0.05 * torch.randn(512, 64))
+    for tensor in model.state_dict().values():
+        tensor.copy_(tensor.bfloat16())  # which then loses nothing
+    source = tmp_path / "source"
+    model.save_pretrained(source)
+    out = tmp_path / "out.gguf" if target == "gguf" else tmp_path / "out"
+    halfbyte.convert(source, out, to=target, format="bf16")
+    ids = [2, 300, 301, 302]
+    want = model(torch.tensor([ids])).logits[0].detach().numpy()
+    for path in (source, out):
+        loaded = halfbyte.load(path, activations="f32")
+        assert loaded.config.untied_head
+        # Sums of float32 in another order, as in test_logits.py.
+        np.testing.assert_allclose(
+            loaded.logits(ids), want, rtol=0, atol=1e-4 * np.abs(want).max()
+        )

@@ -27,7 +27,7 @@ def is_spare(name: str | None, config: ModelConfig) -> bool:
         Of the source.
     """
     if name == "output.weight":
-        return True
+        return not config.untied_head
     block, _, rest = (name or "").removeprefix("blk.").partition(".")
     if rest not in gemma.KEYS_AND_VALUES or not block.isdecimal():
         return False
