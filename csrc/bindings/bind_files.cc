@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <span>
@@ -55,17 +57,16 @@ FileLimits AsLimits(const std::map<std::string, uint64_t>& limits) {
   };
   FileLimits out;
   for (const auto& [name, value] : limits) {
-    std::string names;
-    const NamedLimit* found = nullptr;
-    for (const NamedLimit& known : kKnown) {
-      if (known.name == name) found = &known;
-      names += (names.empty() ? "" : ", ") + std::string(known.name);
-    }
-    if (found == nullptr) {
+    const auto known = std::ranges::find(kKnown, name, &NamedLimit::name);
+    if (known == std::end(kKnown)) {
+      std::string names;
+      for (const NamedLimit& limit : kKnown) {
+        names += (names.empty() ? "" : ", ") + std::string(limit.name);
+      }
       throw Error(ErrorClass::kValue,
                   "limits: found '" + Escape(name) + "'; expected some of " + names);
     }
-    found->set(out.gguf, out.safetensors, value);
+    known->set(out.gguf, out.safetensors, value);
   }
   return out;
 }

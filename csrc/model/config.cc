@@ -474,10 +474,7 @@ size_t ModelConfig::FirstSharedLayer() const {
 
 ModelConfig ConfigFromGguf(const GgufFile& file) {
   const std::string_view architecture = file.metadata.GetString("general.architecture");
-  ModelConfig config =
-      GgufConfig(file, FamilyNamed(architecture, file.metadata.path())).Read();
-  config.untied_head = file.FindTensor("output.weight") != nullptr;
-  return config;
+  return GgufConfig(file, FamilyNamed(architecture, file.metadata.path())).Read();
 }
 
 ModelConfig ConfigFromJson(const JsonValue& root) {

@@ -48,7 +48,7 @@ struct ModelConfig {
   size_t ple_len;          // per-layer embedding; 0: none
   bool full_value_is_key;  // full layers have no value matrix
   size_t num_experts, num_experts_used, expert_ffn_len;  // 0: dense
-  bool untied_head;  // a matrix of its own turns states into logits, if there is one
+  bool untied_head;  // config.json says that a head beside the embedding is no copy
   std::vector<LayerConfig> layers;
 
   bool OwnsKv(size_t layer) const { return layers[layer].kv_source == layer; }

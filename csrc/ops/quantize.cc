@@ -77,7 +77,7 @@ void Quantize(const Context& context, Mat<const float> x, Format format,
   const float* factors = importance.empty() ? nullptr : importance.data();
   const size_t row_bytes = RowBytes(format, x.cols);
   ForEachRow(context, x.rows, x.cols, [&](size_t n) {
-    const float largest = info.block_len != 1 ? CheckFinite(x, n) : 0.0f;
+    const float largest = info.block_len == 1 ? 0.0f : CheckFinite(x, n);
     uint8_t* to = w + n * row_bytes;
     float scale = 1.0f;
     if (quantizer == Quantizer::kSearch) {
@@ -87,8 +87,11 @@ void Quantize(const Context& context, Mat<const float> x, Format format,
     } else {
       scale = kernels.encode_row_scaled_ref(x.Row(n), x.cols, to);
     }
-    if (!scales.empty()) scales[n] = scale;
-    if (scales.empty() && info.block_len != 1) CheckFits(info, n, x.cols, largest, to);
+    if (scales.empty()) {
+      CheckFits(info, n, x.cols, largest, to);
+    } else {
+      scales[n] = scale;
+    }
   });
 }
 

@@ -433,7 +433,7 @@ class Model:
         """
         names = {"temp": "temperature"}  # the rest are called as in GGUF
         found = {names.get(name, name): value for name, value in self._core.sampling}
-        if found.get("top_k", 0.5).is_integer():
+        if "top_k" in found and found["top_k"].is_integer():
             found["top_k"] = int(found["top_k"])
         return cast(Sampling, found)
 

@@ -15,6 +15,7 @@ from halfbyte import targets
 from halfbyte.errors import ArgumentError, DTypeError, ShapeError
 
 __all__ = [
+    "BYTES",
     "TYPES",
     "as_vector",
     "at_once",
@@ -27,6 +28,7 @@ __all__ = [
     "threads",
 ]
 
+BYTES = (torch.uint8, torch.int8)  # that packed weights come as
 TYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _FLOATS = "expected float32, float16 or bfloat16"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from halfbyte.formats import format_info, formats
 from halfbyte.torch import ops
+from halfbyte.torch._dispatch import BYTES
 from halfbyte.torch.modules import QuantEmbedding, QuantLinear
 
 __all__ = ["Kind", "Unsuitable", "is_compressed", "kind_of"]
@@ -58,7 +59,7 @@ def _check_bytes(weight: Tensor, format: str, n: int, k: int) -> None:
     if k % info.block_len:
         raise Unsuitable(f"rows of {k}: expected a multiple of {info.block_len}")
     want, got = (n, ops.row_bytes(info, k)), tuple(weight.shape)
-    if got != want or weight.dtype not in (torch.uint8, torch.int8):
+    if got != want or weight.dtype not in BYTES:
         raise Unsuitable(
             f"weights of shape {got} in {weight.dtype}: expected {want} in uint8"
         )

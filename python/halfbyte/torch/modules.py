@@ -247,9 +247,8 @@ class QuantLinear(PackedModule, nn.Linear):
         """The core's view of the weight, and its shape; made again for other tensors."""
         kept = self._kept
         if kept is None or not kept.holds(self._parameters):
-            made = self._viewed(None)
-            if any(type(tensor) is Tensor for tensor in made.tensors):
-                return made[2:]  # lent for a call, by torch.func
+            if any(type(tensor) is Tensor for tensor in self._parameters.values()):
+                return self._viewed(None)[2:]  # lent for a call, by torch.func
             self._changed()
             self._kept = kept = self._viewed(None)
         return kept[2:]

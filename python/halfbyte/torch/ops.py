@@ -16,9 +16,11 @@ from torch import Tensor
 
 from halfbyte import _core
 from halfbyte._arguments import string
+from halfbyte._arrays import as_indices
 from halfbyte.errors import ArgumentError, DTypeError, ShapeError
 from halfbyte.formats import FormatInfo, format_info
 from halfbyte.torch._dispatch import (
+    BYTES,
     TYPES,
     as_vector,
     check_float,
@@ -52,7 +54,7 @@ def row_bytes(info: FormatInfo, k: int) -> int:
 
 def features(w: Tensor, info: FormatInfo) -> int:
     """Weights in a row of the bytes `w`."""
-    if w.dim() != 2 or w.dtype not in (torch.uint8, torch.int8):
+    if w.dim() != 2 or w.dtype not in BYTES:
         raise ShapeError(
             f"w: expected a uint8 matrix, got {w.dtype} of shape {tuple(w.shape)}"
         )
@@ -349,9 +351,8 @@ def _grouped_rows(ids: Tensor, w: Tensor, scales: Tensor, format: str) -> Tensor
             f"scales: expected {w.shape[0]} rows of a divisor of {k}, "
             f"got shape {tuple(scales.shape)}"
         )
-    at = ids.detach().reshape(-1).to(torch.int64)
-    if at.numel() and not (int(at.min()) >= 0 and int(at.max()) < w.shape[0]):
-        raise ArgumentError(f"ids: expected 0 to {w.shape[0] - 1}")
+    known = as_indices(ids.detach().numpy(), "ids", w.shape[0])
+    at = torch.from_numpy(known).reshape(-1)
     packed = w.index_select(0, at)
     ones = torch.ones(at.numel(), dtype=torch.float32)
     levels = _dequantize(packed, ones, format).view(-1, groups, k // groups)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from halfbyte.errors import ArgumentError
+from halfbyte.torch._dispatch import BYTES
 
 __all__ = ["PackedModule", "PackedParameter", "frozen"]
 
@@ -68,13 +69,11 @@ class PackedModule(nn.Module):
     ) -> None:
         for name, held in self._parameters.items():
             given = state.get(prefix + name)
-            if held is None or not isinstance(given, Tensor):
+            if held is None or held.dtype != torch.uint8:
                 continue
-            if held.dtype == torch.uint8 and given.dtype not in (
-                torch.uint8,
-                torch.int8,
-            ):
-                args[-1].append(
+            if isinstance(given, Tensor) and given.dtype not in BYTES:
+                errors = args[-1]
+                errors.append(
                     f"{prefix}{name}: expected packed bytes, got {given.dtype}"
                 )
         super()._load_from_state_dict(state, prefix, *args)

@@ -37,8 +37,9 @@ from transformers.utils import can_return_tuple
 
 from halfbyte import names, targets
 from halfbyte._arguments import whole
-from halfbyte.errors import ArgumentError, DTypeError, ShapeError, UnsupportedError
+from halfbyte.errors import ArgumentError, ShapeError, UnsupportedError
 from halfbyte.model import Model, load
+from halfbyte.torch._dispatch import check_indices
 from halfbyte.transformers.draw import draw_among_few
 from halfbyte.transformers.sessions import (
     CACHE_NAME,
@@ -179,7 +180,10 @@ class EngineModel(PreTrainedModel, GenerationMixin):
             raise UnsupportedError("the engine has no gradients - call eval() on it")
         if input_ids is None:
             raise ArgumentError("input_ids: expected some")
-        _check_ids(input_ids)
+        check_indices(input_ids, "input_ids")
+        if input_ids.dim() != 2:
+            got = tuple(input_ids.shape)
+            raise ShapeError(f"input_ids: expected shape (batch, tokens), got {got}")
         past = only_cache(cache, past_key_values)
         if past is None:
             past = SessionCache(self.core)
@@ -286,15 +290,6 @@ class EngineModel(PreTrainedModel, GenerationMixin):
         if mask is None and ids is not None and pad is not None:
             mask = ids != pad  # as generate does, which says nothing about a hole
         return None if mask is None or mask.ndim != 2 else wrong_padding(mask != 0)
-
-
-def _check_ids(ids: torch.Tensor) -> None:
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise DTypeError(f"input_ids: expected integers, got {ids.dtype}")
-    if ids.dim() != 2:
-        raise ShapeError(
-            f"input_ids: expected shape (batch, tokens), got {tuple(ids.shape)}"
-        )
 
 
 def _cache_in(options: Mapping[str, Any]) -> Any:

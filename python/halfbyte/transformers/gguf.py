@@ -94,9 +94,7 @@ def from_gguf(
         )
     source = _Source(file, checked.config, dtype)
     ids = special_ids(checked.tokenizer)
-    config = text_config(
-        checked.config, tied="output.weight" not in source.infos, **ids
-    )
+    config = text_config(checked.config, **ids)
     source.check_rope()
     state, module_formats = source.state(config)
     if dtype is None:

@@ -17,14 +17,12 @@ __all__ = ["text_config"]
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
-def text_config(c: ModelConfig, *, tied: bool, **special_ids: Any) -> Any:
+def text_config(c: ModelConfig, **special_ids: Any) -> Any:
     """Translate a checked configuration.
 
     Parameters
     ----------
     c : ModelConfig
-    tied : bool
-        Whether the head is the embedding.
     **special_ids
         ``bos_token_id`` and its like.
 
@@ -53,7 +51,7 @@ def text_config(c: ModelConfig, *, tied: bool, **special_ids: Any) -> Any:
         "sliding_window": c.sliding_window,
         "layer_types": [_SLIDING if layer.sliding else _FULL for layer in c.layers],
         "final_logit_softcapping": c.logit_softcap or None,
-        "tie_word_embeddings": tied,
+        "tie_word_embeddings": not c.untied_head,
         **special_ids,
     }
     if c.architecture == "gemma3":
