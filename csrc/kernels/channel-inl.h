@@ -113,6 +113,8 @@ struct ChannelTiles {
   using Args = ChannelArgs;
   // Sums stay integers, so registers hold more of them.
   static constexpr size_t kT = HALFBYTE_REGISTERS == 32 ? 8 : 4;
+  static constexpr size_t kCodeBits = Panel<Fmt>::kBits;
+  static constexpr bool kSubScales = Fmt::kSubScales;
   static constexpr size_t FarStreams(size_t T) { return HWY_MIN(16 / T, size_t{3}); }
   static size_t ActivationBytes(size_t K) { return K; }
 

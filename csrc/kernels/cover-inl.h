@@ -51,19 +51,26 @@ inline constexpr size_t kStreams = kTileRows == kPanelRows ? V : 1;
 // reads on in its own stream of weights.
 template <size_t T>
 struct FetchStream {
-  bool on_intel = IntelCore();
+  Core core = ThisCore();
+
+  // Whether units of so few tokens are asked for on this core.
+  template <class Fmt>
+  HWY_INLINE bool Pays() const {
+    constexpr bool kZen = HWY_TARGET == HWY_AVX3_ZEN4;
+    if (T >= kPrefetchTokens) return true;
+    // Sub-scales lie apart from the codes, which a prefetcher does not follow when a
+    // unit takes many instructions: one token of Q6_K took 1.4 times as long with AVX2,
+    // twice as long on Zen 5.
+    if (Fmt::kSubScales && kTileRows < kPanelRows) return true;
+    if (kZen && T == 1 && !Fmt::kSubScales) return false;
+    return core == (kZen ? Core::kZen5 : Core::kIntel);
+  }
 
   template <class Fmt, size_t kUnitBytes, size_t V>
   HWY_INLINE void Unit(const uint8_t* const (&stream)[V]) const {
-    // Sub-scales lie apart from the codes, which a prefetcher does not follow when a
-    // unit takes many instructions: one token of Q6_K took 1.4 times as long.
-    constexpr bool kLost = Fmt::kSubScales && kTileRows < kPanelRows;
-    const bool intel = HWY_TARGET != HWY_AVX3_ZEN4 && on_intel;
-    if (T < kPrefetchTokens && !kLost && !intel) return;
+    if (!Pays<Fmt>()) return;
     HALFBYTE_UNROLL
-    for (size_t v = 0; v < kStreams<V>; ++v) {
-      PrefetchAhead<kUnitBytes>(stream[v], intel);
-    }
+    for (size_t v = 0; v < kStreams<V>; ++v) PrefetchAhead<kUnitBytes>(stream[v], core);
   }
 };
 
@@ -90,6 +97,7 @@ struct FetchNext {
 //   kT                 tokens in a tile of longer prompts
 //   FarStreams(T)      streams of weights far apart for T tokens, on Intel's cores: two
 //                      at least pay, three a little better if registers hold the sums
+//   kCodeBits, kSubScales  of the format
 //   ActivationBytes(K) of one token
 //   Run<V, T>(args, row, m, fetch)
 //                      rows [row[v], row[v] + kTileRows) for each v, against tokens
@@ -141,17 +149,21 @@ void CoverFarUpTo(const typename Tiles::Args& a) {
 }
 
 // True if it has covered everything. On Intel's cores several streams pay for all that
-// is no longer prompt, on Zen 4 two for one token whose codes fill much of the first
-// cache.
+// is no longer prompt; on Zen 5 for one token, unless sub-scales have it prefetch, and
+// from five on, unless codes fill bytes; on Zen 4 for one token whose codes fill much
+// of the first cache.
 template <class Tiles>
 bool CoverStreams(const typename Tiles::Args& a) {
-  constexpr size_t kStreamBytes = 10 * 1024;
+  constexpr size_t kStreamBytes = 10 * 1024, kManyTokens = 5;
   if constexpr (kTileRows == kPanelRows) {
-    if (IntelCore() && a.M <= kMaxTokens) {
+    const bool zen5 = ThisCore() == Core::kZen5;
+    const bool many = zen5 && Tiles::kCodeBits <= 4 && a.M >= kManyTokens;
+    if ((ThisCore() == Core::kIntel || many) && a.M <= kMaxTokens) {
       CoverFarUpTo<Tiles, kMaxTokens>(a);
       return true;
     }
-    if (a.M == 1 && Tiles::ActivationBytes(a.K) >= kStreamBytes) {
+    const bool wide = Tiles::ActivationBytes(a.K) >= kStreamBytes;
+    if (a.M == 1 && (zen5 ? !Tiles::kSubScales : wide)) {
       CoverFar<Tiles, 2, 1>(a);
       return true;
     }
@@ -214,7 +226,10 @@ template <class Tiles>
 void CoverRows(const typename Tiles::Args& a) {
   if (a.row_begin >= a.row_end || a.M == 0) return;
   if (CoverStreams<Tiles>(a)) return;
-  if (a.M <= kMaxTokens && a.M != Tiles::kT) {
+  // As many tokens as a tile of a prompt has are a prompt, but on Zen 5, where asking
+  // ahead in one stream reads faster than what a block of rows asks for.
+  const bool prompt = a.M == Tiles::kT && ThisCore() != Core::kZen5;
+  if (a.M <= kMaxTokens && !prompt) {
     return CoverUpTo<Tiles, kMaxTokens>(a, a.row_begin, a.row_end, 0, a.M);
   }
   for (size_t row = a.row_begin; row < a.row_end; row += kBlockRows) {

@@ -8,17 +8,31 @@
 
 namespace halfbyte {
 
-bool IntelCore() {
 #if defined(__x86_64__) || defined(__i386__)
-  static const bool is_intel = [] {
-    unsigned max = 0, ebx = 0, ecx = 0, edx = 0;
-    __get_cpuid(0, &max, &ebx, &ecx, &edx);
-    return ebx == signature_INTEL_ebx && edx == signature_INTEL_edx &&
-           ecx == signature_INTEL_ecx;
-  }();
-  return is_intel;
+namespace {
+
+Core DetectCore() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  __get_cpuid(0, &eax, &ebx, &ecx, &edx);
+  if (ebx == signature_INTEL_ebx && edx == signature_INTEL_edx &&
+      ecx == signature_INTEL_ecx) {
+    return Core::kIntel;
+  }
+  if (ebx != signature_AMD_ebx) return Core::kOther;
+  __get_cpuid(1, &eax, &ebx, &ecx, &edx);
+  const unsigned family = (eax >> 8 & 15) + (eax >> 20 & 255);
+  return family >= 0x1A ? Core::kZen5 : Core::kOther;
+}
+
+}  // namespace
+#endif
+
+Core ThisCore() {
+#if defined(__x86_64__) || defined(__i386__)
+  static const Core core = DetectCore();
+  return core;
 #else
-  return false;
+  return Core::kOther;
 #endif
 }
 

@@ -295,14 +295,14 @@ HWY_INLINE V Hide(V& v) {
 #define HALFBYTE_REGISTERS 16
 #endif
 
-// kBytes of a stream of weights, some KiB ahead: into the first cache on Zen 4, else
-// into the second. Intel's cores fetch them from there into the first, which has too
-// few buffers for lines that come from memory. Measured; 8 KiB with AVX2 on Zen 4.
+// kBytes of a stream of weights, some KiB ahead: into the first cache on Zen 4 and 5,
+// else into the second. Intel's cores fetch them from there into the first, which has
+// too few buffers for lines that come from memory. Measured; 8 KiB with AVX2 on Zen 4.
 template <size_t kBytes>
-HWY_INLINE void PrefetchAhead(const uint8_t* stream, bool on_intel) {
+HWY_INLINE void PrefetchAhead(const uint8_t* stream, Core core) {
   if constexpr (HWY_TARGET == HWY_AVX3_ZEN4) {
-    Prefetch<1, kBytes>(stream + 4096);
-  } else if (on_intel) {
+    Prefetch<1, kBytes>(stream + (core == Core::kZen5 ? 8192 : 4096));
+  } else if (core == Core::kIntel) {
     Prefetch<2, kBytes>(stream + 4096);
     Prefetch<1, kBytes>(stream + 1024);
   } else {

@@ -273,6 +273,8 @@ template <class Fmt, class Dot>
 struct BlockTiles {
   using Args = LinearArgs;
   static constexpr size_t kT = HALFBYTE_REGISTERS == 32 ? 6 : 4;
+  static constexpr size_t kCodeBits = Panel<Fmt>::kBits;
+  static constexpr bool kSubScales = Fmt::kSubScales;
   static constexpr size_t FarStreams(size_t T) { return T == 1 ? 3 : 2; }
   static size_t ActivationBytes(size_t K) {
     return K / Q8Block::kLen * sizeof(Q8Block);
