@@ -234,6 +234,9 @@ void BindFile(py::module_& m) {
       },
       py::arg("path"), py::arg("load"), py::arg("limits"));
   m.def(
+      "whole_of", [](const std::string& path) { return FsText(WholeOf(path)); },
+      py::arg("path"));
+  m.def(
       "open_safetensors",
       [](const std::string& path, const std::string& load,
          const std::map<std::string, uint64_t>& limits) {

@@ -26,6 +26,8 @@ namespace {
 constexpr uint64_t kLengthBytes = 8;
 constexpr uint64_t kTooLarge = uint64_t{1} << 63;  // the format's integers are below it
 constexpr std::string_view kMetadataKey = "__metadata__";
+constexpr const char* kOneFile = "model.safetensors";
+constexpr const char* kIndex = "model.safetensors.index.json";
 
 struct DType {
   std::string_view name;
@@ -654,8 +656,9 @@ void CheckAgainstShards(const std::vector<IndexEntry>& entries,
                           Quote(shards[first.shard].shard));
 }
 
-SafetensorsFile OpenIndexed(const std::string& path, const SafetensorsLimits& limits,
-                            const Reading& reading) {
+// f(document) of the index `path`, whose errors name it unless they are a shard's own.
+template <class F>
+auto ReadIndex(const std::string& path, const F& f) {
   const std::shared_ptr<const MappedFile> file = MappedFile::Open(path);
   const std::span<const uint8_t> b = file->bytes();
   const std::string_view text(reinterpret_cast<const char*>(b.data()), b.size());
@@ -668,7 +671,19 @@ SafetensorsFile OpenIndexed(const std::string& path, const SafetensorsLimits& li
   options.max_bytes = kMaxSidecarBytes;
   options.max_string_bytes = kSafetensorsMaxStringBytes;
   try {
-    const JsonDocument document = ParseJson(text, options);
+    return f(ParseJson(text, options));
+  } catch (const Error& e) {
+    if (!e.info().path.empty()) throw;
+    ErrorInfo info = e.info();
+    if (info.hint.empty()) info.hint = SniffHint(b);
+    info.path = path;
+    throw Error(e.cls(), std::move(info));
+  }
+}
+
+SafetensorsFile OpenIndexed(const std::string& path, const SafetensorsLimits& limits,
+                            const Reading& reading) {
+  return ReadIndex(path, [&](const JsonDocument& document) {
     std::vector<IndexEntry> entries = ReadWeightMap(document.root());
     std::vector<IndexEntry> shards = DistinctShards(entries);
     if (shards.size() > limits.shards) {
@@ -683,13 +698,7 @@ SafetensorsFile OpenIndexed(const std::string& path, const SafetensorsLimits& li
     CheckAgainstShards(entries, shards, &out);
     KeepFirstOfEqualKeys(&out.metadata);
     return out;
-  } catch (const Error& e) {
-    if (!e.info().path.empty()) throw;  // a shard's own
-    ErrorInfo info = e.info();
-    if (info.hint.empty()) info.hint = SniffHint(b);
-    info.path = path;
-    throw Error(e.cls(), std::move(info));
-  }
+  });
 }
 
 // The files in `dir` called *.safetensors, sorted.
@@ -705,8 +714,10 @@ std::vector<std::string> ListSafetensors(const std::string& dir) {
   return paths;
 }
 
+// open(path); nothing if there is no such file.
 template <class Open>
-std::optional<SafetensorsFile> UnlessAbsent(const std::string& path, const Open& open) {
+auto UnlessAbsent(const std::string& path, const Open& open)
+    -> std::optional<decltype(open(path))> {
   try {
     return open(path);
   } catch (const Error& e) {
@@ -741,21 +752,35 @@ SafetensorsFile OpenSafetensorsDir(const std::string& dir,
   const auto index = [&](const std::string& p) {
     return OpenIndexed(p, limits, reading);
   };
-  if (auto f = UnlessAbsent(dir + "/model.safetensors", one)) return std::move(*f);
-  if (auto f = UnlessAbsent(dir + "/model.safetensors.index.json", index)) {
-    return std::move(*f);
-  }
+  if (auto f = UnlessAbsent(dir + "/" + kOneFile, one)) return std::move(*f);
+  if (auto f = UnlessAbsent(dir + "/" + kIndex, index)) return std::move(*f);
   const std::vector<std::string> paths = ListSafetensors(dir);
   if (paths.size() == 1) return one(paths[0]);
-  if (paths.empty()) ThrowOsError(ENOENT, dir + "/model.safetensors");
+  if (paths.empty()) ThrowOsError(ENOENT, dir + "/" + kOneFile);
   ErrorInfo info;
   info.path = dir;
   info.kind = "index";
   info.code = "IDX_MISSING";
-  info.subject = "model.safetensors.index.json";
+  info.subject = kIndex;
   info.found = std::to_string(paths.size()) + " safetensors files and no index";
   info.expected = "an index, or one file";
   throw Error(ErrorClass::kFormat, std::move(info));
+}
+
+std::string WholeOf(const std::string& path) {
+  const std::filesystem::path p = path;
+  // The index says nothing of it, whoever wrote one: see OpenSafetensorsDir.
+  if (p.filename() == kOneFile) return path;
+  const std::string index = (p.parent_path() / kIndex).string();
+  const auto names = [&](const std::string& i) {
+    return ReadIndex(i, [&](const JsonDocument& document) {
+      const std::vector<IndexEntry> entries = ReadWeightMap(document.root());
+      return std::any_of(entries.begin(), entries.end(), [&](const IndexEntry& e) {
+        return e.shard == p.filename().native();
+      });
+    });
+  };
+  return UnlessAbsent(index, names).value_or(false) ? index : path;
 }
 
 }  // namespace halfbyte

@@ -53,5 +53,9 @@ SafetensorsFile OpenSafetensorsDir(const std::string& dir,
                                    const SafetensorsLimits& limits = {},
                                    const Reading& reading = {});
 
+// The index beside the safetensors file `path` that names it as a shard, else `path`:
+// what OpenSafetensors opens to have all tensors of the model that it belongs to.
+std::string WholeOf(const std::string& path);
+
 }  // namespace halfbyte
 #endif  // HALFBYTE_IO_SAFETENSORS_H_

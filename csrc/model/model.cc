@@ -5,7 +5,6 @@
 #include <math.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <string_view>
 
 #include "base/error.h"
@@ -106,9 +105,6 @@ std::shared_ptr<const Model> Model::Load(const Context& context,
                                          const LoadProgress& progress) {
   std::shared_ptr<Model> model(new Model);
   model->options_ = options;
-  fs::path p = path;
-  // A shard is as good a way to name a directory as the directory.
-  if (p.extension() == ".safetensors") p = p.has_parent_path() ? p.parent_path() : ".";
   const Reading reading = {.mode = options.load,
                            .progress = [&](uint64_t done, uint64_t total) {
                              if (context.poll) context.poll();
@@ -116,8 +112,11 @@ std::shared_ptr<const Model> Model::Load(const Context& context,
                            }};
   std::error_code ignored;  // whoever opens the file says what is the matter with it
   Naming(path, [&] {
-    if (fs::is_directory(p, ignored)) {
-      model->LoadDirectory(p.string(), reading);
+    if (fs::is_directory(path, ignored)) {
+      model->LoadDirectory(path, path, reading);
+    } else if (const fs::path p = path; p.extension() == ".safetensors") {
+      MappedFile::Open(path);  // what lies beside it says nothing of a misspelt name
+      model->LoadDirectory(p.parent_path(), WholeOf(path), reading);
     } else {
       model->LoadGguf(path, reading);
     }
@@ -149,15 +148,15 @@ void Model::LoadGguf(const std::string& path, const Reading& reading) {
   FindSuppressed();
 }
 
-void Model::LoadDirectory(const std::string& dir, const Reading& reading) {
-  const fs::path root = dir;
+void Model::LoadDirectory(const fs::path& root, const std::string& weights,
+                          const Reading& reading) {
   const JsonDocument config = ReadJsonFile((root / "config.json").string());
   const Quantization quantization = Naming(config.root().path(), [&] {
     config_ = ConfigFromJson(config.root());
     return QuantizationFromJson(config.root());
   });
   const SafetensorsFile file =
-      OpenSafetensorsDir(dir, options_.limits.safetensors, reading);
+      OpenSafetensors(weights, options_.limits.safetensors, reading);
   files_ = file.files;
   Finish(file.tensors, TensorNames::kHuggingFace, quantization);
   const auto generation = ReadIfThere(root / "generation_config.json");

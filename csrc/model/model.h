@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -77,8 +78,10 @@ class Model {
   static constexpr size_t kChunk = 256;
 
   // `path`: a GGUF file (any shard), or a directory in the Hugging Face layout
-  // (config.json, *.safetensors, and tokenizer.json if there is one). Throws Error;
-  // kOutOfMemory if the weights that every token reads exceed the machine's memory.
+  // (config.json, *.safetensors, and tokenizer.json if there is one), or one of its
+  // safetensors files: that one, or all shards of the index that names it. Throws
+  // Error; kOutOfMemory if the weights that every token reads exceed the machine's
+  // memory.
   static std::shared_ptr<const Model> Load(const Context& context,
                                            const std::string& path,
                                            const ModelOptions& options,
@@ -122,7 +125,9 @@ class Model {
  private:
   Model() = default;
   void LoadGguf(const std::string& path, const Reading& reading);
-  void LoadDirectory(const std::string& dir, const Reading& reading);
+  // `weights`: what OpenSafetensors takes; the other files lie in `root`.
+  void LoadDirectory(const std::filesystem::path& root, const std::string& weights,
+                     const Reading& reading);
   void Finish(const std::vector<TensorView>& tensors, TensorNames names,
               const Quantization& quantization);
   void ChooseSteps();

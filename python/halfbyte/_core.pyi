@@ -252,6 +252,9 @@ def open_gguf(path: str | bytes, load: str, limits: dict[str, int]) -> File:
 def open_safetensors(path: str | bytes, load: str, limits: dict[str, int]) -> File:
     """Open a safetensors file, an index or a directory."""
 
+def whole_of(path: str | bytes) -> str:
+    """The index beside a safetensors file that names it as a shard, or the file."""
+
 @final
 class Tokenizer:
     """A vocabulary. Ids are -1 where there is no such token."""

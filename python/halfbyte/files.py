@@ -26,6 +26,7 @@ __all__ = [
     "open_file",
     "open_gguf",
     "open_safetensors",
+    "whole_of",
 ]
 
 PathLike = str | os.PathLike[str]
@@ -308,6 +309,27 @@ def open_file(
     if not is_gguf and path.name.endswith((".safetensors", ".json")):
         return open_safetensors(path, load=load, limits=limits)
     return open_gguf(path, load=load, limits=limits)
+
+
+def whole_of(path: Path) -> Path:
+    """Find what has all tensors of the model that a safetensors file belongs to.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    Path
+        The index beside it that names it as a shard, or the file itself.
+
+    Raises
+    ------
+    FormatError, OSError
+        If the index cannot be read.
+    """
+    return Path(_core.whole_of(os.fsencode(path)))
 
 
 class StreamDecoder:

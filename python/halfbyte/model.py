@@ -761,10 +761,12 @@ def load(
     Parameters
     ----------
     path : str or path-like
-        A GGUF file, or a directory with config.json, safetensors and tokenizer.json. Or
-        a name for `halfbyte.names.resolve`: ``"tiny"`` and ``"tiny-mobile"``, which are
-        in the package, ``"owner/repo"`` or ``"owner/repo:Q4_0"`` of the Hugging Face Hub,
-        ``"ollama:model:tag"``, ``"lmstudio:publisher/model"``.
+        A GGUF file, or a directory with config.json, safetensors and tokenizer.json. A
+        safetensors file of such a directory means that one, with the other shards if an
+        index names it. Or a name for `halfbyte.names.resolve`: ``"tiny"`` and
+        ``"tiny-mobile"``, which are in the package, ``"owner/repo"`` or
+        ``"owner/repo:Q4_0"`` of the Hugging Face Hub, ``"ollama:model:tag"``,
+        ``"lmstudio:publisher/model"``.
     context : int, optional
         Tokens that a session may hold; what the model was made for by default. Memory
         is taken as it is used.
@@ -878,7 +880,11 @@ def load(
 
 def _check_folder(path: Path) -> None:
     """Say what a folder lacks that is no model, and what may have been meant."""
-    folder = path.parent if path.suffix == ".safetensors" else path
+    folder = path
+    if path.suffix == ".safetensors" and not path.is_dir():
+        if not path.exists():
+            return  # nothing there: opening it says so
+        folder = path.parent
     if not folder.is_dir() or (folder / "config.json").exists():
         return
     try:

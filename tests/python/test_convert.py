@@ -250,6 +250,21 @@ def test_sources_of_other_types(
         halfbyte.convert(folder, folder / "out.gguf")
     one, two = (blocks(folder / "out.gguf") for folder in folders)
     assert one == two
+    weights = min(folders[1].glob("*.safetensors"))  # the first of its shards
+    halfbyte.convert(weights, folders[1] / "named.gguf")
+    assert blocks(folders[1] / "named.gguf") == two
+
+
+def test_the_file_that_is_named_is_converted(tmp_path: Path) -> None:
+    made = tiny.build("31b", wide=True)
+    folder = tiny.save_hf(tiny.rounded(made), tmp_path / "made")
+    other = tiny.save_hf(tiny.rounded(trained(made)), tmp_path / "trained")
+    kept = (folder / "model.safetensors").rename(folder / "kept.safetensors")
+    (other / "model.safetensors").rename(folder / "model.safetensors")
+    halfbyte.convert(kept, tmp_path / "named.gguf")
+    kept.rename(folder / "model.safetensors")
+    halfbyte.convert(folder, tmp_path / "alone.gguf")
+    assert blocks(tmp_path / "named.gguf") == blocks(tmp_path / "alone.gguf")
 
 
 def test_float_files_become_the_same_files(saved: Save, tmp_path: Path) -> None:

@@ -65,6 +65,46 @@ def test_what_may_not(name: Any, error: type[Exception]) -> None:
         halfbyte.load(name)
 
 
+def test_the_file_that_is_named_is_the_one_that_is_loaded(tmp_path: Path) -> None:
+    folder = tiny.save_hf(tiny.talkative("e2b"), tmp_path / "made", shards=3)
+    wanted = halfbyte.load(folder).logits(IDS[:3])
+    other = tiny.save_hf(tiny.build("e2b"), tmp_path / "other")
+    (other / "model.safetensors").rename(folder / "other.safetensors")
+    shard = "model-00002-of-00003.safetensors"
+    np.testing.assert_array_equal(halfbyte.load(folder / shard).logits(IDS[:3]), wanted)
+    found = halfbyte.load(folder / "other.safetensors").logits(IDS[:3])
+    assert not np.allclose(found, wanted)
+    # Beside model.safetensors, which the folder alone would mean, as well.
+    (folder / "model.safetensors").write_bytes(
+        (folder / "other.safetensors").read_bytes()
+    )
+    for name, logits in (shard, wanted), ("model.safetensors", found), ("", found):
+        loaded = halfbyte.load(folder / name).logits(IDS[:3])
+        np.testing.assert_array_equal(loaded, logits)
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(errors.ModelError) as caught:
+        halfbyte.load(folder / shard)
+    assert caught.value.code == "MODEL_MISSING_TENSOR"
+    assert caught.value.path == str(folder / shard)
+
+
+@pytest.mark.parametrize("inside", ["config.json", "other.json"])
+def test_a_file_that_is_not_there(folder: Path, tmp_path: Path, inside: str) -> None:
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    (tmp_path / inside).symlink_to(folder / "config.json")
+    for name in ("typo.safetensors", "missing/model.safetensors"):
+        with pytest.raises(FileNotFoundError) as caught:
+            halfbyte.load(tmp_path / name)
+        assert caught.value.filename == str(tmp_path / name)
+
+
+def test_a_folder_may_be_called_like_a_file(folder: Path, tmp_path: Path) -> None:
+    named = tmp_path / "model.safetensors"
+    named.symlink_to(folder)
+    wanted = halfbyte.load(folder).logits(IDS[:3])
+    np.testing.assert_array_equal(halfbyte.load(named).logits(IDS[:3]), wanted)
+
+
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         halfbyte.load(tmp_path)

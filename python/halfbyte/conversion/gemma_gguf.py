@@ -34,7 +34,7 @@ from halfbyte.conversion.plan import (
 )
 from halfbyte.conversion.vocabulary import vocabulary
 from halfbyte.errors import ModelError
-from halfbyte.files import File, TensorInfo, open_gguf, open_safetensors
+from halfbyte.files import File, TensorInfo, open_gguf, open_safetensors, whole_of
 from halfbyte.formats import format_info
 from halfbyte.model import Model, examine
 from halfbyte.records import ModelConfig
@@ -80,7 +80,7 @@ def plan_gguf(
     model = examine(path)
     if path.is_dir() or path.suffix == ".safetensors":
         folder = path if path.is_dir() else path.parent
-        file = open_safetensors(folder)
+        file = open_safetensors(path if path.is_dir() else whole_of(path))
         metadata = _metadata(folder, model, format)
         tensors, left_out = _renamed(file, model.config)
     else:
