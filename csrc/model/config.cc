@@ -98,30 +98,57 @@ void SetKvSources(ModelConfig& c, size_t num_shared, const std::string& key) {
   }
 }
 
-// What holds for every family and file kind.
-void CheckConfig(const ModelConfig& c, const std::string& prefix) {
-  if (!(c.norm_eps > 0.0f && c.norm_eps <= 0.1f)) {
-    BadHparam(prefix + "layer_norm_rms_epsilon", std::to_string(c.norm_eps),
-              "above 0, at most 0.1");
-  }
-  if (!std::isfinite(c.softcap) || c.softcap < 0.0f) {
-    BadHparam(prefix + "final_logit_softcapping", std::to_string(c.softcap),
-              "a finite number above 0");
-  }
-  if (c.num_experts_used > c.num_experts) {
-    BadHparam(prefix + "expert_used_count", std::to_string(c.num_experts_used),
-              "at most the number of experts, " + std::to_string(c.num_experts));
-  }
-  for (const LayerConfig& layer : c.layers) {
+// What the files of one kind call the numbers that are checked for both.
+struct Keys {
+  std::string norm_eps, softcap, experts_used, kv_heads, head_dim;
+};
+
+// `want`: what layer l has to have, as layer `other` has.
+void CheckAlike(const std::string& key, size_t l, size_t found, size_t want,
+                size_t other, const char* why) {
+  if (found == want) return;
+  BadHparam(key, std::to_string(found) + " in layer " + std::to_string(l),
+            std::to_string(want) + ", as in layer " + std::to_string(other) + why);
+}
+
+// One table of angles turns all layers of a kind, and one layer's keys and values serve
+// those that share them.
+void CheckLayers(const ModelConfig& c, const Keys& keys) {
+  for (size_t l = 0; l < c.layers.size(); ++l) {
+    const LayerConfig& layer = c.layers[l];
     if (c.num_heads % layer.num_kv_heads != 0) {
-      BadHparam(prefix + "head_count_kv", std::to_string(layer.num_kv_heads),
+      BadHparam(keys.kv_heads,
+                std::to_string(layer.num_kv_heads) + " in layer " + std::to_string(l),
                 "a divisor of the number of heads, " + std::to_string(c.num_heads));
     }
     if (layer.head_dim % 2 != 0) {
-      BadHparam(prefix + "key_length", std::to_string(layer.head_dim),
+      BadHparam(keys.head_dim,
+                std::to_string(layer.head_dim) + " in layer " + std::to_string(l),
                 "an even number");
     }
+    size_t first = 0;
+    while (c.layers[first].sliding != layer.sliding) ++first;
+    CheckAlike(keys.head_dim, l, layer.head_dim, c.layers[first].head_dim, first,
+               layer.sliding ? ", which slides too" : ", which is full too");
+    CheckAlike(keys.kv_heads, l, layer.num_kv_heads,
+               c.layers[layer.kv_source].num_kv_heads, layer.kv_source,
+               ", whose keys it takes");
   }
+}
+
+// What holds for every family and file kind.
+void CheckConfig(const ModelConfig& c, const Keys& keys) {
+  if (!(c.norm_eps > 0.0f && c.norm_eps <= 0.1f)) {
+    BadHparam(keys.norm_eps, std::to_string(c.norm_eps), "above 0, at most 0.1");
+  }
+  if (!std::isfinite(c.softcap) || c.softcap < 0.0f) {
+    BadHparam(keys.softcap, std::to_string(c.softcap), "a finite number above 0");
+  }
+  if (c.num_experts_used > c.num_experts) {
+    BadHparam(keys.experts_used, std::to_string(c.num_experts_used),
+              "at most the number of experts, " + std::to_string(c.num_experts));
+  }
+  CheckLayers(c, keys);
 }
 
 // ---- GGUF
@@ -147,7 +174,7 @@ class GgufConfig {
     ReadRope();
     ReadPattern();
     ReadLayers();
-    c_.ple_len = Optional("embedding_length_per_layer_input", 0, 65536);
+    ReadPle();
     c_.num_experts = Optional("expert_count", 0, 4096);
     if (c_.num_experts != 0) {
       c_.num_experts_used = Size("expert_used_count", 1, 4096);
@@ -155,7 +182,11 @@ class GgufConfig {
     }
     const std::string shared = "attention.shared_kv_layers";
     SetKvSources(c_, Optional(shared, 0, num_layers - 1), Key(shared));
-    CheckConfig(c_, prefix_);
+    CheckConfig(c_, {.norm_eps = Key("attention.layer_norm_rms_epsilon"),
+                     .softcap = Key("final_logit_softcapping"),
+                     .experts_used = Key("expert_used_count"),
+                     .kv_heads = Key("attention.head_count_kv"),
+                     .head_dim = Key("attention.key_length")});
     return std::move(c_);
   }
 
@@ -189,6 +220,13 @@ class GgufConfig {
       throw Error(ErrorClass::kModel, std::move(info));
     }
     return InRange("token_embd.weight", embedding->shape[0], 1, uint64_t{1} << 21);
+  }
+
+  // Only the small sizes have per-layer embeddings; a file that has them says how wide.
+  void ReadPle() {
+    const std::string length = "embedding_length_per_layer_input";
+    const bool has_table = file_.FindTensor("per_layer_token_embd.weight") != nullptr;
+    c_.ple_len = has_table ? Size(length, 0, 65536) : Optional(length, 0, 65536);
   }
 
   void ReadHeads() {
@@ -295,7 +333,7 @@ class JsonConfig {
     c_.sliding_window = Size("sliding_window", 1, kMaxContext);
     c_.norm_eps = static_cast<float>(Number("rms_norm_eps", 1e-6));
     c_.softcap = static_cast<float>(Number("final_logit_softcapping", 0.0));
-    c_.ple_len = Size("hidden_size_per_layer_input", 0, 65536, 0);
+    c_.ple_len = Size("hidden_size_per_layer_input", 0, 65536, DefaultPle());
     c_.full_value_is_key = Flag("attention_k_eq_v");
     if (Flag("enable_moe_block")) {
       c_.num_experts = Size("num_experts", 1, 4096);
@@ -311,7 +349,11 @@ class JsonConfig {
     WidenSharedMlps();
     const std::string scalar = "query_pre_attn_scalar";
     c_.attention_scale = IsGemma4() ? 1.0f : ScaleOf(scalar, Number(scalar, 256.0));
-    CheckConfig(c_, "");
+    CheckConfig(c_, {.norm_eps = "rms_norm_eps",
+                     .softcap = "final_logit_softcapping",
+                     .experts_used = "top_k_experts",
+                     .kv_heads = "num_key_value_heads",
+                     .head_dim = "head_dim"});
     return std::move(c_);
   }
 
@@ -334,6 +376,15 @@ class JsonConfig {
   }
 
   bool IsGemma4() const { return c_.family->value_norm; }
+
+  // As in transformers, whose Gemma4TextConfig has per-layer embeddings unless it is
+  // told otherwise, and whose classes of Gemma 3 and of the 12B ("unified") never have.
+  uint64_t DefaultPle() const {
+    const auto type = j_.Find("model_type");
+    const bool unified = type && type->AsString().starts_with("gemma4_unified");
+    const bool said = j_.Find("hidden_size_per_layer_input").has_value();  // null: none
+    return IsGemma4() && !unified && !said ? 256 : 0;
+  }
 
   void RefuseBidirectional() const {
     const std::optional<JsonValue> v = j_.Get("use_bidirectional_attention");

@@ -83,6 +83,88 @@ def test_what_we_compute_otherwise_is_refused(
     assert error.path == str(folder / "config.json")
 
 
+@pytest.mark.parametrize(
+    ("name", "members", "key", "message"),
+    [
+        # Layers 0 to 2 slide; 3, 7 and 11 are full, and 11 takes the keys of 7.
+        (
+            "e2b",
+            {"1": {"head_dim": 16}},
+            "head_dim",
+            "found 16 in layer 1; expected 32, as in layer 0, which slides too",
+        ),
+        (
+            "e2b",
+            {"07": {"head_dim": 32}},
+            "head_dim",
+            "found 32 in layer 7; expected 64, as in layer 3, which is full too",
+        ),
+        (
+            "e2b",
+            {"11": {"num_key_value_heads": 2}},
+            "num_key_value_heads",
+            "found 2 in layer 11; expected 1, as in layer 7, whose keys it takes",
+        ),
+        (
+            "gemma3",
+            {"2": {"num_key_value_heads": 3}},
+            "num_key_value_heads",
+            "found 3 in layer 2; expected a divisor of the number of heads, 4",
+        ),
+    ],
+)
+def test_layers_that_do_not_fit_together(
+    name: str, members: dict[str, Any], key: str, message: str, tmp_path: Path
+) -> None:
+    tiny.save_hf(tiny.build(name), tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    layers = config.get("per_layer_config") or {}
+    for layer, changes in members.items():
+        number = next((n for n in layers if int(n) == int(layer)), layer)
+        layers[number] = layers.get(number, {}) | changes
+    path.write_text(json.dumps(config | {"per_layer_config": layers}))
+    error = refusal(tmp_path, errors.ModelError)
+    assert (error.code, error.key) == ("MODEL_HPARAM", key)
+    assert message in str(error)
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_per_layer_embeddings_are_not_overlooked(name: str, tmp_path: Path) -> None:
+    # What transformers makes of a config without the key: 256 of the class of Gemma 4,
+    # none of the others.
+    model = tiny.build(name)
+    key = "hidden_size_per_layer_input"
+    tiny.save_hf(model, tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    has_key = config.pop(key, None) is not None
+    path.write_text(json.dumps(config))
+    wanted = getattr(type(model.config)(), key, 0)
+    assert wanted == (256 if has_key else 0)
+    if has_key:
+        error = refusal(tmp_path, errors.ModelError)
+        assert error.tensor == "model.embed_tokens_per_layer.weight"
+    else:
+        assert halfbyte.load(tmp_path).config.per_layer_embedding == wanted
+    # As a file may say that it has none.
+    path.write_text(json.dumps(config | {key: None}))
+    assert halfbyte.load(tmp_path).config.per_layer_embedding == 0
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_a_gguf_says_how_wide_its_per_layer_embeddings_are(
+    name: str, tmp_path: Path
+) -> None:
+    key = "embedding_length_per_layer_input"
+    path = tiny.save_gguf(tiny.build(name), tmp_path / "m.gguf", without_keys=[key])
+    if name in ("e2b", "e4b"):
+        error = refusal(path, errors.Error)
+        assert error.key == f"gemma4.{key}"
+    else:
+        assert halfbyte.load(path).config.per_layer_embedding == 0
+
+
 def test_a_factor_counts_with_its_kind_alone(changed: Callable[..., Path]) -> None:
     for kind, factor in ("linear", 4.0), ("default", 1.0):
         rope = {"rope_type": kind, "factor": 4.0}
