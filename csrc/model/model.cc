@@ -5,6 +5,7 @@
 #include <math.h>
 
 #include <algorithm>
+#include <set>
 #include <string_view>
 
 #include "base/error.h"
@@ -186,6 +187,7 @@ void Model::LoadDirectory(const fs::path& root, const std::string& weights,
 
 void Model::Finish(const std::vector<TensorView>& tensors, TensorNames names,
                    const Quantization& quantization) {
+  tensors_ = tensors;
   weights_ = LoadWeights(config_, tensors, names, quantization);
   ChooseSteps();
   if (options_.quantize) QuantizeFloats();
@@ -209,12 +211,10 @@ void Model::Finish(const std::vector<TensorView>& tensors, TensorNames names,
 void Model::ChooseSteps() {
   const bool drop = options_.steps == TrainedSteps::kDrop ||
                     options_.activations == ActivationMode::kF32;
-  const auto choose = [&](WeightView& w) {
+  ForEachMatrix(weights_, [&](WeightView& w) {
     if (drop) w.x_step = w.y_step = 0.0f;
     has_steps_ = has_steps_ || w.x_step != 0.0f || w.y_step != 0.0f;
-  };
-  for (LayerWeights& layer : weights_.layers) ForEachMatrix(layer, choose);
-  choose(weights_.head);
+  });
   if (has_steps_ || options_.steps != TrainedSteps::kRequire) return;
   FailOption("MODEL_STEPS", "steps of activations", "none",
              "those that activations=static rounds by", "load with activations=auto");
@@ -222,23 +222,22 @@ void Model::ChooseSteps() {
 
 // Marks float matrices to be rounded when they are packed: a panel at a time, from the
 // mapped file. Embeddings are gathered by rows and stay there. So do what chooses
-// experts, whose mistakes are not averaged away, and rows of no whole number of blocks.
+// experts, whose mistakes are not averaged away, the projection that makes per-layer
+// embeddings, which official files keep in 16 bits, and rows of no whole number of
+// blocks.
 void Model::QuantizeFloats() {
   const size_t block_len = InfoOf(*options_.quantize).block_len;
   size_t count = 0;
-  const auto mark = [&](WeightView& w) {
+  std::set<const WeightView*> kept = {&weights_.ple_model_proj};
+  for (const LayerWeights& layer : weights_.layers) kept.insert(&layer.moe.router);
+  ForEachMatrix(weights_, [&](WeightView& w) {
+    if (kept.contains(&w)) return;
     if (InfoOf(w.format).block_len != 1 || w.K % block_len != 0) return;
     w.stored = Stored::kFloats;
     w.floats = w.format;
     w.format = *options_.quantize;
     ++count;
-  };
-  for (LayerWeights& layer : weights_.layers) {
-    const WeightView router = layer.moe.router;
-    ForEachMatrix(layer, mark);
-    layer.moe.router = router;
-  }
-  mark(weights_.head);
+  });
   if (count != 0) return;
   FailOption("MODEL_QUANTIZE", "matrices", "none in F32, F16 or BF16",
              "some that quantize can round", "load without quantize");
@@ -282,11 +281,9 @@ void Model::MakeRope() {
 
 void Model::CheckMemory() const {
   const MemoryBudget memory = TotalMemory();
-  uint64_t need = weights_.head.bytes() + KvBytes(kChunk);
-  for (const LayerWeights& layer : weights_.layers) {
-    // Every expert: which ones are used changes from token to token.
-    need += LayerBytes(layer, config_, config_.num_experts);
-  }
+  uint64_t need = KvBytes(kChunk);
+  // Every expert: which ones are used changes from token to token.
+  ForEachMatrix(weights_, [&](const WeightView& w) { need += w.bytes(); });
   if (memory.bytes == 0 || need <= memory.bytes) return;
   ErrorInfo info;
   info.kind = "model";
@@ -299,38 +296,50 @@ void Model::CheckMemory() const {
   throw Error(ErrorClass::kOutOfMemory, std::move(info));
 }
 
-// Errors about a row say where it is, and in which file.
-void Model::Pack(const Context& context, const WeightView& rows,
-                 uint8_t* panels) const {
-  try {
-    PackPanels(context, rows, panels);
-  } catch (const Error& e) {
-    const MappedFile* file = FileOf(rows.data);
-    if (file == nullptr || !e.info().offset) throw;
-    ErrorInfo info = e.info();
-    info.path = file->path();
-    *info.offset += static_cast<uint64_t>(rows.data - file->bytes().data());
-    info.hint = "load it without quantize";
-    throw Error(e.cls(), std::move(info));
+// f(rows) for some rows of `view` after the other. What the file's pages took is let go
+// of after each: the peak is what f makes of the weights and a little more. Errors
+// about a row say where it is, in which tensor of which file.
+template <class F>
+void Model::ForEachPart(const WeightView& view, const F& f) const {
+  constexpr size_t kStepBytes = 32u << 20;
+  const size_t step =
+      std::max<size_t>(kStepBytes / view.stored_row_bytes() / 32 * 32, 32);
+  for (size_t row = 0; row < view.N; row += step) {
+    const WeightView rows = view.Rows(row, std::min(step, view.N - row));
+    try {
+      f(rows);
+    } catch (const Error& e) {
+      const MappedFile* file = FileOf(rows.data);
+      if (file == nullptr || !e.info().offset) throw;
+      ErrorInfo info = e.info();
+      info.path = file->path();
+      info.tensor = Escape(TensorAt(rows.data));
+      info.subject = "tensor '" + info.tensor + "'";
+      *info.offset += static_cast<uint64_t>(rows.data - file->bytes().data());
+      info.hint = "load it without quantize";
+      throw Error(e.cls(), std::move(info));
+    }
+    Forget(rows);
   }
 }
 
-// Some rows are packed after the other, and what the file's pages took is let go of
-// after each: the peak is the weights and a little more.
 void Model::RepackWeights(const Context& context, const LoadProgress& progress) {
   if (options_.repack == Repack::kNever) return;
-  // Products with f32 activations decode the rows as they are stored.
-  if (options_.activations == ActivationMode::kF32) return;
+  if (options_.activations == ActivationMode::kF32) {
+    // Products decode the rows as they are stored, or round them as they go.
+    ForEachMatrix(weights_, [&](const WeightView& view) {
+      if (view.stored != Stored::kFloats) return;
+      ForEachPart(view, [&](const WeightView& rows) { CheckFinite(context, rows); });
+    });
+    return;
+  }
   std::vector<WeightView*> views;
   uint64_t bytes = 0;
-  const auto add = [&](WeightView& view) {
+  ForEachMatrix(weights_, [&](WeightView& view) {
     if (view.packed_bytes() == 0) return;
     views.push_back(&view);
     bytes += view.packed_bytes();
-  };
-  for (LayerWeights& layer : weights_.layers) ForEachMatrix(layer, add);
-  if (weights_.ple_model_proj.data != nullptr) add(weights_.ple_model_proj);
-  add(weights_.head);
+  });
   // Weights that are rounded as they are packed would be rounded in every product.
   const bool may_leave = options_.repack == Repack::kAuto && !options_.quantize;
   if (may_leave && !MemoryHolds(bytes)) return;
@@ -338,17 +347,21 @@ void Model::RepackWeights(const Context& context, const LoadProgress& progress) 
   uint8_t* panels = panels_.data();
   for (WeightView* view : views) {
     view->panels = panels;
-    constexpr size_t kStepBytes = 32u << 20;
-    const size_t row_bytes = view->stored_row_bytes();
-    const size_t step = std::max<size_t>(kStepBytes / row_bytes / 32 * 32, 32);
-    for (size_t row = 0; row < view->N; row += step) {
-      WeightView rows = view->Rows(row, std::min(step, view->N - row));
-      Pack(context, rows, panels);
+    ForEachPart(*view, [&](const WeightView& rows) {
+      PackPanels(context, rows, panels);
       panels += rows.packed_bytes();
-      Forget(rows);
       if (progress) progress(static_cast<uint64_t>(panels - panels_.data()), bytes);
+    });
+  }
+}
+
+std::string_view Model::TensorAt(const uint8_t* address) const {
+  for (const TensorView& tensor : tensors_) {
+    if (address >= tensor.data && address < tensor.data + tensor.bytes) {
+      return tensor.name;
     }
   }
+  return {};
 }
 
 const MappedFile* Model::FileOf(const uint8_t* address) const {

@@ -134,16 +134,20 @@ class Model {
   void QuantizeFloats();
   void MakeRope();
   void CheckMemory() const;
-  void Pack(const Context& context, const WeightView& rows, uint8_t* panels) const;
+  template <class F>
+  void ForEachPart(const WeightView& view, const F& f) const;
   void RepackWeights(const Context& context, const LoadProgress& progress);
   // Null if none maps it.
   const MappedFile* FileOf(const uint8_t* address) const;
+  // The name of the tensor that a file has there; "" if none.
+  std::string_view TensorAt(const uint8_t* address) const;
   void Forget(const WeightView& w) const;
   void ForgetFiles() const;
   void FindSuppressed();
 
   ModelOptions options_;
   std::vector<std::shared_ptr<const MappedFile>> files_;
+  std::vector<TensorView> tensors_;
   ModelConfig config_{};
   ModelWeights weights_;
   PageBuffer panels_;

@@ -50,6 +50,7 @@ struct LayerWeights {
 
 // Calls f(view) for every matrix of a layer that is there.
 template <class Layer, class F>
+requires requires(Layer& w) { w.moe; }
 void ForEachMatrix(Layer& w, const F& f) {
   for (auto* view :
        {&w.q, &w.k, &w.v, &w.o, &w.gate, &w.up, &w.down, &w.ple_gate, &w.ple_proj,
@@ -71,6 +72,16 @@ struct ModelWeights {
   std::vector<Vector> scales;       // what the views' row_scale point to
   std::vector<std::string> unread;  // tensors that the network has no place for
 };
+
+// Calls f(view) for every matrix that products read: not for the embeddings, of which
+// rows are gathered, but where the head is the embedding.
+template <class Weights, class F>
+requires requires(Weights& w) { w.layers; }
+void ForEachMatrix(Weights& w, const F& f) {
+  if (w.ple_model_proj.data != nullptr) f(w.ple_model_proj);
+  for (auto& layer : w.layers) ForEachMatrix(layer, f);
+  f(w.head);
+}
 
 enum class TensorNames { kGguf, kHuggingFace };
 

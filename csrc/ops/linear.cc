@@ -31,18 +31,22 @@ size_t ScratchBytes(const WeightView& w, size_t count) {
   ErrorInfo info;
   info.kind = "model";
   info.code = "MODEL_NOT_FINITE";
-  info.subject = "row of weights";
+  info.field = "row";
   info.offset = static_cast<uint64_t>(offset);
   info.found = "a value that is not finite";
   info.expected = "numbers that can be rounded";
   throw Error(ErrorClass::kNumerical, std::move(info));
 }
 
+void DecodeFinite(const WeightView& w, const uint8_t* row, float* floats) {
+  KernelsFor(w.floats).decode_row(row, w.K, floats);
+  if (std::isnan(MaxMagnitude(floats, w.K))) FailNotFinite(row - w.data);
+}
+
 // A row of floats as blocks of w's format. bf16 that was trained for Q4_0 keeps the
 // levels it was trained to; other weights are rounded as ever.
 void EncodeRow(const WeightView& w, const uint8_t* row, float* floats, uint8_t* to) {
-  KernelsFor(w.floats).decode_row(row, w.K, floats);
-  if (std::isnan(MaxMagnitude(floats, w.K))) FailNotFinite(row - w.data);
+  DecodeFinite(w, row, floats);
   if (w.floats == Format::kBF16 && w.format == Format::kQ4_0) {
     return RecoverBlocks(w.format, row, w.K, to, nullptr);
   }
@@ -268,6 +272,13 @@ void PackPanels(const Context& context, const WeightView& w, uint8_t* panels) {
     const size_t begin = slices.begin(i);
     PackRows(w, begin, slices.end(i), panels + begin / kPanelRows * w.panel_bytes(),
              ThreadScratch(ScratchBytes(w, kPanelRows)));
+  });
+}
+
+void CheckFinite(const Context& context, const WeightView& w) {
+  ForEachRow(context, w.N, w.K, [&](size_t n) {
+    auto* floats = reinterpret_cast<float*>(ThreadScratch(w.K * sizeof(float)));
+    DecodeFinite(w, w.data + n * w.stored_row_bytes(), floats);
   });
 }
 

@@ -65,6 +65,10 @@ bool HasRowScale(Format format);
 // Writes w.packed_bytes() bytes of panels, aligned to 64. Changes no value.
 void PackPanels(const Context& context, const WeightView& w, uint8_t* panels);
 
+// For kFloats: throws what PackPanels does where a row is not finite and cannot be
+// rounded, an Error(kNumerical), MODEL_NOT_FINITE, whose offset counts from w.data.
+void CheckFinite(const Context& context, const WeightView& w);
+
 enum class ActivationMode {
   kAuto,  // 8-bit codes for quantised weights, f32 for float weights
   kF32,   // f32 always: slow, and exact up to rounding of the sums

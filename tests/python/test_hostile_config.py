@@ -286,13 +286,19 @@ def test_rounding_names_the_row_that_is_not_finite(
         down[3, 7] = value
     tiny.save_hf(model, tmp_path, dtype=dtype)
     halfbyte.load(tmp_path)  # as it is, it may be looked into
-    for format in "q4_0", "q8_0":
+    name = "model.layers.1.mlp.down_proj.weight"
+    for options in (
+        {"quantize": "q4_0"},
+        {"quantize": "q8_0"},
+        {"quantize": "q4_0", "activations": "f32"},
+    ):
         with pytest.raises(errors.NumericalError) as caught:
-            halfbyte.load(tmp_path, quantize=format)
+            halfbyte.load(tmp_path, **options)
         error = caught.value
         assert error.code == "MODEL_NOT_FINITE"
         assert error.path == str(tmp_path / "model.safetensors")
-        name = "model.layers.1.mlp.down_proj.weight"
+        assert error.tensor == name
+        assert f"model.safetensors: model: tensor '{name}': row at byte " in str(error)
         tensors = halfbyte.open_safetensors(error.path).tensors
         tensor = next(tensor for tensor in tensors if tensor.name == name)
         assert error.offset == tensor.offset + 3 * tensor.shape[1] * dtype.itemsize

@@ -276,6 +276,30 @@ def test_steps_are_used_required_or_dropped(name: str, folder: Path) -> None:
     assert noise(dynamic, trace(name).head[1]).max() > 0.01
 
 
+def test_the_projection_of_per_layer_embeddings_has_steps_too(
+    name: str, tmp_path: Path
+) -> None:
+    # Released files keep it in bfloat16; another one need not.
+    base = mobile.ROOT + "per_layer_model_projection."
+    weight = mobile.tensors(reference(name))[base + "weight"].float()
+    scale = weight.abs().amax(-1, keepdim=True) / 127
+    packed = {
+        base + "weight": torch.round(weight / scale).to(torch.int8),
+        base + "weight_scale": scale,
+    }
+    found = {}
+    for step in 0.0, 0.5:
+        packed[base + "input_activation_scale"] = torch.tensor(step)
+        packed[base + "output_activation_scale"] = torch.tensor(step)
+        path = mobile.save(reference(name), tmp_path / str(step), name, replace=packed)
+        for mode in ("static", "dynamic", "f32"):
+            model = halfbyte.load(path, threads=1, activations=mode)
+            found[step, mode] = model.logits(IDS)
+    assert (found[0.0, "static"] != found[0.5, "static"]).any()
+    for mode in ("dynamic", "f32"):
+        np.testing.assert_array_equal(found[0.5, mode], found[0.0, mode])
+
+
 def test_static_needs_steps(tiny_gguf: Any) -> None:
     with pytest.raises(errors.ModelError, match="activations=auto") as caught:
         halfbyte.load(tiny_gguf(), activations="static")
