@@ -22,6 +22,7 @@
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "model/tokenizer.h"
+#include "runtime/topology.h"
 
 namespace py = pybind11;
 
@@ -75,7 +76,9 @@ namespace {
 
 // Lets Ctrl-C end a copy between two pieces of a file.
 Reading ReadingAs(const std::string& load) {
+  const uint64_t memory = TotalMemory().bytes;
   return {.mode = AsLoadMode(load),
+          .most_bytes = memory != 0 ? memory : UINT64_MAX,
           .progress = [poll = MakeContext(1).poll](uint64_t, uint64_t) { poll(); }};
 }
 

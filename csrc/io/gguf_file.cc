@@ -138,10 +138,14 @@ GgufFile OpenGguf(const std::string& path, const GgufLimits& limits,
   std::vector<uint64_t> entry_offsets;
   // Opens the siblings before anything is moved out of `given`: errors refer to it.
   std::vector<std::shared_ptr<const MappedFile>> files(whole.count);
+  Reading rest = given_file->Rest(reading);
   for (uint64_t i = 0; i < whole.count; ++i) {
-    files[i] = i == whole.number
-                   ? given_file
-                   : OpenSibling(prefix + ShardSuffix(i, whole.count), given, reading);
+    if (i == whole.number) {
+      files[i] = given_file;
+      continue;
+    }
+    files[i] = OpenSibling(prefix + ShardSuffix(i, whole.count), given, rest);
+    rest = files[i]->Rest(rest);
   }
   for (uint64_t i = 0; i < whole.count; ++i) {
     Gguf shard = i == whole.number ? std::move(given) : Parse(*files[i], limits);

@@ -82,14 +82,15 @@ bool IsRemote([[maybe_unused]] int fd) {
   return false;
 }
 
-[[noreturn]] void ThrowTooLargeToCopy(const std::string& path, uint64_t bytes) {
+[[noreturn]] void ThrowTooLargeToCopy(const std::string& path, uint64_t bytes,
+                                      const std::string& most = "") {
   ErrorInfo info;
   info.path = path;
   info.kind = "file";
   info.code = "FILE_TOO_LARGE_TO_COPY";
   info.requested_bytes = bytes;
   info.found = std::to_string(bytes) + " bytes";
-  info.expected = "a file that fits into memory";
+  info.expected = "a file that fits into memory" + most;
   info.hint = "map it instead: load=\"mmap\"";
   throw Error(ErrorClass::kOutOfMemory, std::move(info));
 }
@@ -115,12 +116,6 @@ ssize_t ReadUncached(int fd, std::span<uint8_t> to, off_t offset) {
   if (got >= 0) return got;  // whatever is wrong, the other call knows it as well
 #endif
   return pread(fd, to.data(), to.size(), offset);
-}
-
-uint64_t PhysicalMemory() {
-  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-  if (pages <= 0 || page <= 0) return UINT64_MAX;
-  return static_cast<uint64_t>(pages) * static_cast<uint64_t>(page);
 }
 
 }  // namespace
@@ -152,7 +147,10 @@ void MappedFile::Map() {
 }
 
 void MappedFile::Copy(const Reading& reading) {
-  if (size_ > PhysicalMemory()) ThrowTooLargeToCopy(path_, size_);
+  if (size_ > reading.most_bytes) {
+    ThrowTooLargeToCopy(path_, size_,
+                        ", " + std::to_string(reading.most_bytes) + " bytes at most");
+  }
   void* p =
       mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED) ThrowTooLargeToCopy(path_, size_);
@@ -195,6 +193,11 @@ void MappedFile::Read(std::span<const uint8_t> part, uint8_t* to,
   } else {
     ReadAt(static_cast<uint64_t>(part.data() - data_), {to, part.size()}, caching);
   }
+}
+
+Reading MappedFile::Rest(Reading reading) const {
+  if (is_copy_) reading.most_bytes -= size_;
+  return reading;
 }
 
 MappedFile::~MappedFile() {

@@ -25,6 +25,8 @@ enum class LoadMode {
 // How the bytes of files come into memory.
 struct Reading {
   LoadMode mode = LoadMode::kMap;
+  // What copies may take together, of one file or of all shards of a model.
+  uint64_t most_bytes = UINT64_MAX;
   // Called while a file is copied, with its bytes so far and in all; may throw.
   std::function<void(uint64_t done, uint64_t total)> progress = nullptr;
 };
@@ -49,6 +51,8 @@ class MappedFile {
 
   std::span<const uint8_t> bytes() const noexcept { return {data_, size_}; }
   const std::string& path() const noexcept { return path_; }
+  // `reading` for the next file of the same model: with what this one's copy leaves.
+  Reading Rest(Reading reading) const;
 
   // Copies `part` of bytes() to `to` by reading the file, which leaves the mapping
   // alone: a page that is touched there can bring 2 MiB of its neighbours into this

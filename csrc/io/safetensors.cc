@@ -694,7 +694,11 @@ SafetensorsFile OpenIndexed(const std::string& path, const SafetensorsLimits& li
     SafetensorsFile out;
     const std::filesystem::path dir = std::filesystem::path(path).parent_path();
     ForgetAbsentEncoders(dir, &entries, &shards, &out);
-    for (const IndexEntry& s : shards) Append(OpenShard(dir, s, limits, reading), &out);
+    Reading rest = reading;
+    for (const IndexEntry& s : shards) {
+      Append(OpenShard(dir, s, limits, rest), &out);
+      rest = out.files.back()->Rest(rest);
+    }
     CheckAgainstShards(entries, shards, &out);
     KeepFirstOfEqualKeys(&out.metadata);
     return out;

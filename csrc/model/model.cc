@@ -106,7 +106,9 @@ std::shared_ptr<const Model> Model::Load(const Context& context,
                                          const LoadProgress& progress) {
   std::shared_ptr<Model> model(new Model);
   model->options_ = options;
+  const uint64_t memory = TotalMemory().bytes;
   const Reading reading = {.mode = options.load,
+                           .most_bytes = memory != 0 ? memory : UINT64_MAX,
                            .progress = [&](uint64_t done, uint64_t total) {
                              if (context.poll) context.poll();
                              if (progress) progress(done, total);

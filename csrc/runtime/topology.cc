@@ -12,6 +12,7 @@
 #include <optional>
 #include <set>
 #include <sstream>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -83,6 +84,41 @@ std::vector<std::string> CgroupDirs(const std::string& root,
   return dirs;
 }
 
+// The number a file consists of; nothing if it is none ("max"), or there is no file.
+std::optional<uint64_t> Number(const std::string& path) {
+  std::istringstream in(FirstLine(path));
+  uint64_t number = 0;
+  return in >> number ? std::optional(number) : std::nullopt;
+}
+
+// The number that follows `name` in a line of a file; nothing if it is not there.
+std::optional<uint64_t> Field(const std::string& path, std::string_view name) {
+  std::ifstream in(path);
+  for (std::string line; std::getline(in, line);) {
+    if (line.starts_with(name)) {
+      return strtoull(line.c_str() + name.size(), nullptr, 10);
+    }
+  }
+  return std::nullopt;
+}
+
+// Calls f(limit, dir, usage) for every group that has a limit; dir + usage is the file
+// that says how much of it is taken.
+template <class F>
+void ForEachMemoryLimit(const std::string& root, const F& f) {
+  constexpr uint64_t kNone = uint64_t{1} << 60;  // version 1 writes a huge number
+  struct Names {
+    const char *limit, *usage;
+  };
+  for (const std::string& dir : CgroupDirs(root, "memory")) {
+    for (const Names& names : {Names{"/memory.max", "/memory.current"},
+                               {"/memory.limit_in_bytes", "/memory.usage_in_bytes"}}) {
+      const std::optional<uint64_t> limit = Number(dir + names.limit);
+      if (limit && *limit < kNone) f(*limit, dir, names.usage);
+    }
+  }
+}
+
 // CPUs' worth of time per period, from "quota period"; nothing if unlimited.
 std::optional<double> Quota(const std::string& text) {
   std::istringstream in(text);
@@ -107,16 +143,32 @@ std::optional<double> CpuQuota(const std::string& root) {
 }
 
 std::optional<uint64_t> MemoryLimit(const std::string& root) {
-  constexpr uint64_t kNone = uint64_t{1} << 60;  // version 1 writes a huge number
-  uint64_t least = kNone;
-  for (const std::string& dir : CgroupDirs(root, "memory")) {
-    for (const char* name : {"/memory.max", "/memory.limit_in_bytes"}) {
-      std::istringstream in(FirstLine(dir + name));
-      uint64_t bytes = 0;
-      if (in >> bytes) least = std::min(least, bytes);  // "max" is no number
-    }
-  }
-  return least == kNone ? std::nullopt : std::optional(least);
+  std::optional<uint64_t> least;
+  ForEachMemoryLimit(root, [&](uint64_t limit, const std::string&, const char*) {
+    if (!least || limit < *least) least = limit;
+  });
+  return least;
+}
+
+std::optional<uint64_t> MemoryLeft(const std::string& root) {
+  std::optional<uint64_t> least;
+  ForEachMemoryLimit(root,
+                     [&](uint64_t limit, const std::string& dir, const char* usage) {
+                       // Pages of files are dropped when memory is wanted, the oldest
+                       // first.
+                       const std::string stat = dir + "/memory.stat";
+                       uint64_t cached = 0;
+                       for (const char* list : {"inactive_file ", "active_file "}) {
+                         // Version 1 counts what is in the groups below apart.
+                         const auto total = Field(stat, std::string("total_") + list);
+                         cached += total ? *total : Field(stat, list).value_or(0);
+                       }
+                       const uint64_t used = Number(dir + usage).value_or(0);
+                       const uint64_t held = used > cached ? used - cached : 0;
+                       const uint64_t left = limit > held ? limit - held : 0;
+                       if (!least || left < *least) least = left;
+                     });
+  return least;
 }
 
 ThreadBudget DefaultThreads() {
@@ -156,29 +208,23 @@ namespace {
 
 // The kB of a line "Name:   123 kB" of a file, in bytes; 0 if it is not there.
 uint64_t KibiField(const char* path, std::string_view name) {
-  std::ifstream in(path);
-  for (std::string line; std::getline(in, line);) {
-    if (!line.starts_with(name)) continue;
-    return 1024 * strtoull(line.c_str() + name.size(), nullptr, 10);
-  }
-  return 0;
+  return 1024 * Field(path, name).value_or(0);
 }
 
-// Bytes that this process could take now without pushing others out; 0 if unknown.
-uint64_t AvailableMemory() {
+// Bytes that this process could take now without pushing others out; nothing if that is
+// unknown.
+std::optional<uint64_t> AvailableMemory() {
   const uint64_t machine = KibiField("/proc/meminfo", "MemAvailable:");
-  const std::optional<uint64_t> group = MemoryLimit("");
-  if (!group) return machine;
-  const uint64_t used = KibiField("/proc/self/status", "VmRSS:");
-  const uint64_t left = *group > used ? *group - used : 1;
-  return machine == 0 ? left : std::min(machine, left);
+  const std::optional<uint64_t> group = MemoryLeft("");
+  if (machine == 0) return group;
+  return group ? std::min(machine, *group) : machine;
 }
 
 }  // namespace
 
 bool MemoryHolds(uint64_t bytes) {
-  const uint64_t free = AvailableMemory();
-  return free == 0 || free / 6 * 5 >= bytes;
+  const std::optional<uint64_t> free = AvailableMemory();
+  return !free || *free / 6 * 5 >= bytes;
 }
 
 uint64_t PeakRss() {

@@ -38,6 +38,9 @@ bool MemoryHolds(uint64_t bytes);
 // without a limit. `root` goes before /proc and /sys: "" but in tests.
 std::optional<double> CpuQuota(const std::string& root);
 std::optional<uint64_t> MemoryLimit(const std::string& root);
+// The same limit less what the groups hold already, but for pages of files, which are
+// dropped when memory is wanted.
+std::optional<uint64_t> MemoryLeft(const std::string& root);
 
 // Peak resident set of this process in bytes; 0 if unknown.
 uint64_t PeakRss();

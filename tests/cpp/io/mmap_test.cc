@@ -237,17 +237,27 @@ TEST_F(MappedFileTest, ACopyIsUnaffected) {
 }
 
 TEST_F(MappedFileTest, AFileLargerThanMemoryIsNotCopied) {
-  const std::string path = Write("huge", "x");
-  std::error_code error;
-  fs::resize_file(path, uint64_t{1} << 42, error);  // sparse
-  if (error) GTEST_SKIP() << "no file of 4 TiB here: " << error.message();
-  EXPECT_EQ(MappedFile::Open(path)->bytes().size(), uint64_t{1} << 42);
+  const std::string path = Write("large", "0123456789");
+  const Reading reading = {.mode = LoadMode::kCopy, .most_bytes = 9};
+  EXPECT_EQ(MappedFile::Open(path, {.most_bytes = 9})->bytes().size(), 10u);
   try {
-    MappedFile::Open(path, {.mode = LoadMode::kCopy});
+    MappedFile::Open(path, reading);
     ADD_FAILURE() << "copied";
   } catch (const Error& e) {
     EXPECT_EQ(e.cls(), ErrorClass::kOutOfMemory);
-    EXPECT_EQ(e.info().requested_bytes, uint64_t{1} << 42);
+    EXPECT_EQ(e.info().code, "FILE_TOO_LARGE_TO_COPY");
+    EXPECT_EQ(e.info().requested_bytes, 10u);
+    EXPECT_EQ(e.info().expected, "a file that fits into memory, 9 bytes at most");
+  }
+}
+
+TEST_F(MappedFileTest, CopiesOfSeveralFilesCountTogether) {
+  const std::string path = Write("f", "0123456789");
+  for (const auto& [mode, left] :
+       {std::pair(LoadMode::kCopy, 5u), {LoadMode::kMap, 15u}}) {
+    const Reading reading = {.mode = mode, .most_bytes = 15};
+    const auto file = MappedFile::Open(path, reading);
+    EXPECT_EQ(file->Rest(reading).most_bytes, left);
   }
 }
 
