@@ -24,6 +24,16 @@ namespace {
 
 constexpr uint64_t kPiece = 64 * kMiB;  // of a file that is read at once
 
+[[noreturn]] void ThrowNotOpened(int error, const std::string& path) {
+  struct stat st;
+  if (error != ENOENT || lstat(path.c_str(), &st) != 0) ThrowOsError(error, path);
+  ErrorInfo info;
+  info.path = path;
+  info.os_errno = error;
+  info.subject = "a link that leads nowhere";
+  throw Error(ErrorClass::kOs, std::move(info));
+}
+
 int OpenReadOnly(const std::string& path) {
   if (path.find('\0') != std::string::npos) {
     ErrorInfo info;
@@ -39,7 +49,7 @@ int OpenReadOnly(const std::string& path) {
     // Non-blocking: opening a pipe that nobody writes to would wait forever.
     fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
   } while (fd < 0 && errno == EINTR);
-  if (fd < 0) ThrowOsError(errno, path);
+  if (fd < 0) ThrowNotOpened(errno, path);
   return fd;
 }
 

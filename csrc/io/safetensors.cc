@@ -718,7 +718,7 @@ std::vector<std::string> ListSafetensors(const std::string& dir) {
   return paths;
 }
 
-// open(path); nothing if there is no such file.
+// open(path); nothing if there is no such file, nor a link that leads nowhere.
 template <class Open>
 auto UnlessAbsent(const std::string& path, const Open& open)
     -> std::optional<decltype(open(path))> {
@@ -726,7 +726,8 @@ auto UnlessAbsent(const std::string& path, const Open& open)
     return open(path);
   } catch (const Error& e) {
     const bool absent = e.info().os_errno == ENOENT && e.info().path == path;
-    if (!absent) throw;
+    std::error_code ignored;
+    if (!absent || std::filesystem::is_symlink(path, ignored)) throw;
     return std::nullopt;
   }
 }

@@ -25,16 +25,20 @@ std::string GiB(uint64_t bytes) {
   return text;
 }
 
+// A link that leads nowhere is there: opening it says what is the matter with it.
+bool IsThere(const fs::path& path) {
+  std::error_code ignored;
+  return fs::symlink_status(path, ignored).type() != fs::file_type::not_found;
+}
+
 std::optional<JsonDocument> ReadIfThere(const fs::path& path) {
-  std::error_code error;
-  if (!fs::exists(path, error)) return std::nullopt;
+  if (!IsThere(path)) return std::nullopt;
   return ReadJsonFile(path.string());
 }
 
 // The text of a file; "" if there is none.
 std::string TextIfThere(const fs::path& path) {
-  std::error_code error;
-  if (!fs::exists(path, error)) return {};
+  if (!IsThere(path)) return {};
   const auto file = MappedFile::Open(path.string());
   const auto bytes = file->bytes();
   if (bytes.size() > kMaxTemplateBytes) {

@@ -885,7 +885,7 @@ def _check_folder(path: Path) -> None:
         if not path.exists():
             return  # nothing there: opening it says so
         folder = path.parent
-    if not folder.is_dir() or (folder / "config.json").exists():
+    if not folder.is_dir() or os.path.lexists(folder / "config.json"):
         return
     try:
         inside = [

@@ -98,6 +98,34 @@ def test_a_file_that_is_not_there(folder: Path, tmp_path: Path, inside: str) -> 
         assert caught.value.filename == str(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "model.safetensors",
+        "model.safetensors.index.json",
+    ],
+)
+def test_a_link_that_leads_nowhere_is_no_missing_file(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    shards = name.endswith("index.json")
+    weights = ["a.safetensors", "b.safetensors"] if shards else ["model.safetensors"]
+    for kept in weights:
+        (tmp_path / kept).symlink_to(folder / "model.safetensors")
+    for kept in ("config.json", "tokenizer.json"):
+        (tmp_path / kept).symlink_to(folder / kept)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match="a link that leads nowhere") as caught:
+        halfbyte.load(tmp_path)
+    assert caught.value.filename == str(tmp_path / name)
+
+
 def test_a_folder_may_be_called_like_a_file(folder: Path, tmp_path: Path) -> None:
     named = tmp_path / "model.safetensors"
     named.symlink_to(folder)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -119,4 +120,4 @@ def _dense(source: Stored, name: str | None) -> Job:
 
 
 def _beside(path: Path) -> list[tuple[str, bytes]]:
-    return [(n, (path / n).read_bytes()) for n in _BESIDE if (path / n).is_file()]
+    return [(n, (path / n).read_bytes()) for n in _BESIDE if os.path.lexists(path / n)]
