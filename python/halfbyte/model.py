@@ -11,7 +11,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -429,13 +429,18 @@ class Model:
         """Sampling settings that the files recommend, as options of an answer.
 
         Nothing uses them by itself: ``model.chat(…, **model.sampling)`` does, and so do
-        ``halfbyte run`` and ``chat``.
+        ``halfbyte run`` and ``chat``. What no answer can be sampled with is left out; a
+        `top_k` below 0 means all tokens, which is 0 here.
         """
-        names = {"temp": "temperature"}  # the rest are called as in GGUF
-        found = {names.get(name, name): value for name, value in self._core.sampling}
-        if "top_k" in found and found["top_k"].is_integer():
-            found["top_k"] = int(found["top_k"])
-        return cast(Sampling, found)
+        found, kept = dict(self._core.sampling), Sampling()
+        if 0.0 <= found.get("temp", math.nan) <= 10.0:
+            kept["temperature"] = found["temp"]
+        top_k = found.get("top_k", math.nan)
+        if top_k <= 2.0**31 and top_k.is_integer():
+            kept["top_k"] = max(int(top_k), 0)
+        if 1e-6 <= found.get("top_p", math.nan) <= 1.0:
+            kept["top_p"] = found["top_p"]
+        return kept
 
     @property
     def kv_scales(self) -> list[tuple[float, float] | None]:

@@ -417,6 +417,29 @@ def test_where_a_folder_keeps_its_template(folder: Path, tmp_path: Path) -> None
         assert halfbyte.load(tmp_path).has_template
 
 
+@pytest.mark.parametrize(
+    ("stored", "wanted"),
+    [
+        ({"top_k": -1}, {"top_k": 0}),
+        ({"top_k": 0, "top_p": 0.0}, {"top_k": 0}),
+        ({"top_k": 4.0, "temperature": 0}, {"top_k": 4, "temperature": 0.0}),
+        ({"top_k": 4.5, "temperature": -1, "top_p": 1.5}, {}),
+        ({"top_k": 1e300, "temperature": 1e300, "top_p": -0.5}, {}),
+        ({"top_k": True, "temperature": "hot", "top_p": None}, {}),
+    ],
+)
+def test_only_what_can_be_sampled_with_is_recommended(
+    stored: dict[str, Any], wanted: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        (tmp_path / name).symlink_to(folder / name)
+    (tmp_path / "generation_config.json").write_text(json.dumps(stored))
+    loaded = halfbyte.load(tmp_path)
+    assert loaded.sampling == wanted
+    assert isinstance(loaded.sampling.get("top_k", 0), int)
+    loaded("a", max_tokens=1, **loaded.sampling)
+
+
 def test_recommended_sampling(folder: Path, tmp_path: Path, model: Any) -> None:
     assert model.sampling == {}
     for name in ("model.safetensors", "config.json", "tokenizer.json"):

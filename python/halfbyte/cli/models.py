@@ -10,7 +10,7 @@ import re
 import secrets
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from halfbyte._sizes import size_text
 from halfbyte.cli import terminal
@@ -223,7 +223,7 @@ def sampling(
     The model's own recommendation comes first, then greedy; an option that only means
     something when sampling turns sampling on.
     """
-    own = _recommended(model)
+    own = model.sampling
     samples = any(value is not None for value in (top_k, top_p, min_p))
     if temperature is None:
         temperature = own.get("temperature", 1.0 if samples else 0.0)
@@ -231,22 +231,12 @@ def sampling(
         seed = secrets.randbits(31) if temperature > 0 else 0
     return Sampling(
         temperature=temperature,
-        top_k=int(own.get("top_k", 0)) if top_k is None else top_k,
+        top_k=own.get("top_k", 0) if top_k is None else top_k,
         top_p=own.get("top_p", 1.0) if top_p is None else top_p,
         min_p=0.0 if min_p is None else min_p,
         repetition_penalty=1.0 if repeat_penalty is None else repeat_penalty,
         seed=seed,
     )
-
-
-def _recommended(model: Model) -> dict[str, float]:
-    """Take the recommendations of the model's file that make sense."""
-    limits = {"temperature": (0.0, 10.0), "top_k": (0.0, 2.0**31), "top_p": (1e-6, 1.0)}
-    return {
-        name: value
-        for name, value in cast(dict[str, float], model.sampling).items()
-        if name in limits and limits[name][0] <= value <= limits[name][1]
-    }
 
 
 def stats_line(stats: Stats) -> str:

@@ -4,10 +4,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -223,7 +222,10 @@ def _metadata(folder: Path, model: Model, format: str) -> dict[str, Any]:
         "general.file_type": U32(FORMATS[format]),
         "general.quantization_version": U32(2),
     }
-    out |= {f"general.sampling.{k}": v for k, v in _sampling(model)}
+    for key, value in cast(dict[str, float], model.sampling).items():
+        name = {"temperature": "temp"}.get(key, key)
+        kept = U32(value) if isinstance(value, int) else F32(value)
+        out[f"general.sampling.{name}"] = kept
     out |= hyperparameters(config)
     if model.has_tokenizer:
         out |= vocabulary(
@@ -241,10 +243,3 @@ def _name(folder: Path) -> str:
     if folder.parent.name == "snapshots":
         return folder.parent.parent.name.rpartition("--")[2]
     return folder.name
-
-
-def _sampling(model: Model) -> Iterator[tuple[str, Any]]:
-    for key, value in model._core.sampling:
-        if math.isfinite(value):
-            whole = key == "top_k" and 0 <= value < 2**31
-            yield key, U32(int(value)) if whole else F32(value)
