@@ -59,11 +59,11 @@ void Check(const FormatInfo& info, size_t N, size_t K, size_t num_bytes) {
                                         std::to_string(info.block_len) + " for " +
                                         info.stem + ", got " + std::to_string(K));
   }
-  size_t want = 0;
-  const size_t row_bytes = RowBytes(info.format, K);
-  if (__builtin_mul_overflow(N, row_bytes, &want) || want != num_bytes) {
+  size_t row_bytes = 0, want = 0;
+  if (__builtin_mul_overflow(K / info.block_len, info.block_bytes, &row_bytes) ||
+      __builtin_mul_overflow(N, row_bytes, &want) || want != num_bytes) {
     throw Error(ErrorClass::kShape, "w: expected " + std::to_string(N) + " rows of " +
-                                        std::to_string(row_bytes) + " bytes, got " +
+                                        std::to_string(K) + " weights, got " +
                                         std::to_string(num_bytes) + " bytes");
   }
 }

@@ -44,6 +44,7 @@ void RmsNormHeads(const Context& context, Mat<float> x, size_t heads,
 }
 
 RopeTable RopeTable::Make(size_t head_dim, size_t pairs, double base, double factor) {
+  Require(pairs <= head_dim / 2, "rope: too many pairs");
   RopeTable table;
   table.inv_freq.resize(pairs);
   for (size_t i = 0; i < pairs; ++i) {
@@ -61,8 +62,8 @@ RopeTurns RopeTurns::Make(const Context& context, const RopeTable& table,
   turns.cos.resize(positions.size() * pairs);
   turns.sin.resize(positions.size() * pairs);
   ForEachRow(context, positions.size(), pairs, [&](size_t m) {
-    RopeAngles(positions[m], table.inv_freq.data(), pairs, &turns.cos[m * pairs],
-               &turns.sin[m * pairs]);
+    RopeAngles(positions[m], table.inv_freq.data(), pairs, turns.cos.data() + m * pairs,
+               turns.sin.data() + m * pairs);
   });
   return turns;
 }
@@ -76,8 +77,8 @@ void Rope(const Context& context, Mat<float> x, size_t heads, const RopeTurns& t
   ForEachRow(context, x.rows, x.cols, [&](size_t m) {
     const size_t turn = (first_row + m) * pairs;
     for (size_t h = 0; h < heads; ++h) {
-      Rope(x.Row(m) + h * head_dim, head_dim, &turns.cos[turn], &turns.sin[turn],
-           pairs);
+      Rope(x.Row(m) + h * head_dim, head_dim, turns.cos.data() + turn,
+           turns.sin.data() + turn, pairs);
     }
   });
 }

@@ -159,8 +159,8 @@ void ThreadPool::Grow(size_t num_workers) {
 void ThreadPool::Run(size_t num_tasks, size_t max_threads, Task task, void* data,
                      const Poll& poll) {
   Job job(task, data, num_tasks);
-  const size_t num_workers = std::min(max_threads, num_tasks) - (num_tasks != 0);
   if (num_tasks == 0) return;
+  const size_t num_workers = std::min(std::max<size_t>(max_threads, 1), num_tasks) - 1;
   const DefaultFloats floats;
   if (num_workers == 0 || busy_.exchange(true, std::memory_order_acquire)) {
     job.Work(&poll);

@@ -27,11 +27,12 @@ class ThreadPool {
   using Poll = std::function<void()>;
 
   // Runs task(data, i) for every i in [0, num_tasks) on at most max_threads threads,
-  // the caller among them, in any order; returns when all are done. `poll`, if set, is
-  // called on the caller's thread between its tasks; if it throws, no new task starts
-  // and the exception leaves from here. So does the exception of the first task that
-  // threw. While the pool is busy, and inside a task, the loop runs on the caller
-  // alone. Tasks compute in the default floating-point mode, whatever the caller's is.
+  // the caller among them whatever that is, in any order; returns when all are done.
+  // `poll`, if set, is called on the caller's thread between its tasks; if it throws,
+  // no new task starts and the exception leaves from here. So does the exception of the
+  // first task that threw. While the pool is busy, and inside a task, the loop runs on
+  // the caller alone. Tasks compute in the default floating-point mode, whatever the
+  // caller's is.
   void Run(size_t num_tasks, size_t max_threads, Task task, void* data,
            const Poll& poll);
 

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from halfbyte import reference
+from halfbyte import _core, reference
 from halfbyte.errors import ArgumentError, DTypeError, ShapeError
 from halfbyte.formats import format_info
 from hypothesis import given, settings
@@ -801,3 +801,14 @@ def test_errors_name_the_argument_what_came_and_what_was_wanted(
         call()
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_the_core_checks_sizes_before_it_uses_them() -> None:
+    # The functions above never ask this; whoever calls the core by itself may.
+    x, nothing = np.zeros((1, 8), np.float32), np.zeros(0, np.uint8)
+    with pytest.raises(ShapeError, match="w: expected 1 rows of 4611686018427387904"):
+        _core.Weight(nothing, "f32", 1, 2**62, None, None, 0.0, 0.0)
+    for pairs in 5, 2**60:
+        with pytest.raises(ShapeError, match="rope: too many pairs"):
+            _core.rope(x, 1, np.zeros(1, np.int64), pairs, 1e4, 1.0, x.copy(), 1)
+    _core.rope(x, 1, np.zeros(1, np.int64), 0, 1e4, 1.0, x.copy(), 1)

@@ -35,7 +35,7 @@ size_t ThreadsThatWork(size_t num_threads) {
 }
 
 TEST(ThreadPoolTest, EveryTaskRunsOnce) {
-  for (size_t threads : {1, 2, 3, 16}) {
+  for (size_t threads : {0, 1, 2, 3, 16}) {
     for (size_t n : {0, 1, 2, 3, 100, 10000}) {
       const Context context = {.num_threads = threads, .poll = {}};
       std::vector<std::atomic<int>> runs(n);
@@ -48,6 +48,7 @@ TEST(ThreadPoolTest, EveryTaskRunsOnce) {
 TEST(ThreadPoolTest, NeverMoreThreadsThanAskedFor) {
   Context{.num_threads = 8, .poll = {}}.ParallelFor(64, [](size_t) {});  // 8 exist now
   for (int repeat = 0; repeat < 20; ++repeat) ASSERT_LE(ThreadsThatWork(2), 2u);
+  EXPECT_EQ(ThreadsThatWork(0), 1u);
 }
 
 TEST(ThreadPoolTest, ALoopInsideATaskRunsInline) {
