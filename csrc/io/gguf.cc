@@ -416,6 +416,7 @@ void Parser::ReadAlignment(const GgufValue& value) {
     problem.cls = power ? ErrorClass::kLimit : ErrorClass::kFormat;
     problem.found = std::to_string(alignment);
     problem.expected = "a power of two, at most " + std::to_string(limits_.alignment);
+    if (power) problem.hint = kRaiseLimit;
     Fail(std::move(problem));
   }
   if (alignment < 8) {
@@ -442,7 +443,8 @@ void Parser::ReadSplit() {
   constexpr const char* kKeys[] = {"split.no", "split.count", "split.tensors.count"};
   const GgufMetadata& m = out_.metadata;
   const auto fail = [&m](const char* key, ErrorClass cls, std::string expected) {
-    throw m.ErrorAt(key, cls, "GGUF_SPLIT", Render(*m.Find(key)), std::move(expected));
+    throw m.ErrorAt(key, cls, "GGUF_SPLIT", Render(*m.Find(key)), std::move(expected),
+                    cls == ErrorClass::kLimit ? kRaiseLimit : "");
   };
   const char* present = nullptr;
   const char* absent = nullptr;

@@ -162,7 +162,8 @@ const GgufValue& GgufMetadata::Require(std::string_view key) const {
 }
 
 Error GgufMetadata::ErrorAt(std::string_view key, ErrorClass cls, const char* code,
-                            std::string found, std::string expected) const {
+                            std::string found, std::string expected,
+                            std::string hint) const {
   ErrorInfo info;
   info.path = path_;
   info.kind = "gguf";
@@ -180,6 +181,7 @@ Error GgufMetadata::ErrorAt(std::string_view key, ErrorClass cls, const char* co
   }
   info.found = std::move(found);
   info.expected = std::move(expected);
+  info.hint = std::move(hint);
   return Error(cls, std::move(info));
 }
 

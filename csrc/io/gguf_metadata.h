@@ -113,7 +113,7 @@ class GgufMetadata {
 
   // An error about the value of `key`, which is present.
   Error ErrorAt(std::string_view key, ErrorClass cls, const char* code,
-                std::string found, std::string expected) const;
+                std::string found, std::string expected, std::string hint = "") const;
   // From now on the errors of the getters name this file.
   void set_path(std::string path) { path_ = std::move(path); }
   const std::string& path() const { return path_; }

@@ -104,7 +104,8 @@ class Parser {
   void CheckKeys(const Frame& object);
 
   [[noreturn]] void Fail(size_t at, const char* expected) const;
-  [[noreturn]] void FailLimit(size_t at, const char* field, size_t limit) const;
+  [[noreturn]] void FailLimit(size_t at, const char* field, size_t limit,
+                              const char* hint = "") const;
   ErrorInfo InfoAt(const char* code, size_t at) const;
 
   const std::string_view text_;
@@ -137,11 +138,13 @@ void Parser::Fail(size_t at, const char* expected) const {
   throw Error(ErrorClass::kFormat, std::move(info));
 }
 
-void Parser::FailLimit(size_t at, const char* field, size_t limit) const {
+void Parser::FailLimit(size_t at, const char* field, size_t limit,
+                       const char* hint) const {
   ErrorInfo info = InfoAt(options_.syntax_code, at);
   info.field = field;
   info.found = "more";
   info.expected = "at most " + std::to_string(limit);
+  info.hint = hint;
   throw Error(ErrorClass::kLimit, std::move(info));
 }
 
@@ -259,7 +262,7 @@ void Parser::Key() {
   SkipSpace();
   if (Peek() != '"') Fail(pos_, "a key in double quotes");
   if (stack_.back().size == options_.max_members) {
-    FailLimit(pos_, "members", options_.max_members);
+    FailLimit(pos_, "members", options_.max_members, options_.max_members_hint);
   }
   String();
   SkipSpace();
@@ -409,8 +412,29 @@ std::string JsonValue::Describe() const {
   return NameOf(kind());
 }
 
+// Where a node is: "rope_parameters.full_attention.factor", "added_tokens[3].id"; "" of
+// the root. Walks down to it: containers are left by one step.
+std::string JsonValue::Place() const {
+  std::string place;
+  const Tree& t = *tree_;
+  for (uint32_t at = 0; at != node_;) {
+    const bool is_object = static_cast<JsonKind>(t.nodes[at].kind) == JsonKind::kObject;
+    uint32_t child = at + 1 + is_object, index = 0;
+    for (; t.After(child) <= node_; ++index) child = t.After(child) + is_object;
+    if (is_object) {
+      place += (place.empty() ? "" : ".") + Escape(t.String(child - 1));
+    } else {
+      place += "[" + std::to_string(index) + "]";
+    }
+    at = child;
+  }
+  return place;
+}
+
 void JsonValue::WrongType(const char* expected) const {
   ErrorInfo info;
+  info.key = Place();
+  if (!info.key.empty()) info.subject = "key '" + info.key + "'";
   info.path = tree_->path;
   info.kind = tree_->kind;
   info.code = "JSON_TYPE";

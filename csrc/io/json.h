@@ -43,6 +43,7 @@ struct JsonOptions {
   size_t max_bytes = size_t{256} << 20;  // at most 2^29 - 1: lengths are 29 bits
   size_t max_string_bytes = size_t{64} << 20;
   size_t max_members = size_t{1} << 22;  // of one object
+  const char* max_members_hint = "";     // what a caller can do about it
 };
 
 namespace json_internal {
@@ -128,6 +129,7 @@ class JsonValue {
 
  private:
   const json_internal::Node& self() const { return tree_->nodes[node_]; }
+  std::string Place() const;
   [[noreturn]] void WrongType(const char* expected) const;
 
   const json_internal::Tree* tree_;

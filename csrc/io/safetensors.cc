@@ -212,7 +212,9 @@ JsonDocument HeaderParser::ParseHeader(std::string_view header) {
   options.base_offset = kLengthBytes;
   options.max_depth = kJsonMaxHeaderDepth;
   options.max_string_bytes = kSafetensorsMaxMetadataBytes;
-  options.max_members = limits_.tensors + 1;  // and __metadata__
+  // And __metadata__. A limit may be the largest number there is.
+  options.max_members = std::min(limits_.tensors, UINT64_MAX - 1) + 1;
+  options.max_members_hint = kRaiseLimit;
   // Text that is no UTF-8 is refused as that, whatever surrounds it.
   const bool bom = header.starts_with("\xEF\xBB\xBF");
   if (!bom && FirstInvalidUtf8(header) == header.size()) CheckPadding(header);

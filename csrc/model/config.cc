@@ -417,8 +417,8 @@ class JsonConfig {
   }
 
   void ReadRope() {
-    c_.rope_base_sliding = Number("rope_local_base_freq", 1e4);
-    c_.rope_base_full = Number("rope_theta", 1e6);
+    c_.rope_base_sliding = Base("rope_local_base_freq", 1e4);
+    c_.rope_base_full = Base("rope_theta", 1e6);
     c_.rope_factor_full = 1.0;
     if (const std::optional<JsonValue> scaling = j_.Get("rope_scaling")) {
       c_.rope_factor_full = RopeFactor("rope_scaling", *scaling);
@@ -433,8 +433,10 @@ class JsonConfig {
       c_.rope_factor_full = ReadRopeOf(*rope, "full_attention", c_.family->full_rotary,
                                        c_.rope_factor_full, c_.rope_base_full);
     }
-    Positive("rope_theta", c_.rope_base_full);
-    Positive("rope_theta", c_.rope_base_sliding);
+  }
+
+  double Base(const std::string& key, double fallback) const {
+    return Positive(key, Number(key, fallback));
   }
 
   // RoPE of the layers of one type, whose heads turn by the share `rotary`: returns its
@@ -444,7 +446,9 @@ class JsonConfig {
     const std::optional<JsonValue> found = rope.Get(type);
     if (!found) return factor;
     const std::string key = "rope_parameters." + type;
-    if (const auto theta = found->Get("rope_theta")) base = theta->AsDouble();
+    if (const auto theta = found->Get("rope_theta")) {
+      base = Positive(key + ".rope_theta", theta->AsDouble());
+    }
     const double found_factor = RopeFactor(key, *found);
     const auto share = found->Get("partial_rotary_factor");
     if (share && share->AsDouble() != rotary) {

@@ -72,6 +72,14 @@ def refusal(path: Path, error: type[errors.Error]) -> errors.Error:
         ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar"),
         ({"query_pre_attn_scalar": -1}, "query_pre_attn_scalar"),
         ({"layer_types": None, "sliding_window_pattern": 0}, "sliding_window_pattern"),
+        ({"rope_local_base_freq": 0}, "rope_local_base_freq"),
+        ({"rope_theta": -1}, "rope_theta"),
+        (
+            {"rope_parameters": {tiny.S: {"rope_theta": 0}}},
+            "rope_parameters.sliding_attention.rope_theta",
+        ),
+        ({"rms_norm_eps": 0}, "rms_norm_eps"),
+        ({"head_dim": 3}, "head_dim"),
     ],
 )
 def test_what_we_compute_otherwise_is_refused(
@@ -163,6 +171,29 @@ def test_a_gguf_says_how_wide_its_per_layer_embeddings_are(
         assert error.key == f"gemma4.{key}"
     else:
         assert halfbyte.load(path).config.per_layer_embedding == 0
+
+
+@pytest.mark.parametrize(
+    ("members", "key"),
+    [
+        ({"hidden_size": "64"}, "hidden_size"),
+        ({"rms_norm_eps": []}, "rms_norm_eps"),
+        ({"attention_k_eq_v": 1}, "attention_k_eq_v"),
+        ({"layer_types": [3]}, "layer_types[0]"),
+        (
+            {"rope_parameters": {tiny.G: {"rope_theta": "1e6"}}},
+            "rope_parameters.full_attention.rope_theta",
+        ),
+        ({"per_layer_config": {"0": {"head_dim": 2.5}}}, "per_layer_config.0.head_dim"),
+        ({"text_config": {"model_type": 3}}, "text_config.model_type"),
+    ],
+)
+def test_a_wrong_type_is_named_by_its_key(
+    members: dict[str, Any], key: str, changed: Callable[..., Path]
+) -> None:
+    error = refusal(changed(**members), errors.FormatError)
+    assert (error.code, error.key) == ("JSON_TYPE", key)
+    assert str(error).startswith(f"config.json: json: key '{key}': value at byte ")
 
 
 def test_a_factor_counts_with_its_kind_alone(changed: Callable[..., Path]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import gguf
 import halfbyte
 import numpy as np
 import pytest
@@ -186,6 +187,43 @@ def test_limits_of_directories_are_set_too() -> None:
     with pytest.raises(halfbyte.LimitError, match="limits= raises it"):
         halfbyte.load(folder, limits={"header_bytes": 100})
     halfbyte.load(folder, limits={"header_bytes": 2**30})
+
+
+@pytest.mark.parametrize("most", [2, 2**64 - 2, 2**64 - 1])
+def test_any_number_of_tensors_may_be_allowed(tmp_path: Path, most: int) -> None:
+    entry = {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}
+    path = write_safetensors(tmp_path / "one.safetensors", {"w": entry}, 1)
+    assert len(halfbyte.open_safetensors(path, limits={"tensors": most}).tensors) == 1
+
+
+def test_every_limit_says_how_it_is_raised(tmp_path: Path) -> None:
+    entry = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+    many = write_safetensors(
+        tmp_path / "many.safetensors", dict.fromkeys("abcd", entry), 0
+    )
+    with pytest.raises(halfbyte.LimitError, match="limits= raises it"):
+        halfbyte.open_safetensors(many, limits={"tensors": 2})
+    assert len(halfbyte.open_safetensors(many, limits={"tensors": 4}).tensors) == 4
+    for name, limit, set_key in (
+        ("aligned", "alignment", lambda w: w.add_custom_alignment(64)),
+        ("split", "shards", lambda w: add_split(w, 5)),
+    ):
+        path = tmp_path / f"{name}-00001-of-00005.gguf"
+        writer = gguf.GGUFWriter(path, "none")
+        set_key(writer)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
+        with pytest.raises(halfbyte.LimitError, match="limits= raises it"):
+            halfbyte.open_gguf(path, limits={limit: 4})
+
+
+def add_split(writer: gguf.GGUFWriter, count: int) -> None:
+    """Say that the file is the first of `count` shards."""
+    writer.add_uint16("split.no", 0)
+    writer.add_uint16("split.count", count)
+    writer.add_int32("split.tensors.count", 0)
 
 
 def test_strict_refuses_what_else_is_a_warning(tmp_path: Path) -> None:

@@ -206,11 +206,46 @@ TEST(Json, AWrongTypeNamesItsPlace) {
     EXPECT_EQ(e.info().offset, 106u);
     EXPECT_EQ(e.info().found, "an array");
     EXPECT_EQ(e.info().expected, "a string");
+    EXPECT_EQ(e.info().key, "a");
   }
   EXPECT_EQ(TypeErrorCode([&] { d.root().Elements(); }), "JSON_TYPE");
   EXPECT_EQ(TypeErrorCode([&] { d.root().Find("a")->Members(); }), "JSON_TYPE");
   EXPECT_TRUE((*d.root().Find("a")->Elements().begin()).AsBool());
   EXPECT_FALSE(d.root().Find("b"));
+}
+
+// The key of `value` that an error about its type names.
+std::string PlaceOf(const JsonValue& value) {
+  try {
+    value.AsInt64();
+  } catch (const Error& e) {
+    EXPECT_EQ(e.info().subject,
+              e.info().key.empty() ? "" : "key '" + e.info().key + "'");
+    return e.info().key;
+  }
+  return "an integer";
+}
+
+TEST(JsonTest, AWrongTypeIsNamedByItsPlace) {
+  const JsonDocument d = ParseJson(
+      R"({"a": ["b", {"c": [[], [1, null], true]}, {}], "d\n": "e", "": {}})");
+  const JsonValue root = d.root(), a = *root.Find("a");
+  EXPECT_EQ(PlaceOf(root), "");
+  EXPECT_EQ(PlaceOf(a), "a");
+  auto element = a.Elements().begin();
+  EXPECT_EQ(PlaceOf(*element), "a[0]");
+  const JsonValue object = *++element;
+  EXPECT_EQ(PlaceOf(object), "a[1]");
+  EXPECT_EQ(PlaceOf(*++element), "a[2]");
+  const JsonValue c = *object.Find("c");
+  EXPECT_EQ(PlaceOf(c), "a[1].c");
+  auto inner = c.Elements().begin();
+  EXPECT_EQ(PlaceOf(*inner), "a[1].c[0]");
+  auto last = (*++inner).Elements().begin();
+  EXPECT_EQ(PlaceOf(*last), "an integer");
+  EXPECT_EQ(PlaceOf(*++last), "a[1].c[1][1]");
+  EXPECT_EQ(PlaceOf(*++inner), "a[1].c[2]");
+  EXPECT_EQ(PlaceOf(*root.Find("d\n")), "d\\x0A");
 }
 
 TEST(Json, UnescapesStrings) {
