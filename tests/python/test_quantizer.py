@@ -38,6 +38,7 @@ from transformers.quantizers.auto import (
 from transformers.utils import logging
 
 IDS = torch.tensor([tiny.prompt(24)])
+UP = "model.layers.3.mlp.up_proj"
 
 
 @pytest.fixture(autouse=True)
@@ -314,16 +315,54 @@ def test_saved_and_loaded_again_is_bit_equal(
     assert "lm_head.weight" not in packed
 
 
-def test_a_saved_checkpoint_without_a_tensor_is_refused(
-    e2b: Path, tmp_path: Path
-) -> None:
-    quantized(e2b).save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
+def without(folder: Path, *names: str) -> None:
+    """Take tensors out of a checkpoint."""
+    file = folder / "model.safetensors"
     tensors = load_file(file)
-    del tensors["model.layers.3.mlp.up_proj.weight"]
+    for name in names:
+        del tensors[name]
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises((ModelError, RuntimeError)):
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({}, f"{UP}.weight"),
+        ({"format": "w4"}, f"{UP}.weight_scale"),
+        ({"embeddings": True}, "model.embed_tokens.embedding_quantized"),
+    ],
+)
+def test_a_saved_checkpoint_without_a_tensor_is_refused(
+    e2b: Path, tmp_path: Path, options: dict[str, Any], part: str
+) -> None:
+    quantized(e2b, **options).save_pretrained(tmp_path)
+    without(tmp_path, part)
+    with pytest.raises(
+        ModelError, match=r"found none in the checkpoint.*whole"
+    ) as caught:
         AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert (caught.value.tensor, caught.value.code) == (part, "MODEL_MISSING_TENSOR")
+    assert "\n" not in str(caught.value)
+
+
+def test_experts_that_a_checkpoint_lacks_are_named(tmp_path: Path) -> None:
+    tiny.save_hf(tiny.build("26b", wide=True), tmp_path / "dense")
+    quantized(tmp_path / "dense").save_pretrained(tmp_path / "packed")
+    parts = [f"model.layers.{i}.experts.down_proj" for i in (1, 2, 3, 4, 5)]
+    without(tmp_path / "packed", *parts)
+    with pytest.raises(ModelError, match=r"layers\.1\.experts.* and 2 more: found"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
+
+
+def test_a_dense_checkpoint_without_a_matrix_is_refused(tmp_path: Path) -> None:
+    """Transformers would draw it at random, which packed bytes are not."""
+    folder = tiny.save_hf(tiny.build("e2b", wide=True), tmp_path)
+    without(folder, f"{UP}.weight")
+    with pytest.raises(ModelError, match="modules_to_not_convert") as caught:
+        quantized(folder)
+    assert caught.value.tensor == f"{UP}.weight"
+    model = quantized(folder, modules_to_not_convert=[UP])
+    assert model.get_submodule(UP).weight.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -361,9 +400,6 @@ def test_halfbyte_load_runs_what_was_saved(
     # The weights are the same, and the sums of floats in another order: the bound of
     # test_logits_are_those_of_the_decoded_weights.
     assert np.abs(got - want).max() < 2**-13 * np.abs(want).max()
-
-
-UP = "model.layers.3.mlp.up_proj"
 
 
 @pytest.mark.parametrize(

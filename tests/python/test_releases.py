@@ -15,8 +15,9 @@ import halfbyte
 import pytest
 import tiny
 import torch
-from halfbyte.errors import UnsupportedError
+from halfbyte.errors import ModelError, UnsupportedError
 from halfbyte.transformers import HalfbyteConfig, engine, from_gguf
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
@@ -79,6 +80,24 @@ def test_quantizer_saves_and_loads(name: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "packed")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
     assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize("part", ["self_attn.q_proj.weight", "experts.down_proj"])
+def test_a_packed_checkpoint_that_lacks_a_tensor_is_refused(
+    part: str, tmp_path: Path
+) -> None:
+    """It is told by a mark that transformers puts on what it has read."""
+    path = tiny.save_gguf(
+        tiny.build("26b", wide=True), tmp_path / "m.gguf", types=tiny.official_type
+    )
+    from_gguf(path, repack="never")[0].save_pretrained(tmp_path)
+    file, name = tmp_path / "model.safetensors", f"model.layers.1.{part}"
+    AutoModelForCausalLM.from_pretrained(tmp_path)
+    tensors = load_file(file)
+    del tensors[name]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"^{name}: found none in the checkpoint"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)

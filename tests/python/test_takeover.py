@@ -14,7 +14,8 @@ import mobile
 import pytest
 import tiny
 import torch
-from halfbyte.errors import ArgumentError
+from compressed_tensors.quantization import QuantizationArgs
+from halfbyte.errors import ArgumentError, ModelError
 from halfbyte.torch import QuantEmbedding, QuantLinear
 from safetensors.torch import load_file
 from torch import nn
@@ -120,6 +121,29 @@ def test_mobile_layers_compute_what_the_reference_does(tmp_path: Path) -> None:
         assert float(off.mean()) < 1e-3, name
 
 
+Q = f"{mobile.ROOT}layers.1.self_attn.q_proj."
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        Q + "weight",
+        Q + "weight_scale",
+        Q + "input_activation_scale",
+        Q + "output_activation_scale",
+        mobile.ROOT + "embed_tokens.embedding_quantized",
+        f"{mobile.ROOT}{mobile.PLE}.embedding_scale",
+    ],
+)
+def test_mobile_without_a_tensor_is_refused(part: str, tmp_path: Path) -> None:
+    folder = mobile.save(mobile.build("e4b"), tmp_path, "e4b", replace={part: None})
+    with pytest.raises(
+        ModelError, match=r"found none in the checkpoint.*whole"
+    ) as caught:
+        load(folder)
+    assert (caught.value.tensor, caught.value.code) == (part, "MODEL_MISSING_TENSOR")
+
+
 # ---- compressed-tensors
 
 
@@ -143,6 +167,34 @@ def test_compressed_stays_packed(name: str, tmp_path: Path) -> None:
     assert float((got - want).abs().max()) < 2**-13 * float(want.abs().max())
     # Nothing was expanded by the first run.
     assert len(packed) == sum(isinstance(m, QuantLinear) for m in model.modules())
+
+
+@pytest.mark.parametrize("part", ["weight_packed", "weight_scale", "weight_shape"])
+def test_compressed_without_a_tensor_is_refused(part: str, tmp_path: Path) -> None:
+    source = tiny.build("gemma3", wide=True)
+    tensors, config = compressed.compress(source, [compressed.group(["Linear"], 4, 32)])
+    name = f"model.layers.1.self_attn.q_proj.{part}"
+    del tensors[name]
+    folder = compressed.save(source, tmp_path, tensors, config)
+    with pytest.raises(ModelError, match="found none in the checkpoint") as caught:
+        load(folder)
+    assert caught.value.tensor == name
+
+
+def test_layers_that_were_not_calibrated_need_no_steps(tmp_path: Path) -> None:
+    source = tiny.build("gemma3", wide=True)
+    tensors, config = compressed.compress(source, [compressed.group(["Linear"], 4)])
+    static = QuantizationArgs(num_bits=8, symmetric=True, strategy="tensor")
+    name = "model.layers.1.self_attn.q_proj"
+    for side in ("input", "output"):
+        args = static.model_dump(mode="json")
+        config["config_groups"]["group_0"][f"{side}_activations"] = args
+        tensors[f"{name}.{side}_scale"] = torch.tensor([0.125])
+    model = load(compressed.save(source, tmp_path, tensors, config))
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLinear)}
+    rounding = [n for n, m in layers.items() if m.input_activation_scale is not None]
+    assert rounding == [name]
+    assert len(layers) == sum(key.endswith("weight_packed") for key in tensors)
 
 
 def test_dense_weights_for_those_who_ask(tmp_path: Path) -> None:

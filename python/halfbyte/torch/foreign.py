@@ -17,7 +17,7 @@ from halfbyte.torch import ops
 from halfbyte.torch._dispatch import BYTES
 from halfbyte.torch.modules import QuantEmbedding, QuantLinear
 
-__all__ = ["Kind", "Unsuitable", "is_compressed", "kind_of"]
+__all__ = ["Kind", "Unsuitable", "is_compressed", "is_packed", "kind_of"]
 
 Packed = QuantLinear | QuantEmbedding
 
@@ -349,3 +349,18 @@ def kind_of(layer: nn.Module, quantize: str | None) -> Kind | None:
             if module is not None and type(layer) is getattr(module, name, None):
                 return kind
     return None
+
+
+def is_packed(layer: nn.Module) -> bool:
+    """Whether another library keeps the layer packed now.
+
+    Parameters
+    ----------
+    layer : torch.nn.Module
+
+    Returns
+    -------
+    bool
+    """
+    kind = kind_of(layer, None)
+    return kind is not None and not kind.dense and kind.convert is not _expanded

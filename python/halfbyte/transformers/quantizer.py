@@ -74,6 +74,13 @@ def on_the_cpu(device_map: Any) -> dict[str, Any]:
     return device_map if isinstance(device_map, dict) else {"": "cpu"}
 
 
+_LOAD_WHOLE = "load a whole one, with the class that saved it"
+_LEAVE_DENSE = (
+    "load a whole one, or leave layers that it does not have dense: "
+    "HalfbyteConfig(modules_to_not_convert=[...])"
+)
+
+
 class Pack(ConversionOps):
     """Packs a dense tensor as it is read."""
 
@@ -225,7 +232,11 @@ class HalfbyteQuantizer(HfQuantizer):
         model._weight_conversions = [
             c for c in model._weight_conversions if id(c) not in ours
         ]
-        layers = [model.get_submodule(name) for name in self._dense]
+        named = {name: model.get_submodule(name) for name in self._dense}
+        swap.check_loaded(
+            model, named, _LOAD_WHOLE if self.pre_quantized else _LEAVE_DENSE
+        )
+        layers = list(named.values())
         for layer in layers:
             layer.requires_grad_(False)
         config = self.quantization_config

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from halfbyte.transformers.config import HalfbyteConfig
 __all__ = [
     "Swapped",
     "apply",
+    "check_loaded",
     "fill",
     "format_of",
     "let_go",
@@ -212,6 +214,7 @@ def apply(model: Any, chosen: Plan, skipped: Plan, config: HalfbyteConfig) -> Sw
     for name in dict.fromkeys(_owner(name, known) for name in chosen):
         old = model.get_submodule(name)
         new = _packed(old, name, chosen, config)
+        as_it_comes(new)
         model.set_submodule(name, new)
         dense[name] = old
         if name not in shared:
@@ -281,6 +284,66 @@ def _tie_packed(model: Any) -> None:
         tied[target] = f"{name}.embedding_quantized" if packed else source
     if tied != model.all_tied_weights_keys:
         model.all_tied_weights_keys = model._tied_weights_keys = tied
+
+
+# ---- what a checkpoint lacks
+
+
+def as_it_comes(layer: nn.Module) -> None:
+    """Keep Transformers from drawing numbers for what a checkpoint lacks of a layer.
+
+    Bytes take none: it would fail before `check_loaded` could say what is missing.
+    """
+    layer._is_hf_initialized = True  # type: ignore[assignment]
+
+
+# Of compressed-tensors: only layers that were calibrated have them.
+_OPTIONAL = ("input_scale", "output_scale")
+
+
+def check_loaded(model: Any, layers: Mapping[str, nn.Module], advice: str) -> None:
+    """Refuse packed layers of which a tensor is missing in the checkpoint.
+
+    Transformers gives it memory as it finds it, and a line in a report. What it has read
+    it marks, in all releases from 5.5 on.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        As it was loaded, with ties in place.
+    layers : mapping of str to torch.nn.Module
+        Of it, by name.
+    advice : str
+        What to do.
+
+    Raises
+    ------
+    ModelError
+        If one is missing; the first are named.
+    """
+    needed = {
+        f"{name}.{key}": tensor
+        for name, layer in layers.items()
+        for key, tensor in (layer._parameters | layer._buffers).items()
+        if tensor is not None and key not in _OPTIONAL
+    }
+    tied = model.all_tied_weights_keys
+    absent = [
+        name
+        for name, tensor in needed.items()
+        if not hasattr(tensor, "_is_hf_initialized")
+        and tied.get(name) not in needed  # it is not in the file, and its source counts
+    ]
+    if absent:
+        more = len(absent) - 3
+        names = ", ".join(absent[:3]) + (f" and {more} more" if more > 0 else "")
+        raise ModelError(
+            f"{names}: found none in the checkpoint; packed layers need all of their "
+            f"tensors: {advice}",
+            code="MODEL_MISSING_TENSOR",
+            tensor=absent[0],
+            found="none",
+        )
 
 
 # ---- weights

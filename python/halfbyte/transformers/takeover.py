@@ -6,10 +6,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from halfbyte.errors import ArgumentError, UnsupportedError
 from halfbyte.torch.accelerate import accelerate
+from halfbyte.torch.foreign import is_packed
+from halfbyte.transformers import swap
 from halfbyte.transformers.quantizer import check_device_map, on_the_cpu
 
 __all__ = ["disable", "enable"]
@@ -31,7 +34,15 @@ class _Packed:
         """Everything on the CPU."""
         return on_the_cpu(device_map)
 
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        super()._process_model_before_weight_loading(model, **kwargs)  # type: ignore[misc]
+        for layer in _packed_layers(model).values():
+            swap.as_it_comes(layer)
+
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        # Before the other library can make something of memory that was not filled.
+        layers = _packed_layers(model)
+        swap.check_loaded(model, layers, "fetch it again, and load it whole")
         super()._process_model_after_weight_loading(model, **kwargs)  # type: ignore[misc]
         config: Any = self.quantization_config  # type: ignore[attr-defined]
         # Whoever asks for dense weights gets them.
@@ -42,6 +53,11 @@ class _Packed:
     def is_serializable(self, safe_serialization: bool | None = None) -> bool:  # noqa: ARG002
         """Not in the form that the config names: the checkpoint is there to be copied."""
         return False
+
+
+def _packed_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that `accelerate` may swap, by name."""
+    return {name: m for name, m in model.named_modules() if is_packed(m)}
 
 
 class _Mobile(_Packed):
