@@ -369,6 +369,29 @@ def test_floats_are_not_loaded_as_bytes() -> None:
     assert module.weight.dtype == torch.uint8
 
 
+def test_a_state_dict_of_another_format_is_refused(tmp_path: Path) -> None:
+    """Q4_0 and W4G32 have as many bytes a row, and so have F16 and BF16."""
+    tables = [QuantEmbedding(N, K, fmt) for fmt in ("f16", "bf16")]
+    mixtures = [
+        QuantExperts(2, 32, 32, formats, nn.functional.gelu)
+        for formats in (("q4_0", "w4g32"), ("w4g32", "q4_0"))
+    ]
+    for of, into in ([layer("q4_0"), layer("w4g32")], tables, mixtures):
+        torch.save(nn.ModuleList([of]).state_dict(), tmp_path / "state.pt")
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
+        before = {name: t.clone() for name, t in into.state_dict().items()}
+        words = f"0: expected {into._formats()}, found {of._formats()}: load it into"
+        for assign in (False, True):
+            with pytest.raises(RuntimeError, match=words):
+                nn.ModuleList([into]).load_state_dict(state, assign=assign)
+        assert all(
+            torch.equal(t, before[name]) for name, t in into.state_dict().items()
+        )
+        nn.ModuleList([of]).load_state_dict(state)
+        # Files from before formats were noted, and of safetensors, say nothing.
+        nn.ModuleList([into]).load_state_dict(dict(state))
+
+
 def test_other_devices_are_refused_before_anything_moves() -> None:
     for module in (layer(), QuantEmbedding(N, K, "q4_0")):
         with FakeTensorMode() as mode:

@@ -125,10 +125,13 @@ class QuantExperts(PackedModule):
             activations=self.activations,
         )
 
+    def _formats(self) -> str:
+        return ", ".join(self.formats)
+
     def extra_repr(self) -> str:
         """Describe shape and formats."""
         return (
             f"num_experts={self.num_experts}, hidden_dim={self.hidden_dim}, "
             f"intermediate_dim={self.intermediate_dim}, "
-            f"formats={', '.join(self.formats)}"
+            f"formats={self._formats()}"
         )

@@ -356,6 +356,9 @@ class QuantLinear(PackedModule, nn.Linear):
             activations=self.activations,
         )
 
+    def _formats(self) -> str:
+        return self.format
+
     def extra_repr(self) -> str:
         """Describe shape, format and order."""
         return (
@@ -525,6 +528,9 @@ class QuantEmbedding(PackedModule):
     def weight(self) -> TableView:
         """The table to be indexed by rows; nothing is unpacked before."""
         return TableView(self)
+
+    def _formats(self) -> str:
+        return self.format
 
     def extra_repr(self) -> str:
         """Describe shape and format."""

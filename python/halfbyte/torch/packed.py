@@ -64,9 +64,35 @@ class PackedModule(nn.Module):
     def _addresses(self) -> list[int]:
         return [tensor.data_ptr() for tensor in self.parameters(recurse=False)]
 
-    def _load_from_state_dict(
-        self, state: dict[str, Any], prefix: str, *args: Any
+    def _formats(self) -> str:
+        """What the bytes mean, in words."""
+        raise NotImplementedError
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Beside the version that torch notes there: no tensor, which safetensors and
+        # Transformers would take for one of the model's.
+        noted = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if noted is not None:
+            noted["format"] = self._formats()
+
+    def _load_from_state_dict(
+        self,
+        state: dict[str, Any],
+        prefix: str,
+        noted: dict[str, Any],
+        *args: Any,
+    ) -> None:
+        # Q4_0 and W4G32, F16 and BF16 have as many bytes a row, and other numbers.
+        found = noted.get("format", self._formats())
+        if found != self._formats():
+            args[-1].append(
+                f"{prefix.rstrip('.')}: expected {self._formats()}, found {found}: "
+                "load it into a layer of that format"
+            )
+            return
         for name, held in self._parameters.items():
             given = state.get(prefix + name)
             if held is None or held.dtype != torch.uint8:
@@ -76,7 +102,7 @@ class PackedModule(nn.Module):
                 errors.append(
                     f"{prefix}{name}: expected packed bytes, got {given.dtype}"
                 )
-        super()._load_from_state_dict(state, prefix, *args)
+        super()._load_from_state_dict(state, prefix, noted, *args)
         self._changed()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
