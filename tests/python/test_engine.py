@@ -159,6 +159,17 @@ def test_loss(fast: Any, original: Any) -> None:
     assert abs(fast(ids, labels=labels).loss - wanted) <= 2 * NOISE * 30
 
 
+def test_loss_beside_the_logits_of_some_columns(fast: Any) -> None:
+    """The loss is that of all columns, whichever logits are asked for."""
+    ids, labels = torch.tensor([IDS]), torch.tensor([[-100] * 5 + IDS[5:]])
+    whole = fast(ids, labels=labels)
+    for keep in (1, 5, len(IDS), 99, torch.tensor([3, 0])):
+        some = fast(ids, labels=labels, logits_to_keep=keep)
+        at = keep if isinstance(keep, torch.Tensor) else slice(-keep, None)
+        assert torch.equal(some.loss, whole.loss)
+        assert torch.equal(some.logits, whole.logits[:, at])
+
+
 def test_padding_on_the_left(fast: Any) -> None:
     batch = rows(IDS[:12], IDS, IDS[:1])
     logits = fast(**batch).logits
@@ -476,6 +487,32 @@ def test_drawing_among_few(folders: Make, original: Any) -> None:
     ours = fast.generate(ids, top_k=0, **options)
     torch.manual_seed(3)
     assert torch.equal(ours, original.generate(ids, top_k=0, **options))
+
+
+@pytest.mark.parametrize("same_draws", [True, False])
+def test_scores_are_those_of_all_tokens(
+    same_draws: bool, folders: Make, original: Any
+) -> None:
+    """After the filters, as Transformers has them, and what was drawn is among them."""
+    fast = engine(folders("e2b"), same_draws=same_draws)
+    options = {"do_sample": True, "top_k": 5, "max_new_tokens": 6}
+    options |= {"output_scores": True, "output_logits": True}
+    found = []
+    for model in (fast, original):
+        torch.manual_seed(7)
+        found.append(
+            model.generate(torch.tensor([IDS]), return_dict_in_generate=True, **options)
+        )
+    ours, theirs = found
+    assert torch.equal(ours.sequences, theirs.sequences)
+    for kind in ("scores", "logits"):
+        pairs = list(zip(ours[kind], theirs[kind], strict=True))
+        assert len(pairs) == 6
+        for got, want in pairs:
+            assert torch.equal(got.isfinite(), want.isfinite())
+            kept = want.isfinite()
+            assert kept.sum() == (5 if kind == "scores" else tiny.VOCAB)
+            assert distance(got[kept], want[kept]) <= NOISE
 
 
 def test_when_transformers_draws() -> None:

@@ -143,7 +143,7 @@ class EngineModel(PreTrainedModel, GenerationMixin):
         past_key_values : SessionCache, optional
             What came before; a new one by default.
         labels : integer tensor, shape (B, T), optional
-            For a loss without gradients. -100 is left out.
+            For a loss of all columns, without gradients. -100 is left out.
         use_cache : bool, optional
             Whether to return the cache.
         logits_to_keep : int or integer tensor
@@ -192,17 +192,18 @@ class EngineModel(PreTrainedModel, GenerationMixin):
                 f"{CACHE_NAME}: found {past!r}; expected a SessionCache of this model"
             )
         columns = input_ids.shape[1]
-        keep = 0
+        keep = columns
         if not isinstance(logits_to_keep, torch.Tensor):
-            keep = whole(logits_to_keep, "logits_to_keep", 0)
-        if keep == 0 or labels is not None:
-            keep = columns
-        logits = past.run(input_ids, min(keep, columns), attention_mask, position_ids)
+            keep = min(whole(logits_to_keep, "logits_to_keep", 0) or columns, columns)
+        needed = keep if labels is None else columns
+        logits = past.run(input_ids, needed, attention_mask, position_ids)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1])
         if isinstance(logits_to_keep, torch.Tensor):
             logits = logits[:, logits_to_keep]
+        else:
+            logits = logits[:, needed - keep :]
         if use_cache is None:
             use_cache = getattr(self.config, "use_cache", True)
         kept: dict[str, Any] = {CACHE_NAME: past if use_cache else None}
