@@ -223,10 +223,38 @@ def test_an_accelerated_model_is_fused_if_asked(name: str) -> None:
     assert dict(model.named_modules()) == before
 
 
-def test_a_module_with_a_hook_is_left() -> None:
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "forward_hook",
+        "forward_pre_hook",
+        "full_backward_hook",
+        "full_backward_pre_hook",
+    ],
+)
+def test_a_module_with_a_hook_is_left(hook: str) -> None:
     model = tiny.build("gemma3")
-    model.model.norm.register_forward_hook(lambda *_: None)
+    norm = model.model.norm
+    calls: list[str] = []
+    getattr(norm, f"register_{hook}")(lambda *_: calls.append(hook))
     assert "model.norm" not in fuse(model)
+    assert model.model.norm is norm
+    model(torch.tensor([IDS])).logits.sum().backward()
+    assert calls == [hook]
+
+
+def test_a_module_with_a_forward_of_its_own_is_left() -> None:
+    model = tiny.build("gemma3")
+    norm = model.model.norm
+    norm.forward = norm.forward
+    assert "model.norm" not in fuse(model)
+
+
+def test_a_scaled_rotary_embedding_is_left_to_transformers() -> None:
+    model = tiny.build("gemma3")
+    assert model.model.rotary_emb.full_attention_attention_scaling == 1.0
+    model.model.rotary_emb.full_attention_attention_scaling = 1.2
+    assert "model.rotary_emb" not in fuse(model)
 
 
 # ---- saved, and loaded as is wanted
