@@ -324,6 +324,35 @@ def test_wrong_bytes_are_refused_and_not_kept(server: Server) -> None:
     assert names.resolve("o/r").read_bytes() == data
 
 
+def test_a_file_that_is_longer_than_announced_is_refused(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, original = gguf("long"), fake_hub.Repo.entry
+    less = {"size": len(data) - 1}
+    monkeypatch.setattr(
+        fake_hub.Repo, "entry", lambda self, name: original(self, name) | less
+    )
+    server.add("o/r", {"m.gguf": data})
+    with pytest.raises(
+        FormatError, match=f"sent {len(data)} bytes.*HUB_SIZE"
+    ) as caught:
+        names.resolve("o/r")
+    assert not isinstance(caught.value, TruncatedFileError)
+
+
+def test_what_was_begun_and_is_too_long_is_begun_anew(server: Server) -> None:
+    data = gguf("right")
+    server.add("o/r", {"m.gguf": data})
+    blobs = Path(constants.HF_HUB_CACHE) / "models--o--r" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{digest(data)}.halfbyte.incomplete").write_bytes(data + b"x")
+    seen: list[int] = []
+    path = names.resolve("o/r", progress=lambda done, _total: seen.append(done))
+    assert path.read_bytes() == data
+    assert (seen[0], seen[-1]) == (0, len(data))
+    assert [r.range for r in server.log if r.path.startswith("/cdn/")] == [None]
+
+
 @pytest.mark.parametrize("change", [-1, 1])
 def test_a_cached_file_of_the_wrong_size_is_refused(
     server: Server, change: int
@@ -365,6 +394,22 @@ def test_a_revision_is_pinned(server: Server) -> None:
     assert names.resolve(f"o/r@{old}", local_files_only=True) == path
     new = names.resolve("o/r@v1", local_files_only=True)
     assert new.read_bytes() == gguf("new")
+
+
+def test_a_branch_that_moves_meanwhile_is_followed(server: Server) -> None:
+    """Bytes come from the commit that was listed; the branch may name another by then."""
+    old, new = os.urandom(3 << 20), gguf("new")
+    first = server.add("o/r", {"m.gguf": old}).commit
+
+    def move(done: int, _total: int) -> None:
+        if done and server.repos["o/r"].commit == first:
+            server.add("o/r", {"m.gguf": new})
+
+    path = names.resolve("o/r", progress=move)
+    assert path.read_bytes() == new
+    assert path.parent.name == server.repos["o/r"].commit != first
+    asked = [r.path for r in server.log if r.method == "GET" and "/resolve/" in r.path]
+    assert asked[0] == f"/o/r/resolve/{first}/m.gguf"
 
 
 def test_a_wrong_revision_is_named(server: Server) -> None:
