@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import math
 import pickle
@@ -28,6 +29,8 @@ from halfbyte.qat import loss as losses
 from halfbyte.torch import QuantLinear
 from torch import Tensor, nn
 from transformers import Gemma3TextModel, Gemma4TextConfig
+
+distillation = importlib.import_module("halfbyte.qat.distill")  # not the function
 
 PACKAGE = Path(qat.__file__).parents[1]
 IDS = torch.tensor([tiny.prompt(32, seed=seed) for seed in range(4)])
@@ -301,6 +304,29 @@ def test_the_step_is_that_of_least_error(far: float, clipped: bool) -> None:
     assert (fraction < 1) == clipped
 
 
+def hooked(model: nn.Module) -> list[str]:
+    return [name for name, m in model.named_modules() if m._forward_hooks]
+
+
+def test_calibrate_leaves_nothing_behind() -> None:
+    model = tiny.build("gemma3")
+    qat.ptq(model, "mobile", [IDS])
+    assert hooked(model) == []
+    with pytest.raises(IndexError):  # of an embedding
+        qat.calibrate(model, [IDS, torch.full((1, 4), tiny.VOCAB)])
+    assert hooked(model) == []
+
+
+def test_calibrate_starts_anew() -> None:
+    """Neither what was seen before counts, nor are its steps in use meanwhile."""
+    twice, once = tiny.build("gemma3"), tiny.build("gemma3")
+    qat.ptq(twice, "mobile", [torch.cat([IDS, HELD_OUT])])
+    qat.calibrate(twice, [HELD_OUT[:1, :5]])
+    qat.ptq(once, "mobile", [HELD_OUT[:1, :5]])
+    want = once.state_dict()
+    assert all(torch.equal(t, want[key]) for key, t in twice.state_dict().items())
+
+
 def test_what_calibrate_needs() -> None:
     model = tiny.build("gemma3")
     with pytest.raises(ArgumentError, match="expected layers with static activations"):
@@ -454,6 +480,31 @@ def test_norms_and_embeddings_by_option() -> None:
         assert now.equal(before[key]) == table, key
 
 
+def test_each_kind_of_parameter_has_its_rate() -> None:
+    """The first step of Adam is the rate, whatever the gradient."""
+    teacher, student = tiny.build("gemma3"), tiny.build("gemma3")
+    qat.ptq(student, "mobile", [IDS])
+    before = copy.deepcopy(student.state_dict())
+    rates = {"lr": 1e-3, "step_lr": 2e-3, "act_lr": 4e-3}
+    qat.distill(student, teacher, [IDS], steps=1, **rates)
+    moved: dict[str, float] = {}
+    for key, now in student.state_dict().items():
+        kind = key.rpartition(".")[2]
+        far = float((now - before[key]).abs().max())
+        if far:
+            moved[kind] = max(moved.get(kind, 0.0), far)
+    # float32 rounds a sum of up to 8 to 2^-22, which is 1e-3 of the least rate at most.
+    assert moved == pytest.approx(
+        {
+            "weight": 1e-3,
+            "weight_log_step": 2e-3,
+            "input_log_step": 4e-3,
+            "output_log_step": 4e-3,
+        },
+        rel=1e-3,
+    )
+
+
 def test_the_log_can_be_written_and_repeats() -> None:
     teacher, entries = tiny.build("gemma3"), list[dict[str, float]]()
     batches = list(torch.cat([IDS, HELD_OUT]).split(2))
@@ -529,6 +580,32 @@ def test_divergence_ends_the_training() -> None:
     assert error.log == told
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.log) == (message, error.log)
+
+
+def watched(*loss: float) -> int:
+    """Steps that pass until the training ends, of so many with these losses."""
+    plan = distillation._Plan(len(loss), 0.06, 0.05, None, "kl", 1, 4.0, False)
+    watch = distillation._Watch(nn.Linear(1, 1), plan, None)
+    try:
+        for step, value in enumerate(loss):
+            watch.add({"step": step + 1, "loss": value, "lr": 1.0}, 1)
+        watch.finish()
+    except qat.DivergenceError as error:
+        return len(error.log)
+    return len(loss)
+
+
+def test_a_few_strange_steps_end_no_training() -> None:
+    """What counts is the median of 5 steps beside the lowest one of 20."""
+    assert watched(*[1.0] * 20, 1e3, 1e3, *[1.0] * 20) == 42
+    assert watched(*[1.0] * 20, *[1e3] * 9) == 23
+    assert watched(*[1.0] * 20, *[4.0] * 20) == 40
+    assert watched(*[1.0] * 20, *[4.1] * 20) == 23
+    # One step that went too well is no measure of the others: nine of 20 are not.
+    assert watched(*[1.0] * 11, *[1e-3] * 9, *[1.0] * 20) == 40
+    assert watched(*[1.0] * 9, *[1e-3] * 11, *[1.0] * 20) == 23
+    assert watched(1.0, *[3.9] * 30) == 31
+    assert watched(1.0, *[4.1] * 30) == 3  # the median of two steps is between them
 
 
 def test_a_loss_that_is_no_number_ends_the_training() -> None:

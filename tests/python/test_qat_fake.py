@@ -143,6 +143,28 @@ def test_the_first_step_is_the_best_of_all_tried(grid: qat.Grid) -> None:
     assert (fake.fake_weight(w, steps, grid)[0] == 0).all()
 
 
+def test_steps_are_float16_wherever_they_are_used() -> None:
+    """Steps of a few times 2^-24, which float16 rounds by a third, tell the difference."""
+    w = draw(9, 64, 32) * 2.0**-21
+    steps = fake.initial_log_step(w, qat.Grid())
+    largest = w.abs().amax(-1, keepdim=True) / 8
+    errors = []
+    for fraction in torch.linspace(0.55, 1.2, 40).tolist():
+        tried = fake.fake_quant(w, (largest * fraction).log(), -8, 7, True)
+        errors.append((tried - w).square().sum(-1))
+    got = fake.fake_quant(w, steps[:, 0], -8, 7, True)
+    assert torch.equal((got - w).square().sum(-1), torch.stack(errors).amin(0))
+    # What is packed is what was computed with, and what float32 steps make is another.
+    layer = qat.FakeQuantLinear(torch.nn.Linear(32, 64), qat.Grid())
+    layer.weight.data, layer.weight_log_step.data = w, steps
+    levels, packed = layer.packed()
+    assert torch.equal(packed.half().float(), packed)
+    assert torch.equal(levels * packed, layer.quantized())
+    at = layer.weight_log_step.detach()
+    wide = torch.round(w / at[:, 0].exp()).clamp(-8, 7)
+    assert not torch.equal(wide, levels.float())
+
+
 def test_large_tables_are_searched_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     w = draw(5, 37, 64)
     whole = fake.initial_log_step(w, qat.Grid())
