@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from halfbyte import _core
 from halfbyte._arguments import flag, instance, string, whole
 from halfbyte._arrays import as_ids
-from halfbyte.errors import DTypeError, UnsupportedError
+from halfbyte.errors import ArgumentError, DTypeError, UnsupportedError
 from halfbyte.formats import Weight
 
 __all__ = [
@@ -76,17 +76,44 @@ class TensorInfo(NamedTuple):
     format: str | None
 
 
+@final
 class File:
     """An opened model file, or all shards of one. Made by `open_gguf` and its like.
 
     The tensors stay in the file until they are used; arrays taken from them keep it
-    mapped.
+    mapped. It is a context manager, which closes it: see `close`.
     """
 
     def __init__(self, core: _core.File) -> None:
-        self._core = core
+        self._held: _core.File | None = core
+        self._paths = core.paths
         self._tensors = [TensorInfo(*entry) for entry in core.tensors]
         self._index = {tensor.name: i for i, tensor in enumerate(self._tensors)}
+
+    def _opened(self) -> _core.File:
+        if self._held is None:
+            raise ArgumentError(
+                f"{self._paths[0]}: the file was closed: open it again, or use it before "
+                "close() and inside of its with block"
+            )
+        return self._held
+
+    def close(self) -> None:
+        """Let go of the files; what is asked for afterwards is an `ArgumentError`.
+
+        The list of tensors stays. Arrays and weights taken before stay valid: the last
+        of them takes the mapping, or the copy, with it. A second call does nothing.
+        """
+        self._held = None
+
+    def __enter__(self) -> File:
+        """Return the file itself."""
+        self._opened()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close it."""
+        self.close()
 
     @property
     def tensors(self) -> list[TensorInfo]:
@@ -96,27 +123,27 @@ class File:
     @property
     def metadata(self) -> dict[str, Any]:
         """Keys and values, in file order. Text that is not UTF-8 comes as bytes."""
-        return self._core.metadata
+        return self._opened().metadata
 
     @property
     def rendered_metadata(self) -> list[tuple[str, str, str]]:
         """Key, type and value as one printable line; long arrays are cut short."""
-        return self._core.rendered_metadata
+        return self._opened().rendered_metadata
 
     @property
     def warnings(self) -> list[str]:
         """What is odd about the file, but harmless."""
-        return self._core.warnings
+        return self._opened().warnings
 
     @property
     def paths(self) -> list[str]:
         """The files that were opened."""
-        return self._core.paths
+        return list(self._paths)
 
     @property
     def file_bytes(self) -> int:
         """Size of all files together."""
-        return self._core.file_bytes
+        return self._opened().file_bytes
 
     def tensor_bytes(self, name: str) -> NDArray[np.uint8]:
         """Bytes of a tensor, where the file maps them.
@@ -136,7 +163,7 @@ class File:
         FileChangedError
             If the file was changed in place since it was opened.
         """
-        return self._core.tensor_bytes(self._index[name])
+        return self._opened().tensor_bytes(self._index[name])
 
     def read(
         self, name: str, begin: int, out: NDArray[np.uint8], *, once: bool = False
@@ -166,7 +193,7 @@ class File:
         """
         first = min(whole(begin, "begin", 0), 2**64 - 1)  # past the end of any
         instance(out, "out", np.ndarray, "a uint8 array")
-        self._core.read(self._index[name], first, out, flag(once, "once"))
+        self._opened().read(self._index[name], first, out, flag(once, "once"))
 
     def weight(self, name: str) -> Weight:
         """Open a matrix as a weight, without copying it.
@@ -202,7 +229,7 @@ class File:
 
     def __repr__(self) -> str:
         """Name the first file and count its tensors."""
-        return f"File({self.paths[0]!r}, {len(self._tensors)} tensors)"
+        return f"File({self._paths[0]!r}, {len(self._tensors)} tensors)"
 
 
 def open_gguf(

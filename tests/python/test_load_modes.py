@@ -88,6 +88,71 @@ def test_files_on_a_disk_are_mapped(own_model: Path, load: Any) -> None:
             use()
 
 
+def is_mapped(model: Path) -> bool:
+    """Tell whether a file of the model is mapped into this process."""
+    maps = Path("/proc/self/maps").read_text()
+    return any(str(path) in maps for path in weights_of(model))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
+def test_a_closed_file_is_let_go_of(own_model: Path) -> None:
+    with open_file(own_model) as file:
+        name = file.tensors[0].name
+        assert is_mapped(own_model)
+    assert not is_mapped(own_model)
+    file = open_file(own_model)
+    kept, want = file.tensor_bytes(name), file.tensor_bytes(name).copy()
+    file.close()
+    file.close()
+    assert is_mapped(own_model)
+    assert np.array_equal(kept, want)
+    del kept
+    assert not is_mapped(own_model)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda file: file.metadata,
+        lambda file: file.rendered_metadata,
+        lambda file: file.warnings,
+        lambda file: file.file_bytes,
+        lambda file: file.tensor_bytes(file.tensors[0].name),
+        lambda file: file.weight(file.tensors[0].name),
+        lambda file: file.read(file.tensors[0].name, 0, np.empty(1, np.uint8)),
+        lambda file: file.__enter__(),
+    ],
+)
+def test_a_closed_file_says_so(asked: Callable[..., Any], own_model: Path) -> None:
+    with pytest.raises(KeyError), open_file(own_model) as file:  # errors go on
+        file.tensor_bytes("none of this name")
+    with pytest.raises(
+        halfbyte.ArgumentError, match=r"was closed: open it ag"
+    ) as caught:
+        asked(file)
+    assert str(caught.value).startswith(file.paths[0])
+    assert "\n" not in str(caught.value)
+    assert file.tensors
+    assert file.paths[0] in repr(file)
+
+
+def test_content_tells_what_a_file_is_before_its_name(
+    own_model: Path, tmp_path: Path
+) -> None:
+    (source,) = weights_of(own_model)
+    tensors = open_file(own_model).tensors
+    is_gguf = source.suffix == ".gguf"
+    for name in ("m.gguf", "m.safetensors", "m", "m.json"):
+        path = tmp_path / "renamed" / name
+        path.parent.mkdir(exist_ok=True)
+        shutil.copy(source, path)
+        if is_gguf or name in ("m.safetensors", "m.json"):
+            assert open_file(path).tensors == tensors
+        else:  # which safetensors have no sign for
+            with pytest.raises(halfbyte.FormatError, match="GGUF_BAD_MAGIC"):
+                open_file(path)
+
+
 def test_progress_tells_of_the_copy_and_then_of_repacking(own_model: Path) -> None:
     calls: list[tuple[int, int]] = []
     model = halfbyte.load(
