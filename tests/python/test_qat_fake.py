@@ -165,6 +165,16 @@ def test_steps_are_float16_wherever_they_are_used() -> None:
     assert not torch.equal(wide, levels.float())
 
 
+@pytest.mark.parametrize("step", ["search", "ggml"])
+def test_what_is_packed_is_what_is_computed_with(step: str) -> None:
+    """With the negative steps that ggml makes, too."""
+    layer = qat.FakeQuantLinear(torch.nn.Linear(64, 16), qat.Grid(), step=step)
+    levels, steps = layer.packed()
+    made = levels.reshape(16, 2, 32) * steps[..., None]
+    assert torch.equal(made.flatten(1), layer.quantized())
+    assert bool((steps < 0).any()) == (step == "ggml")
+
+
 def test_large_tables_are_searched_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     w = draw(5, 37, 64)
     whole = fake.initial_log_step(w, qat.Grid())

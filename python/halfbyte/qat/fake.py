@@ -20,6 +20,7 @@ __all__ = [
     "fake_quant",
     "fake_weight",
     "ggml_steps",
+    "grouped",
     "initial_log_step",
     "integers",
     "step_of",

@@ -13,6 +13,7 @@ from halfbyte.qat.fake import (
     fake_quant,
     fake_weight,
     ggml_steps,
+    grouped,
     initial_log_step,
     integers,
     step_of,
@@ -66,9 +67,13 @@ class FakeQuantModule(nn.Module):
     @torch.no_grad()
     def packed(self) -> tuple[Tensor, Tensor]:
         """Return the integers of ``weight``, int8 (N, K), and steps, float32 (N, groups)."""
-        steps, _ = self._steps("weight")
-        levels = integers(self.get_parameter("weight"), steps, self.grid)
-        return levels, step_of(steps, self.grid.half)[..., 0].float()
+        log_step, sign = self._steps("weight")
+        weight: Tensor = self.matrix("weight")
+        steps = step_of(log_step, self.grid.half)
+        if sign is not None:
+            weight = (grouped(weight, self.grid) * sign).flatten(-2)
+            steps = steps * sign
+        return integers(weight, log_step, self.grid), steps[..., 0].float()
 
     def extra_repr(self) -> str:
         """Describe the grid."""
