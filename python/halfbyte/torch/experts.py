@@ -38,6 +38,13 @@ class QuantExperts(PackedModule):
     gate_up_proj : uint8 parameter, shape (E, 2 F, bytes of a row)
         The gates first.
     down_proj : uint8 parameter, shape (E, H, bytes of a row)
+
+    Raises
+    ------
+    ArgumentError
+        If a format is unknown.
+    ShapeError
+        If H or F is no whole number of blocks, or a format has one scale a row.
     """
 
     def __init__(
