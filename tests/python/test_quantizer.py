@@ -354,6 +354,23 @@ def test_experts_that_a_checkpoint_lacks_are_named(tmp_path: Path) -> None:
         AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
 
 
+@pytest.mark.parametrize("cut", [(480, 256), (512, 224)])
+def test_a_dense_checkpoint_of_other_shapes_is_refused(
+    cut: tuple[int, int], tmp_path: Path
+) -> None:
+    folder = tiny.save_hf(tiny.build("e2b", wide=True), tmp_path)
+    file, (n, k) = folder / "model.safetensors", cut
+    tensors = load_file(file)
+    tensors[f"{UP}.weight"] = tensors[f"{UP}.weight"][:n, :k].contiguous()
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(
+        ModelError, match=r"config\.json asks for \(512, 144\)"
+    ) as caught:
+        quantized(folder)
+    assert caught.value.tensor == f"{UP}.weight"
+    assert caught.value.found == str((n, k // 32 * 18))
+
+
 def test_a_dense_checkpoint_without_a_matrix_is_refused(tmp_path: Path) -> None:
     """Transformers would draw it at random, which packed bytes are not."""
     folder = tiny.save_hf(tiny.build("e2b", wide=True), tmp_path)

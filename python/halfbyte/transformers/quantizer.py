@@ -129,6 +129,7 @@ class HalfbyteQuantizer(HfQuantizer):
     quantization_config: HalfbyteConfig
     requires_calibration = False
     _dense: dict[str, nn.Module]
+    _skeleton: swap.Shapes  # of what took their place
     _taken: dict[str, nn.Module]  # what stood between them
     _renamings: list[WeightRenaming]
 
@@ -197,6 +198,10 @@ class HalfbyteQuantizer(HfQuantizer):
         report, self._dense = swap.apply(model, chosen, skipped, config)
         config.module_formats = chosen  # a saved checkpoint is loaded by it
         model.halfbyte_report = report
+        self._skeleton = swap.shapes(self._packed(model))
+
+    def _packed(self, model: Any) -> dict[str, nn.Module]:
+        return {name: model.get_submodule(name) for name in self._dense}
 
     def _left_alone(self, model: Any) -> list[str]:
         names: list[str] = self.get_modules_to_not_convert(
@@ -232,7 +237,8 @@ class HalfbyteQuantizer(HfQuantizer):
         model._weight_conversions = [
             c for c in model._weight_conversions if id(c) not in ours
         ]
-        named = {name: model.get_submodule(name) for name in self._dense}
+        named = self._packed(model)
+        swap.check_shapes(named, self._skeleton)
         swap.check_loaded(
             model, named, _LOAD_WHOLE if self.pre_quantized else _LEAVE_DENSE
         )

@@ -28,15 +28,18 @@ __all__ = [
     "Swapped",
     "apply",
     "check_loaded",
+    "check_shapes",
     "fill",
     "format_of",
     "let_go",
     "pack",
     "plan",
     "saved_plan",
+    "shapes",
 ]
 
 Plan = dict[str, str]
+Shapes = dict[str, torch.Size]
 
 # No QAT release packs these: the choice of experts, and the encoders of images and sound
 # with what leads from them to the text.
@@ -344,6 +347,45 @@ def check_loaded(model: Any, layers: Mapping[str, nn.Module], advice: str) -> No
             tensor=absent[0],
             found="none",
         )
+
+
+def check_shapes(layers: Mapping[str, nn.Module], skeleton: Shapes) -> None:
+    """Refuse packed layers whose tensors are not those of the configuration.
+
+    Transformers compares no shapes of what a quantizer makes, and older releases none of
+    a packed checkpoint.
+
+    Parameters
+    ----------
+    layers : mapping of str to torch.nn.Module
+        By name, as they were loaded.
+    skeleton : dict of str to torch.Size
+        From `shapes`, before that.
+
+    Raises
+    ------
+    ModelError
+        If one has another shape.
+    """
+    for name, found in shapes(layers).items():
+        if found != skeleton[name]:
+            raise ModelError(
+                f"{name}: found {tuple(found)} in the checkpoint, as it is packed; "
+                f"config.json asks for {tuple(skeleton[name])}: load it with its own",
+                code="MODEL_SHAPE",
+                tensor=name,
+                found=str(tuple(found)),
+                expected=str(tuple(skeleton[name])),
+            )
+
+
+def shapes(layers: Mapping[str, nn.Module]) -> Shapes:
+    """Shapes of all parameters of layers, by name."""
+    return {
+        f"{name}.{key}": parameter.shape
+        for name, layer in layers.items()
+        for key, parameter in layer.named_parameters(recurse=False)
+    }
 
 
 # ---- weights
