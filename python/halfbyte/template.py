@@ -30,6 +30,8 @@ Message = Mapping[str, Any]
 
 _ROLES = {"system", "developer", "user", "assistant", "model", "tool"}
 _QUOTE = '<|"|>'
+# What the template leaves out where it takes a schema for its own properties.
+_SCHEMA_KEYS = {"description", "type", "properties", "required", "nullable"}
 # In the source of a template the newline is written as an escape or as itself.
 _EMPTY_THOUGHT = re.compile(r"<\|channel>thought(?:\\n|\n)<channel\|>")
 
@@ -88,7 +90,7 @@ class ChatFormat:
             text parts) and, for an assistant, ``tool_calls``, ``tool_responses`` and
             ``reasoning``.
         tools : sequence of mappings, optional
-            Declarations of functions (Gemma 4).
+            Declarations of functions in the form of the OpenAI API (Gemma 4).
         add_generation_prompt : bool
             End with the start of the model's turn.
         enable_thinking : bool
@@ -104,10 +106,11 @@ class ChatFormat:
         Raises
         ------
         ArgumentError
-            If a role is unknown or out of order, or a part of a content is no text.
+            If a role is unknown or out of order, a part of a content is no text, a
+            function has no name.
         DTypeError
-            If a message or the arguments of a call are no mapping, or a content is
-            neither a string nor a list.
+            If a message, a tool or the arguments of a call are no mapping, or a content
+            is neither a string nor a list.
         """
         for index, message in enumerate(messages):
             _check(message, index)
@@ -301,8 +304,8 @@ class _Gemma4:
         self.messages = messages
         self.thinking = thinking
         self.preserve = preserve
-        # What the last message left open for the generation prompt.
-        self.open: Literal["nothing", "call", "result"] = "nothing"
+        # What the last message ended with, for the generation prompt.
+        self.last: Literal["text", "call", "result"] = "text"
         self.last_user = max(
             (i for i, m in enumerate(messages) if m["role"] == "user"), default=-1
         )
@@ -322,9 +325,9 @@ class _Gemma4:
             # A list of parts gets a space after each, a string does not.
             space = "" if isinstance(first.get("content"), str) else " "
             self.out.text("".join(text + space for text in texts))
-        for tool in tools:
+        for index, tool in enumerate(tools):
             self.out.mark("<|tool>")
-            self._declaration(tool)
+            self._declaration(_function(tool, f"tools[{index}]"))
             self.out.mark("<tool|>")
         self._close_turn()
 
@@ -348,9 +351,9 @@ class _Gemma4:
             previous = message
 
     def write_generation_prompt(self, empty_thought: bool) -> None:
-        if self.open == "call":
+        if self.last == "call":
             return
-        if self.open == "result":
+        if self.last == "result":
             if self.thinking:
                 self.out.mark("<|channel>")
                 self.out.text("thought\n")
@@ -360,12 +363,13 @@ class _Gemma4:
             self._thought("")
 
     def _message(self, index: int, message: Message) -> None:
-        calls = list(message.get("tool_calls") or ()) if _is_model(message) else []
+        made = (message.get("tool_calls") or ()) if _is_model(message) else ()
+        calls = [(_function(c, "a tool call"), c.get("id")) for c in made]
         results: list[tuple[str, Any]] = []
         if _is_model(message):
             self._reasoning(index, message, bool(calls))
-            for call in calls:
-                self._call(call)
+            for function, _ in calls:
+                self._call(function)
             results = self._results(index, message, calls)
             for name, value in results:
                 self._response(name, value)
@@ -376,15 +380,12 @@ class _Gemma4:
         following = next(
             (m for m in self.messages[index + 1 :] if m["role"] != "tool"), None
         )
-        self.open = "nothing"
-        if calls and not results:
+        self.last = "result" if results else "call" if calls else "text"
+        if self.last == "call":
             self.out.mark("<|tool_response>")
-            self.open = "call"
         elif _is_model(message) and _is_model(following):
             pass  # one turn of several messages
-        elif results and not content and following is None:
-            self.open = "result"
-        else:
+        elif not results or content or following is not None:
             self._close_turn()
 
     def _open_turn(self, role: str) -> None:
@@ -406,37 +407,33 @@ class _Gemma4:
         if text and (current or (self.preserve and has_calls)):
             self._thought(str(text) + "\n")
 
-    def _call(self, call: Mapping[str, Any]) -> None:
-        function = call.get("function", call)
-        arguments = function.get("arguments")
-        if arguments is None:
-            arguments = {}
-        if not isinstance(arguments, Mapping):
-            raise DTypeError(
-                f"arguments of the call of {function.get('name')!r}: found "
-                f"{type(arguments).__name__}; expected a mapping"
-            )
+    def _call(self, function: Mapping[str, Any]) -> None:
         self.out.mark("<|tool_call>")
         self.out.text(f"call:{function['name']}")
-        self._value(arguments)
+        self._value(_arguments(function))
         self.out.mark("<tool_call|>")
 
     def _results(
-        self, index: int, message: Message, calls: Sequence[Mapping[str, Any]]
+        self,
+        index: int,
+        message: Message,
+        calls: Sequence[tuple[Mapping[str, Any], Any]],
     ) -> list[tuple[str, Any]]:
         """Return name and value of each result that belongs to a message."""
         own = message.get("tool_responses")
         if own:
-            return [(r.get("name", "unknown"), r.get("response")) for r in own]
-        names = {c.get("id"): c.get("function", c).get("name") for c in calls}
+            return [(r.get("name") or "unknown", r.get("response")) for r in own]
+        # A result without an id is of a call without one, the last.
+        names = {call_id: function["name"] for function, call_id in calls}
         results: list[tuple[str, Any]] = []
         for follower in self.messages[index + 1 :]:
             if follower["role"] != "tool":
                 break
-            call_id = follower.get("tool_call_id")
-            name = names.get(call_id) if call_id is not None else None
-            name = name or follower.get("name") or "unknown"
-            results.append((name, "".join(_texts(follower))))
+            name = names.get(follower.get("tool_call_id"))
+            value = follower.get("content")
+            if isinstance(value, str | Sequence | Mapping):
+                value = "".join(_texts(follower))
+            results.append((name or follower.get("name") or "unknown", value))
         return results
 
     def _response(self, name: str, value: Any) -> None:
@@ -450,8 +447,8 @@ class _Gemma4:
         self.out.text(str(text))
         self.out.mark(_QUOTE)
 
-    def _value(self, value: Any) -> None:
-        """Write an argument: strings between quote markers, keys bare and sorted."""
+    def _value(self, value: Any, *, quote_keys: bool = False) -> None:
+        """Write an argument: strings between quote markers, keys sorted."""
         if isinstance(value, str):
             self._string(value)
         elif value is None or isinstance(value, bool):
@@ -459,99 +456,137 @@ class _Gemma4:
         elif isinstance(value, Mapping):
             self.out.text("{")
             for comma, key, item in _sorted_items(value):
-                self.out.text(f"{comma}{key}:")
-                self._value(item)
+                self.out.text(comma)
+                if quote_keys:
+                    self._string(key)
+                else:
+                    self.out.text(str(key))
+                self.out.text(":")
+                self._value(item, quote_keys=quote_keys)
             self.out.text("}")
         elif isinstance(value, Sequence):
-            self._list(value)
+            self._list(value, quote_keys=quote_keys)
         else:
             self.out.text(str(value))
 
-    def _list(self, values: Sequence[Any]) -> None:
+    def _list(self, values: Sequence[Any], *, quote_keys: bool = False) -> None:
         self.out.text("[")
         for i, item in enumerate(values):
             self.out.text("," if i else "")
-            self._value(item)
+            self._value(item, quote_keys=quote_keys)
         self.out.text("]")
 
-    def _type(self, value: Any) -> None:
-        self.out.text("type:")
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            self._string(str(value or "").upper())
-        else:
-            self._list([str(v).upper() for v in value])
-
-    def _declaration(self, tool: Mapping[str, Any]) -> None:
-        function = tool.get("function", tool)
+    def _declaration(self, function: Mapping[str, Any]) -> None:
         self.out.text(f"declaration:{function['name']}{{description:")
         self._string(function.get("description") or "")
         parameters = function.get("parameters")
         if parameters:
+            what = f"parameters of {function['name']!r}"
             self.out.text(",parameters:{")
-            self._object(parameters)
-            self._type(parameters.get("type"))
-            self.out.text("}")
-        response = function.get("response")
-        if response:
-            self.out.text(",response:{description:")
-            self._string(response.get("description") or "")
-            self.out.text(",")
-            self._type(response.get("type"))
-            self.out.text("}")
+            self._parameters(_mapping(parameters, what))
+        if "response" in function:
+            response = function["response"] or {}
+            self.out.text(",response:{")
+            if response.get("description"):
+                self._entry("description", response["description"])
+            # Here and below a brace goes with the type, and is missing without it.
+            if _type_of(response) == "OBJECT":
+                self.out.text("type:")
+                self._string("OBJECT")
+                self.out.text("}")
         self.out.text("}")
 
-    def _object(self, schema: Mapping[str, Any]) -> None:
-        """Write the properties and the required names of an object, and a comma."""
+    def _parameters(self, schema: Mapping[str, Any]) -> None:
         if schema.get("properties"):
-            self.out.text("properties:")
             self._properties(schema["properties"])
-            self.out.text(",")
-        if schema.get("required"):
-            self.out.text("required:")
-            self._list(schema["required"])
-            self.out.text(",")
+        self._required(schema)
+        if schema.get("type"):
+            self.out.text("type:")
+            self._string(_type_of(schema))
+            self.out.text("}")
 
-    def _properties(self, properties: Mapping[str, Any]) -> None:
-        self.out.text("{")
+    def _entry(self, name: str, value: Any) -> None:
+        self.out.text(f"{name}:")
+        self._value(value, quote_keys=True)
+        self.out.text(",")
+
+    def _required(self, schema: Mapping[str, Any]) -> None:
+        if schema.get("required"):
+            self._entry("required", [str(name) for name in schema["required"]])
+
+    def _properties(self, properties: Mapping[str, Any], end: str = "},") -> None:
+        self.out.text("properties:{")
+        properties = _mapping(properties, "properties of a schema")
         for comma, name, schema in _sorted_items(properties):
             self.out.text(f"{comma}{name}:{{")
-            self._property(schema)
+            self._property(schema if isinstance(schema, Mapping) else {})
             self.out.text("}")
-        self.out.text("}")
+        self.out.text(end)
 
     def _property(self, schema: Mapping[str, Any]) -> None:
-        kind = str(schema.get("type") or "").upper()
+        kind = _type_of(schema)
         if schema.get("description"):
-            self.out.text("description:")
-            self._string(schema["description"])
-            self.out.text(",")
+            self._entry("description", str(schema["description"]))
         if kind == "STRING" and schema.get("enum"):
-            self.out.text("enum:")
-            self._list(schema["enum"])
-            self.out.text(",")
-        if kind == "ARRAY" and schema.get("items"):
-            self.out.text("items:")
-            self._items(schema["items"])
-            self.out.text(",")
+            self._entry("enum", schema["enum"])
+        items = schema.get("items")
+        if kind == "ARRAY" and items and isinstance(items, Mapping):
+            self._items(items)
         if schema.get("nullable"):
             self.out.text("nullable:true,")
         if kind == "OBJECT":
-            self._object(schema)
-        self._type(schema.get("type"))
+            inner = schema.get("properties")
+            if not isinstance(inner, Mapping):
+                inner = {k: v for k, v in schema.items() if k not in _SCHEMA_KEYS}
+            self._properties(inner)
+            self._required(schema)
+        self.out.text("type:")
+        self._string(kind)
 
     def _items(self, schema: Mapping[str, Any]) -> None:
-        self.out.text("{")
-        for comma, key, value in _sorted_items(schema):
+        self.out.text("items:{")
+        known = {key: value for key, value in schema.items() if value is not None}
+        for comma, key, value in _sorted_items(known):
             self.out.text(comma)
+            if key == "properties":
+                self._properties(value if isinstance(value, Mapping) else {}, end="}")
+                continue
+            self.out.text(f"{key}:")
             if key == "type":
-                self._type(value)
-            elif key == "properties":
-                self.out.text("properties:")
-                self._properties(value)
-            else:
-                self.out.text(f"{key}:")
-                self._value(value)
-        self.out.text("}")
+                several = not isinstance(value, str)
+                value = [str(v).upper() for v in value] if several else value.upper()
+            elif key == "required":
+                value = [str(name) for name in value]
+            # The keys of what is in there are quoted, of all but this template's own.
+            self._value(value, quote_keys=True)
+        self.out.text("},")
+
+
+def _mapping(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        got = type(value).__name__
+        raise DTypeError(f"{what}: found {got}; expected a mapping")
+    return value
+
+
+def _function(value: Any, what: str) -> Mapping[str, Any]:
+    """Return the function of a declaration or a call, which may be in a wrapping."""
+    function = _mapping(_mapping(value, what).get("function", value), what)
+    if not isinstance(function.get("name"), str):
+        raise ArgumentError(f"{what}: found no name; expected that of a function")
+    return function
+
+
+def _arguments(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the arguments of a call."""
+    what = f"arguments of the call of {function['name']!r}"
+    arguments = function.get("arguments")
+    return _mapping({} if arguments is None else arguments, what)
+
+
+def _type_of(schema: Mapping[str, Any]) -> str:
+    # A list of types is what Python prints of it: the template says so.
+    return str(schema.get("type", "")).upper()
 
 
 def _sorted_items(mapping: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:

@@ -41,6 +41,16 @@ def call(arguments: Any, call_id: str = "c1") -> dict[str, Any]:
     return {"id": call_id, "type": "function", "function": function}
 
 
+def declaration(**function: Any) -> str:
+    """A tool as it is declared, its quote markers as ``~``."""
+    tool = {
+        "type": "function",
+        "function": {"name": "f", "description": "F", **function},
+    }
+    text = render(SMALL, HELLO, tools=[tool])
+    return text.split("<|tool>")[1].split("<tool|>")[0].replace('<|"|>', "~")
+
+
 def render(chat: ChatFormat, messages: Messages, **options: Any) -> str:
     return render_text(chat.render(messages, **options))
 
@@ -223,12 +233,105 @@ class TestGemma4:
         thinking = render(LARGE, messages, enable_thinking=True)
         assert thinking.endswith("<tool_response|><|channel>thought\n")
 
-    def test_results_with_content_end_the_turn(self) -> None:
-        responses = [{"name": "get_weather", "response": "sunny"}]
-        message = assistant("Nice.", tool_calls=[call({})], tool_responses=responses)
-        assert render(SMALL, [user("?"), message]).endswith(
-            '{value:<|"|>sunny<|"|>}<tool_response|>Nice.<turn|>\n<|turn>model\n'
+    @pytest.mark.parametrize("inline", [False, True])
+    def test_results_with_content_end_the_turn(self, inline: bool) -> None:
+        message = assistant("Nice.", tool_calls=[call({})])
+        result = {"role": "tool", "tool_call_id": "c1", "content": "sunny"}
+        messages = [user("?"), message, result]
+        if inline:
+            named = {"name": "get_weather", "response": "sunny"}
+            messages = [user("?"), {**message, "tool_responses": [named]}]
+        end = '{value:<|"|>sunny<|"|>}<tool_response|>Nice.<turn|>\n'
+        assert render(SMALL, messages).endswith(end)
+        thinking = render(SMALL, messages, enable_thinking=True)
+        assert thinking.endswith(end + "<|channel>thought\n")
+
+    @pytest.mark.parametrize(
+        ("content", "value"), [(None, "null"), (5, "5"), ("", '<|"|><|"|>')]
+    )
+    def test_results_that_are_no_text(self, content: Any, value: str) -> None:
+        result = {"role": "tool", "tool_call_id": "c1", "content": content}
+        messages = [user("?"), assistant(tool_calls=[call({})]), result]
+        assert f"response:get_weather{{value:{value}}}" in render(SMALL, messages)
+
+    def test_a_result_without_an_id_is_of_the_call_without_one(self) -> None:
+        unnumbered = {"function": {"name": "get_weather", "arguments": {}}}
+        messages = [
+            user("?"),
+            assistant(tool_calls=[unnumbered]),
+            {"role": "tool", "content": "sunny"},
+        ]
+        assert "response:get_weather{" in render(SMALL, messages)
+        named = [{"name": "", "response": 1}, {"name": None, "response": 2}]
+        messages = [user("?"), assistant(tool_responses=named)]
+        assert render(SMALL, messages).count("response:unknown{value:") == 2
+
+    @pytest.mark.parametrize(
+        ("schema", "expected"),
+        [
+            ({"type": "object"}, "properties:{},type:~OBJECT~"),
+            ({"type": "object", "properties": {}}, "properties:{},type:~OBJECT~"),
+            (
+                {"type": "object", "additionalProperties": {"type": "string"}},
+                "properties:{additionalProperties:{type:~STRING~}},type:~OBJECT~",
+            ),
+            (
+                {"type": "object", "additionalProperties": False, "required": ["k"]},
+                "properties:{additionalProperties:{type:~~}},required:[~k~],type:~OBJECT~",
+            ),
+            (
+                {
+                    "type": "array",
+                    "items": {"type": "array", "items": {"type": "number"}},
+                },
+                "items:{items:{~type~:~number~},type:~ARRAY~},type:~ARRAY~",
+            ),
+            (
+                {
+                    "type": "array",
+                    "items": {"anyOf": [{"type": "null"}], "default": None},
+                },
+                "items:{anyOf:[{~type~:~null~}]},type:~ARRAY~",
+            ),
+            (
+                {"type": "array", "items": {"type": ["string", "null"]}},
+                "items:{type:[~STRING~,~NULL~]},type:~ARRAY~",
+            ),
+            ({"type": "array", "items": True}, "type:~ARRAY~"),
+            (
+                {"type": ["string", "null"], "enum": ["a"]},
+                "type:~['STRING', 'NULL']~",
+            ),
+            ({"anyOf": [{"type": "string"}]}, "type:~~"),
+        ],
+    )
+    def test_declaration_of_a_property(
+        self, schema: dict[str, Any], expected: str
+    ) -> None:
+        properties = {"type": "object", "properties": {"p": schema}}
+        assert declaration(parameters=properties) == (
+            "declaration:f{description:~F~,parameters:{properties:{p:{"
+            + expected
+            + "}},type:~OBJECT~}}"
         )
+
+    @pytest.mark.parametrize(
+        ("function", "expected"),
+        [
+            ({}, "}"),
+            # The templates forget a brace where there is no type.
+            (
+                {"parameters": {"properties": {"a": {}}}},
+                ",parameters:{properties:{a:{type:~~}},}",
+            ),
+            ({"response": {"type": "string"}}, ",response:{}"),
+            ({"response": {"type": "object"}}, ",response:{type:~OBJECT~}}"),
+        ],
+    )
+    def test_declaration_of_a_function(
+        self, function: dict[str, Any], expected: str
+    ) -> None:
+        assert declaration(**function) == "declaration:f{description:~F~" + expected
 
     def test_names_of_results(self) -> None:
         calls = [call({}, "c1"), call({}, "c2")]
@@ -290,6 +393,9 @@ class TestGemma4:
             ([{"content": "x"}], "role None"),
             ([user("?"), {"role": "tool", "content": "x"}], "must follow"),
             ([user("?"), assistant(tool_calls=[call('{"a": 1}')])], "found str"),
+            ([user("?"), assistant(tool_calls=[call([1])])], "found list"),
+            ([user("?"), assistant(tool_calls=[{"function": {}}])], "found no name"),
+            ([user("?"), assistant(tool_calls=["f"])], "tool call: found str"),
             ([user({"text": "x"})], "found dict"),
             ([user([{"type": "image", "image": "x"}])], "only text parts"),
             ([user(5)], "found int"),
@@ -304,8 +410,28 @@ class TestGemma4:
         ],
     )
     def test_errors(self, messages: Messages, message: str) -> None:
-        with pytest.raises((ValueError, TypeError), match=message):
+        with pytest.raises((ValueError, TypeError), match=message) as caught:
             SMALL.render(messages)
+        assert len(str(caught.value).splitlines()) == 1
+
+    @pytest.mark.parametrize(
+        ("tool", "message"),
+        [
+            (
+                print,
+                r"^tools\[0\]: found builtin_function_or_method; expected a mapping",
+            ),
+            ({"type": "function"}, r"^tools\[0\]: found no name"),
+            ({"name": "f", "parameters": "a"}, "^parameters of 'f': found str"),
+            (
+                {"name": "f", "parameters": {"properties": ["a"]}},
+                "properties.*found list",
+            ),
+        ],
+    )
+    def test_tools_that_are_no_declarations(self, tool: Any, message: str) -> None:
+        with pytest.raises((ValueError, TypeError), match=message):
+            SMALL.render(HELLO, tools=[tool])
 
     def test_a_message_is_a_mapping(self) -> None:
         with pytest.raises(TypeError, match="no mapping"):
