@@ -10,6 +10,7 @@ stays text even where it spells a marker.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ class ChatFormat:
         messages : sequence of mappings
             In the form of the OpenAI API: ``role``, ``content`` (a string, or a list of
             text parts) and, for an assistant, ``tool_calls``, ``tool_responses`` and
-            ``reasoning``.
+            ``reasoning``. The arguments of a call are a mapping, or its JSON text.
         tools : sequence of mappings, optional
             Declarations of functions in the form of the OpenAI API (Gemma 4).
         add_generation_prompt : bool
@@ -107,7 +108,7 @@ class ChatFormat:
         ------
         ArgumentError
             If a role is unknown or out of order, a part of a content is no text, a
-            function has no name.
+            function has no name, or the text of arguments is no JSON.
         DTypeError
             If a message, a tool or the arguments of a call are no mapping, or a content
             is neither a string nor a list.
@@ -578,9 +579,16 @@ def _function(value: Any, what: str) -> Mapping[str, Any]:
 
 
 def _arguments(function: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the arguments of a call."""
+    """Return the arguments of a call, read if they are JSON, as OpenAI has them."""
     what = f"arguments of the call of {function['name']!r}"
     arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments.strip() or "{}")
+        except (ValueError, RecursionError) as error:
+            raise ArgumentError(
+                f"{what}: found no JSON ({error}); expected a JSON object, or a mapping"
+            ) from None
     return _mapping({} if arguments is None else arguments, what)
 
 

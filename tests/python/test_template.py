@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -266,6 +267,15 @@ class TestGemma4:
         messages = [user("?"), assistant(tool_responses=named)]
         assert render(SMALL, messages).count("response:unknown{value:") == 2
 
+    @pytest.mark.parametrize("text", ['{"b": [1, "x"], "a": null}', " ", "{}", ""])
+    def test_arguments_as_openai_clients_send_them(self, text: str) -> None:
+        messages = [user("?"), assistant(tool_calls=[call(text)])]
+        read = [
+            user("?"),
+            assistant(tool_calls=[call(json.loads(text.strip() or "{}"))]),
+        ]
+        assert render(SMALL, messages) == render(SMALL, read)
+
     @pytest.mark.parametrize(
         ("schema", "expected"),
         [
@@ -392,8 +402,12 @@ class TestGemma4:
             ([{"role": "wizard", "content": "x"}], "wizard"),
             ([{"content": "x"}], "role None"),
             ([user("?"), {"role": "tool", "content": "x"}], "must follow"),
-            ([user("?"), assistant(tool_calls=[call('{"a": 1}')])], "found str"),
-            ([user("?"), assistant(tool_calls=[call([1])])], "found list"),
+            (
+                [user("?"), assistant(tool_calls=[call('{"a": ')])],
+                r"^arguments of the call of 'get_weather': found no JSON \(.*char 5\)",
+            ),
+            ([user("?"), assistant(tool_calls=[call("[" * 10**5)])], "found no JSON"),
+            ([user("?"), assistant(tool_calls=[call("[1]")])], "found list"),
             ([user("?"), assistant(tool_calls=[{"function": {}}])], "found no name"),
             ([user("?"), assistant(tool_calls=["f"])], "tool call: found str"),
             ([user({"text": "x"})], "found dict"),
