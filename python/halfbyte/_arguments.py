@@ -31,13 +31,16 @@ _Choice = TypeVar("_Choice", bound=str)
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-def takes_options_of(target: Callable[..., Any]) -> Callable[[_Method], _Method]:
+def takes_options_of(
+    target: Callable[..., Any], *, but: Collection[str] = ()
+) -> Callable[[_Method], _Method]:
     """Show the keywords of `target` in place of the ``**options`` handed on to it.
 
-    `help` and notebooks then name each with its default, and it is written down once.
+    All `but` some. `help` and notebooks then name each with its default, and it is
+    written down once.
     """
     parameters = inspect.signature(target).parameters.values()
-    keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in but]
 
     def show(method: _Method) -> _Method:
         own = inspect.signature(method)

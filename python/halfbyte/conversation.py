@@ -8,8 +8,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from halfbyte._arguments import instance, string, takes_options_of
-from halfbyte.model import Message, Model, Options, Session
+from halfbyte._arguments import flag, instance, string, takes_options_of
+from halfbyte.errors import ArgumentError
+from halfbyte.model import CHAT_ONLY, Message, Model, Options, Rendered, Session
 from halfbyte.records import Piece
 from halfbyte.streams import Stream
 from halfbyte.template import Part, encode_parts
@@ -40,12 +41,16 @@ class Conversation:
     model : Model
     system : str, optional
         Instructions ahead of the messages.
+    enable_thinking : bool
+        Ask for thoughts before each answer (Gemma 4).
 
     Attributes
     ----------
     model : Model
     system : str or None
         May be changed, as the messages may.
+    enable_thinking : bool
+        May be changed too.
     messages : list of dict
         What the user and the assistant have said, in the form of `Model.chat`. The last
         one grows as it is generated. They may be changed, taken away or replaced: the
@@ -54,7 +59,9 @@ class Conversation:
     Raises
     ------
     DTypeError
-        If `model` is no `Model`, or `system` no str.
+        If `model` is no `Model`, `system` no str, or `enable_thinking` no bool.
+    ArgumentError
+        If the model has no place for thoughts.
 
     Notes
     -----
@@ -62,19 +69,25 @@ class Conversation:
     user's on a line of its own.
 
     Earlier answers count as the template has them. Where it leaves something out, as
-    Gemma 4's does with thoughts, the next turn computes that answer once more.
+    Gemma 4's does with thoughts, the next turn computes that answer once more. A thought
+    is the ``reasoning`` of its message.
 
     One thread uses a conversation at a time.
     """
 
-    def __init__(self, model: Model, *, system: str | None = None) -> None:
+    def __init__(
+        self, model: Model, *, system: str | None = None, enable_thinking: bool = False
+    ) -> None:
         self.model = instance(model, "model", Model, "a Model, as load gives it")
         self.system = None if system is None else string(system, "system")
+        self.enable_thinking = flag(enable_thinking, "enable_thinking")
         self.messages: list[dict[str, Any]] = []
         self._session = model.session()
         self._last: _Turn | None = None
+        if self.enable_thinking:  # what cannot be is said at once
+            self._encode(self._parts([]))
 
-    @takes_options_of(Session.stream)
+    @takes_options_of(Session.stream, but=CHAT_ONLY)
     def send(self, text: str, **options: Unpack[Options]) -> Stream:
         """Say something, and get the answer piece by piece.
 
@@ -104,8 +117,8 @@ class Conversation:
         question = {"role": "user", "content": string(text, "text")}
         parts = self._parts([*self.messages, question])
         ids = self._encode(parts)
-        stream = self._session.stream(ids, **options)
-        answer = {"role": "assistant", "content": ""}
+        stream = self._session.stream(Rendered(ids), **options)
+        answer: dict[str, Any] = {"role": "assistant", "content": ""}
         self.messages += [question, answer]
         self._last = _Turn(parts, ids, stream)
         return Stream(_written_down(stream, answer), stream._progress)
@@ -122,9 +135,13 @@ class Conversation:
     def _parts(self, messages: Sequence[Message]) -> list[Part]:
         if self.system is not None:
             messages = [{"role": "system", "content": self.system}, *messages]
-        if self.model._format is None:
-            return [Part(_joined(messages), marker=False)]
-        return self.model._format.render(messages)
+        if self.model._format is not None:
+            return self.model._format.render(
+                messages, enable_thinking=self.enable_thinking
+            )
+        if self.enable_thinking:
+            raise ArgumentError("enable_thinking: this model has no chat template")
+        return [Part(_joined(messages), marker=False)]
 
     def _encode(self, parts: list[Part]) -> list[int]:
         """Token ids of `parts`, those of the last answer as they were generated.
@@ -144,11 +161,15 @@ class Conversation:
         return ids + encode_parts(rest, tokenizer)
 
 
-def _written_down(stream: Stream, answer: dict[str, str]) -> Iterator[Piece]:
-    """Pieces of `stream`, their text added to the message `answer`."""
+def _written_down(stream: Stream, answer: dict[str, Any]) -> Iterator[Piece]:
+    """Pieces of `stream`, what they say added to the message `answer`."""
     try:
         for piece in stream:
             answer["content"] += piece.text
+            if piece.thought:
+                answer["reasoning"] = answer.get("reasoning", "") + piece.thought
+            if piece.tool_calls:
+                answer.setdefault("tool_calls", []).extend(piece.tool_calls)
             yield piece
     finally:
         stream.close()

@@ -16,8 +16,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte import _core, _onednn, names, targets, template
-from halfbyte._arguments import number, one_of, string, takes_options_of, whole
+from halfbyte import _core, _onednn, answers, names, targets, template
+from halfbyte._arguments import (
+    flag,
+    instance,
+    number,
+    one_of,
+    string,
+    takes_options_of,
+    whole,
+)
 from halfbyte._arrays import F32Array, as_ids
 from halfbyte.choice import is_gguf_model, listed
 from halfbyte.errors import (
@@ -27,7 +35,7 @@ from halfbyte.errors import (
     ModelError,
     UnsupportedError,
 )
-from halfbyte.files import Load, PathLike, StreamDecoder, Tokenizer, checked_limits
+from halfbyte.files import Load, PathLike, Tokenizer, checked_limits
 from halfbyte.records import LayerConfig, ModelConfig, Piece, Reply, Report
 from halfbyte.streams import Progress, StopStrings, Stream, stop_strings
 
@@ -43,6 +51,11 @@ _ACTIVATIONS = ("auto", "static", "dynamic", "f32")
 Message = Mapping[str, Any]
 Ids = Sequence[int] | NDArray[Any]
 Prompt = str | Ids | Sequence[Message]
+Tools = Sequence[Mapping[str, Any]]
+
+
+class Rendered(list[int]):
+    """Ids of messages: what follows them is an answer, which may think and call tools."""
 
 
 def _conversation(messages: Any) -> Sequence[Message]:
@@ -81,7 +94,7 @@ class Sampling(TypedDict, total=False):
 
 
 class Options(Sampling, total=False):
-    """Keywords of `Session.stream`, for type checkers where they are handed on."""
+    """Keywords of `Session.stream` for any prompt, for type checkers."""
 
     max_tokens: int
     min_p: float
@@ -89,6 +102,17 @@ class Options(Sampling, total=False):
     seed: int | None
     stop: str | Sequence[str] | None
     logprobs: bool | int
+
+
+class ChatOptions(Options, total=False):
+    """Keywords of `Session.stream`, for type checkers where they are handed on."""
+
+    tools: Tools | None
+    enable_thinking: bool
+
+
+# What only messages take.
+CHAT_ONLY = ("tools", "enable_thinking")
 
 
 class _Request(NamedTuple):
@@ -99,7 +123,7 @@ class _Request(NamedTuple):
     sampler: _core.Sampler
     alternatives: int | None  # likeliest tokens to tell of; None: of no token
     cut: StopStrings
-    decoder: StreamDecoder
+    reader: answers.Reader
 
 
 class Session:
@@ -253,6 +277,8 @@ class Session:
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         logprobs: bool | int = False,
+        tools: Tools | None = None,
+        enable_thinking: bool = False,
     ) -> Stream:
         """Generate piece by piece; see `Model.stream`."""
         limit = whole(max_tokens, "max_tokens", 0)
@@ -264,7 +290,7 @@ class Session:
             number(repetition_penalty, "repetition_penalty"),
             secrets.randbits(64) if seed is None else whole(seed, "seed", 0, 2**64 - 1),
         )
-        ids = self._model._prompt_ids(prompt)
+        ids = self._model._prompt_ids(prompt, tools, enable_thinking)
         if len(ids) > self._model.context:
             raise ContextOverflowError(
                 f"prompt: found {len(ids)} tokens; expected at most "
@@ -280,30 +306,38 @@ class Session:
             sampler,
             self._model._alternatives(logprobs),
             StopStrings(stop_strings(stop)),
-            self._model.tokenizer.stream_decoder(),
+            self._model._reader(ids),
         )
         progress = Progress(len(ids))
         return Stream(self._generate(progress, request), progress)
 
-    @takes_options_of(stream)
+    @takes_options_of(stream, but=CHAT_ONLY)
     def __call__(self, prompt: str | Ids, **options: Unpack[Options]) -> str:
         """Go on with a text; see `Model.__call__`."""
         return "".join(piece.text for piece in self.stream(prompt, **options))
 
     @takes_options_of(stream)
     def chat(
-        self, messages: str | Sequence[Message], **options: Unpack[Options]
+        self, messages: str | Sequence[Message], **options: Unpack[ChatOptions]
     ) -> Reply:
         """Answer a conversation; see `Model.chat`."""
         stream = self.stream(_conversation(messages), **options)
         pieces = tuple(stream)
         assert stream.stats is not None
         reason = pieces[-1].finish_reason if pieces else None
-        text = "".join(piece.text for piece in pieces)
-        return Reply(text, reason or "length", stream.stats, pieces)
+        errors = [piece.tool_call_error for piece in pieces if piece.tool_call_error]
+        return Reply(
+            "".join(piece.text for piece in pieces),
+            reason or "length",
+            stream.stats,
+            pieces,
+            "".join(piece.thought for piece in pieces),
+            [call for piece in pieces for call in piece.tool_calls],
+            errors[0] if errors else None,
+        )
 
     def _generate(self, progress: Progress, request: _Request) -> Iterator[Piece]:
-        cut, decoder = request.cut, request.decoder
+        cut, reader = request.cut, request.reader
         cached = self._keep_prefix(request.ids)
         progress.start(cached)
         turn = self._sequence.turn
@@ -319,12 +353,16 @@ class Session:
                 pending = np.asarray([token], np.int64)
                 ended = self._model.tokenizer.is_end(token)
                 last = left == 1
-                text, stopped = cut.push("" if ended else decoder.push(token))
+                said = reader.finish() if ended else reader.push(token)
+                text, stopped = cut.push(said.text)
                 if not stopped and (ended or last):
-                    text += cut.push(decoder.finish())[0] + cut.finish()
+                    rest = answers.Said() if ended else reader.finish()
+                    text += cut.push(rest.text)[0] + cut.finish()
+                    said = said.joined(rest)
                 reason = "stop" if ended or stopped else "length" if last else None
-                if text or reason or logprob is not None:
-                    yield Piece(text, token, reason, logprob, likeliest)
+                apart = (said.thought, said.calls, said.error)
+                if text or any(apart) or reason or logprob is not None:
+                    yield Piece(text, token, reason, logprob, likeliest, *apart)
                 if reason:
                     return
         finally:
@@ -375,6 +413,9 @@ class Model:
         self._config = ModelConfig(**config, layers=layers)
         self._tokenizer = None if core.tokenizer is None else Tokenizer(core.tokenizer)
         self._format = self._chat_format()
+        self._markers: dict[int, str] = {}
+        if self._format is not None:
+            self._markers = answers.markers_of(self.tokenizer)
         self._sequence = _Sequence(_core.Session(core))
 
     def _chat_format(self) -> template.ChatFormat | None:
@@ -593,7 +634,7 @@ class Model:
         """
         return self._session.perplexity(ids, progress=progress)
 
-    @takes_options_of(Session.stream)
+    @takes_options_of(Session.stream, but=CHAT_ONLY)
     def __call__(self, prompt: str | Ids, **options: Unpack[Options]) -> str:
         """Go on with a text, as it is: no chat template.
 
@@ -618,7 +659,7 @@ class Model:
 
     @takes_options_of(Session.stream)
     def chat(
-        self, messages: str | Sequence[Message], **options: Unpack[Options]
+        self, messages: str | Sequence[Message], **options: Unpack[ChatOptions]
     ) -> Reply:
         """Answer a conversation.
 
@@ -628,11 +669,13 @@ class Model:
             In the form of the OpenAI API: ``{"role": "user", "content": "Hello"}``. A
             str is one message of a user.
         **options
-            As for `stream`.
+            As for `stream`: `tools` and `enable_thinking` among them.
 
         Returns
         -------
         Reply
+            Its text, and apart from that what the model thought and which tools it
+            calls. ``messages.append(reply.message)`` goes on with it.
 
         Raises
         ------
@@ -644,7 +687,7 @@ class Model:
         return self._session.chat(messages, **options)
 
     @takes_options_of(Session.stream)
-    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
+    def stream(self, prompt: Prompt, **options: Unpack[ChatOptions]) -> Stream:
         """Generate piece by piece.
 
         Keys and values of a prompt's beginning that the session still holds are used
@@ -675,16 +718,23 @@ class Model:
             Whether pieces tell their token's log-probability, or also those of so many of
             the likeliest tokens. Each token has a piece of its own then, if it shows
             text or not. The tokens are the same ones.
+        tools : sequence of mappings, optional
+            With messages: functions that the model may call, in the form of the OpenAI
+            API, ``{"type": "function", "function": {"name": ..., "description": ...,
+            "parameters": {...}}}`` with a JSON schema (Gemma 4).
+        enable_thinking : bool
+            With messages: ask for thoughts before the answer (Gemma 4).
 
         Returns
         -------
         Stream
-            Iterator of `Piece`.
+            Iterator of `Piece`. What answers messages has its thoughts and calls of tools
+            apart from its text.
 
         Raises
         ------
         ArgumentError, DTypeError
-            If a parameter is out of range, or of another type.
+            If a parameter is out of range, or of another type, or is for messages only.
         ContextOverflowError
             If the prompt alone is longer than the context.
         ModelError
@@ -718,11 +768,25 @@ class Model:
             code=code,
         )
 
-    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+    def _reader(self, ids: list[int]) -> answers.Reader:
+        markers = self._markers if isinstance(ids, Rendered) else {}
+        return answers.Reader(self.tokenizer, markers, ids)
+
+    def _prompt_ids(
+        self, prompt: Prompt, tools: Tools | None, enable_thinking: bool
+    ) -> list[int]:
+        thinking = flag(enable_thinking, "enable_thinking")
+        if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
+            return self._chat_ids(prompt, tools, thinking)  # type: ignore[arg-type]
+        if tools or thinking:
+            raise ArgumentError(
+                f"{'tools' if tools else 'enable_thinking'}: expected messages to go "
+                "with, got a prompt of text or ids"
+            )
         if isinstance(prompt, str):
             ids = self.tokenize(prompt)
-        elif isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
-            ids = self._chat_ids(prompt)  # type: ignore[arg-type]
+        elif isinstance(prompt, Rendered):
+            ids = prompt
         elif isinstance(prompt, bytes | bytearray) or not (
             isinstance(prompt, Sequence) or hasattr(prompt, "__array__")
         ):
@@ -734,12 +798,20 @@ class Model:
             raise ArgumentError("prompt: expected at least one token")
         return ids
 
-    def _chat_ids(self, messages: Sequence[Message]) -> list[int]:
+    def _chat_ids(
+        self,
+        messages: Sequence[Message],
+        tools: Tools | None = None,
+        thinking: bool = False,
+    ) -> Rendered:
         if self._format is None:
             raise self._lacks(
                 "chat template", "give a text instead of messages", "MODEL_TEMPLATE"
             )
-        return template.encode_parts(self._format.render(messages), self.tokenizer)
+        if tools is not None:
+            instance(tools, "tools", Sequence, "a list of declarations")
+        parts = self._format.render(messages, tools=tools, enable_thinking=thinking)
+        return Rendered(template.encode_parts(parts, self.tokenizer))
 
 
 def load(

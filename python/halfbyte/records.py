@@ -163,6 +163,12 @@ class Piece(NamedTuple):
         itself, the softmax of its logits, before penalty, temperature and filters.
     top_logprobs : tuple of (int, float)
         With ``logprobs=n``: the n likeliest tokens, and the same of each.
+    thought : str
+        What the model thinks on its way to an answer, no part of `text`.
+    tool_calls : tuple of dict
+        Calls of tools that ended here, as `Reply.tool_calls` has them.
+    tool_call_error : str or None
+        Why a call that ended here could not be read: `text` has it as it is spelled.
     """
 
     text: str
@@ -170,6 +176,9 @@ class Piece(NamedTuple):
     finish_reason: str | None
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    thought: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    tool_call_error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -177,10 +186,30 @@ class Reply:
     """An answer of `Model.chat`."""
 
     text: str
+    """Without thoughts, and without calls of tools."""
     finish_reason: str
     """``"stop"`` or ``"length"``, as of the last `Piece`."""
     stats: Stats
     pieces: tuple[Piece, ...] = field(repr=False)
+    thought: str = ""
+    """What the model thought on its way; several thoughts are lines of their own."""
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    """Tools it wants called, in the form of the OpenAI API, but for the arguments, which
+    are read: ``{"id": "call_0", "type": "function", "function": {"name": "f",
+    "arguments": {"city": "Paris"}}}``."""
+    tool_call_error: str | None = None
+    """Why a call could not be read. It is in `text` then, as the model spelled it."""
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a message to go on with.
+
+        Its ``reasoning`` counts until the next message of a user: Gemma 4's template
+        leaves it out after that.
+        """
+        extras = {"reasoning": self.thought, "tool_calls": self.tool_calls}
+        filled = {name: value for name, value in extras.items() if value}
+        return {"role": "assistant", "content": self.text, **filled}
 
     def __str__(self) -> str:
         """Return the text."""

@@ -27,7 +27,7 @@ from halfbyte.errors import (
     ShapeError,
     UnsupportedError,
 )
-from halfbyte.model import Options
+from halfbyte.model import CHAT_ONLY, ChatOptions, Options
 
 X = np.ones((2, 64), np.float32)
 Q = halfbyte.quantize(X, "q4_0")
@@ -219,6 +219,8 @@ def options_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 def test_help_shows_every_option_and_its_default(function: Callable[..., Any]) -> None:
     options = options_of(halfbyte.Session.stream)
     assert {"temperature", "seed", "stop", "logprobs"} < options.keys()
+    if function.__name__ in ("__call__", "send"):
+        options = {n: option for n, option in options.items() if n not in CHAT_ONLY}
     assert options_of(function) == options
     text = pydoc.render_doc(function, renderer=pydoc.plaintext)
     for name, option in options.items():
@@ -230,8 +232,9 @@ def test_help_shows_every_option_and_its_default(function: Callable[..., Any]) -
 
 def test_type_checkers_are_told_the_same_options() -> None:
     told = {
-        name: hint.__forward_arg__ for name, hint in Options.__annotations__.items()
+        name: hint.__forward_arg__ for name, hint in ChatOptions.__annotations__.items()
     }
+    assert told.keys() - Options.__annotations__.keys() == {*CHAT_ONLY}
     options = options_of(halfbyte.Session.stream)
     assert told == {name: option.annotation for name, option in options.items()}
 

@@ -53,6 +53,7 @@ MODULES: dict[str, set[str]] = {
     "lattice": {"formats"},
     "files": {"formats"},
     "template": {"errors"},
+    "answers": set(),
     "choice": {"errors"},
     "hub": {"choice"},
     "stores": {"choice"},
@@ -60,7 +61,7 @@ MODULES: dict[str, set[str]] = {
     "names": {"bundled", "hub", "stores"},
     "records": {"_sizes"},
     "streams": {"_arguments", "records"},
-    "model": {"ops", "files", "template", "names", "streams"},
+    "model": {"ops", "files", "template", "answers", "names", "streams"},
     "conversation": {"model"},
     # Some when they are asked for.
     "": {
