@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import halfbyte
 import pytest
 from halfbyte import errors, template
 from halfbyte.answers import Reader, Said, markers_of
+from halfbyte.cli import terminal
 from halfbyte.model import Session
 from hypothesis import given
 from hypothesis import strategies as st
@@ -429,3 +431,54 @@ def test_models_without_thoughts_say_so(tiny_gguf: Callable[..., Any]) -> None:
     plain = halfbyte.load(tiny_gguf("e2b"), threads=1)
     with pytest.raises(errors.ArgumentError, match="has no chat template"):
         halfbyte.Conversation(plain, enable_thinking=True)
+
+
+# --- On a terminal ---------------------------------------------------------------------
+
+
+def piece(text: str = "", thought: str = "", **rest: Any) -> Any:
+    filled = {"finish_reason": None, "tool_calls": (), **rest}
+    return SimpleNamespace(text=text, thought=thought, **filled)
+
+
+@pytest.mark.parametrize(
+    ("options", "err"),
+    [
+        ({"thoughts": True}, "(thinking) a\\x1bb\n"),
+        ({"thoughts": False}, ""),
+        ({"thoughts": True, "quiet": True}, ""),
+    ],
+)
+def test_thoughts_are_shown_on_request(
+    capsys: pytest.CaptureFixture[str], options: dict[str, bool], err: str
+) -> None:
+    shown = terminal.Shown(raw=False, **options)
+    for one in (piece(thought="a\x1b"), piece(thought="b"), piece("c"), piece("d")):
+        shown.piece(one)
+    shown.close()
+    assert capsys.readouterr() == ("cd", err)
+
+
+def test_thoughts_are_dim_where_that_is_seen(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "fancy", lambda _stream: True)
+    shown = terminal.Shown(raw=False, thoughts=True)
+    shown.piece(piece(thought="a"))
+    shown.close()
+    assert capsys.readouterr().err == "\x1b[2m(thinking) a\x1b[0m\n"
+
+
+def test_an_answer_that_shows_nothing_says_why(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = terminal.Shown(raw=False, thoughts=False)
+    shown.piece(piece(thought="a", finish_reason="length"))
+    shown.piece(piece(tool_calls=(called("f", a="\x1b"),)))
+    shown.close()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        "(still thinking at the limit of --max-tokens)\n"
+        '(calls f with {"a": "\\u001b"}, which is no tool here)\n'
+    )

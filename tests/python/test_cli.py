@@ -459,6 +459,31 @@ def test_a_system_text_needs_a_template(halfbyte: Command, plain: Path) -> None:
     assert "--system" in one_error_line(done.stderr)
 
 
+def test_think_asks_for_thoughts(halfbyte: Command) -> None:
+    options = ("-n", 1, "--temp", 0)
+    plain = halfbyte.json("run", "tiny", "Hello", *options)
+    assert (plain["thought"], plain["tool_calls"]) == ("", [])
+    for option in ("--think", "--show-thoughts"):
+        asked = halfbyte.json("run", "tiny", "Hello", *options, option)
+        # <|turn> system, a line break, <|think|>, a line break, <turn|>, a line break
+        more = asked["stats"]["prompt_tokens"] - plain["stats"]["prompt_tokens"]
+        system = halfbyte.json("tokenize", "tiny", "system")["ids"][1:]
+        assert more == 6 + len(system)
+        talk = halfbyte("chat", "tiny", *options, option, "--stats", stdin=b"Hello\n")
+        prompt = f"prompt {asked['stats']['prompt_tokens']} tokens"
+        assert talk.stderr.decode().startswith(prompt)
+
+
+def test_thinking_needs_a_template(halfbyte: Command, plain: Path) -> None:
+    for args in (
+        ("run", plain, PROMPT),
+        ("run", "tiny", "Hello", "--raw"),
+        ("chat", plain),
+    ):
+        done = halfbyte(*args, "--think", code=2)
+        assert "--think needs a chat template" in one_error_line(done.stderr)
+
+
 # --- How it ends -----------------------------------------------------------------------
 
 

@@ -68,6 +68,8 @@ def chat(
     repeat_penalty: options.RepeatPenalty = None,
     seed: options.Seed = None,
     system: options.System = None,
+    think: options.Think = False,
+    show_thoughts: options.ShowThoughts = False,
     stats: Annotated[
         bool, typer.Option("--stats", help="Speed and memory after each answer.")
     ] = False,
@@ -86,6 +88,8 @@ def chat(
 
     Sampling follows the model's own recommendation if its file has one, else it is
     greedy. A model without a chat template goes on with the text of the conversation.
+    With --think, Gemma 4 thinks before it answers; thoughts count as tokens of the
+    answer, and are forgotten with the next message.
     """
     from halfbyte import Conversation
 
@@ -101,9 +105,12 @@ def chat(
     _ = loaded.tokenizer  # without one there is nothing to do
     chosen = models.sampling(loaded, temp, top_k, top_p, min_p, repeat_penalty, seed)
     loaded.stream([0], **chosen._asdict()).close()  # what it refuses, at once
-    conversation = Conversation(loaded, system=system)
+    thinks = think or show_thoughts
+    if thinks and not loaded.has_template:
+        raise UsageError("--think needs a chat template (this model has none)")
+    conversation = Conversation(loaded, system=system, enable_thinking=thinks)
     talk = _Talk(conversation, path, {"max_tokens": max_tokens, **chosen._asdict()})
-    talk.raw_output, talk.stats = raw_output, stats
+    talk.raw_output, talk.stats, talk.thoughts = raw_output, stats, show_thoughts
     if not quiet:
         if not loaded.has_template:
             terminal.note("no chat template in this model: it goes on with the text")
@@ -123,7 +130,7 @@ class _Talk:
         self.conversation = conversation
         self.path = path
         self.options = options
-        self.raw_output = self.stats = False
+        self.raw_output = self.stats = self.thoughts = False
         self.commands: dict[str, Callable[[str], None]] = {
             "/reset": self._reset,
             "/system": self._set_system,
@@ -152,13 +159,15 @@ class _Talk:
 
     def _answer(self, text: str) -> None:
         stream: Stream | None = None
+        shown = terminal.Shown(raw=self.raw_output, thoughts=self.thoughts)
         try:
             stream = self.conversation.send(text, **self.options)
             for piece in stream:
-                terminal.answer(piece.text, raw=self.raw_output)
+                shown.piece(piece)
         except KeyboardInterrupt:
             if stream is not None:
                 stream.close()
+            shown.close()
             terminal.answer("\n")
             terminal.note("(stopped)")
         except ValueError as error:
@@ -167,6 +176,7 @@ class _Talk:
             terminal.note(f"{one_line(error)}{hint}")
             return
         else:
+            shown.close()
             terminal.answer("\n")
         if self.stats and stream is not None and stream.stats is not None:
             terminal.note(models.stats_line(stream.stats))

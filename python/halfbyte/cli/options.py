@@ -26,8 +26,10 @@ __all__ = [
     "Quiet",
     "RepeatPenalty",
     "Seed",
+    "ShowThoughts",
     "System",
     "Temperature",
+    "Think",
     "Threads",
     "TopK",
     "TopP",
@@ -131,6 +133,15 @@ System = Annotated[
         "--system",
         help="Instructions ahead of the conversation.",
         metavar="TEXT",
+    ),
+]
+Think = Annotated[
+    bool, typer.Option("--think", help="Let the model think before it answers.")
+]
+ShowThoughts = Annotated[
+    bool,
+    typer.Option(
+        "--show-thoughts", help="Show what it thinks, on stderr; with --think."
     ),
 ]
 Threads = Annotated[

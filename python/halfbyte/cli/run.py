@@ -15,7 +15,8 @@ from halfbyte.cli.errors import INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
     from halfbyte.model import Message, Model
-    from halfbyte.records import Stats
+    from halfbyte.records import Piece
+    from halfbyte.streams import Stream
 
 __all__ = ["EXAMPLES", "run"]
 
@@ -63,6 +64,8 @@ def run(
     repeat_penalty: options.RepeatPenalty = None,
     seed: options.Seed = None,
     system: options.System = None,
+    think: options.Think = False,
+    show_thoughts: options.ShowThoughts = False,
     raw: Annotated[
         bool, typer.Option("--raw", help="No chat template: go on with the prompt.")
     ] = False,
@@ -103,24 +106,30 @@ def run(
     )
     _ = loaded.tokenizer  # without one there is nothing to do
     chosen = models.sampling(loaded, temp, top_k, top_p, min_p, repeat_penalty, seed)
-    request = _request(loaded, text, system, raw=raw, quiet=quiet)
-    pieces: list[str] = []
-    reason, stats = _write(
-        loaded, request, chosen, max_tokens, pieces, json=json, raw=raw_output
+    thinks = think or show_thoughts
+    request = _request(loaded, text, system, think=thinks, raw=raw, quiet=quiet)
+    stream = loaded.stream(
+        request, max_tokens=max_tokens, enable_thinking=thinks, **chosen._asdict()
     )
+    shown = terminal.Shown(raw=raw_output, thoughts=show_thoughts, quiet=quiet)
+    pieces: list[Piece] = []
+    reason = _write(stream, pieces, None if json else shown)
+    stats, answer = stream.stats, "".join(piece.text for piece in pieces)
     if json:
         terminal.document(
             {
                 "model": str(path),
                 "prompt": text,
                 "system": system,
-                "text": "".join(pieces),
+                "text": answer,
+                "thought": "".join(piece.thought for piece in pieces),
+                "tool_calls": [call for piece in pieces for call in piece.tool_calls],
                 "finish_reason": reason,
                 "sampling": chosen._asdict(),
                 "stats": None if stats is None else models.stats_dict(stats),
             }
         )
-    elif not pieces or not pieces[-1].endswith("\n"):
+    elif not answer.endswith("\n"):
         terminal.answer("\n")
     if stats is not None and not quiet:
         terminal.note(models.stats_line(stats))
@@ -129,13 +138,20 @@ def run(
 
 
 def _request(
-    model: Model, text: str, system: str | None, *, raw: bool, quiet: bool
+    model: Model,
+    text: str,
+    system: str | None,
+    *,
+    think: bool,
+    raw: bool,
+    quiet: bool,
 ) -> str | list[Message]:
     """Choose between a conversation and a text to go on with."""
     if raw or not model.has_template:
-        if system is not None:
+        if system is not None or think:
+            option = "--think" if think else "--system"
             why = "--raw" if raw else "this model has none"
-            raise UsageError(f"--system needs a chat template ({why})")
+            raise UsageError(f"{option} needs a chat template ({why})")
         if not raw and not quiet:
             terminal.note("no chat template in this model: it goes on with the prompt")
         return text
@@ -145,26 +161,18 @@ def _request(
     return messages
 
 
-def _write(
-    model: Model,
-    request: str | list[Message],
-    chosen: models.Sampling,
-    max_tokens: int,
-    pieces: list[str],
-    *,
-    json: bool,
-    raw: bool,
-) -> tuple[str, Stats | None]:
-    """Generate into `pieces`, showing each unless `json`; why it ended, and how fast."""
+def _write(stream: Stream, pieces: list[Piece], shown: terminal.Shown | None) -> str:
+    """Generate into `pieces`, showing each if asked to; why it ended."""
     reason = "length"
-    stream = model.stream(request, max_tokens=max_tokens, **chosen._asdict())
     try:
         for piece in stream:
-            pieces.append(piece.text)
-            if not json:
-                terminal.answer(piece.text, raw=raw)
+            pieces.append(piece)
+            if shown is not None:
+                shown.piece(piece)
             reason = piece.finish_reason or reason
     except KeyboardInterrupt:
         stream.close()
         reason = "interrupted"
-    return reason, stream.stats
+    if shown is not None:
+        shown.close()
+    return reason

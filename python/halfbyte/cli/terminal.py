@@ -13,9 +13,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from halfbyte.records import Piece
 
 __all__ = [
+    "Shown",
     "answer",
     "document",
     "fancy",
@@ -81,6 +85,64 @@ def answer(text: str, *, raw: bool = False) -> None:
         text = without_controls(text)
     sys.stdout.write(_encodable(text, sys.stdout))
     sys.stdout.flush()
+
+
+class Shown:
+    """An answer, shown as it comes: text on stdout, all else on stderr.
+
+    Parameters
+    ----------
+    raw : bool
+        As for `answer`.
+    thoughts : bool
+        Whether thoughts are shown: dim, and marked for terminals that have no dim.
+    quiet : bool
+        Nothing on stderr.
+    """
+
+    def __init__(self, *, raw: bool, thoughts: bool, quiet: bool = False) -> None:
+        self._raw, self._thoughts, self._quiet = raw, thoughts and not quiet, quiet
+        self._thought = self._said = self._open = False
+
+    def piece(self, piece: Piece) -> None:
+        """Show a piece."""
+        if piece.thought:
+            self._thought = True
+            self._think(piece.thought)
+        if piece.text:
+            self.close()
+            self._said = True
+            answer(piece.text, raw=self._raw)
+        for call in piece.tool_calls:
+            function = call["function"]
+            name, arguments = function["name"], json.dumps(function["arguments"])
+            self._note(f"(calls {name} with {arguments}, which is no tool here)")
+        if piece.finish_reason == "length" and self._thought and not self._said:
+            self._note("(still thinking at the limit of --max-tokens)")
+
+    def close(self) -> None:
+        """End the line of a thought."""
+        if self._open:
+            note("")
+            self._open = False
+
+    def _note(self, text: str) -> None:
+        self.close()
+        if not self._quiet:
+            note(printable(text))
+
+    def _think(self, text: str) -> None:
+        if not self._thoughts:
+            return
+        sys.stdout.flush()
+        text = ("" if self._open else "(thinking) ") + text
+        if not self._raw:
+            text = without_controls(text)
+        text = _encodable(text, sys.stderr)
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"\x1b[2m{text}\x1b[0m" if fancy(sys.stderr) else text)
+            sys.stderr.flush()
+        self._open = True
 
 
 def note(text: str) -> None:
