@@ -21,7 +21,7 @@ from halfbyte import bench
 from halfbyte.bench import ModelSpeed, Roofs
 from halfbyte.cli import terminal
 from halfbyte.model import Model
-from roof import counts, environment, save, summary
+from roof import counts, environment, model_path, save, summary
 
 ModelPair = tuple[ModelSpeed, ...]  # one test of both
 
@@ -93,7 +93,9 @@ def show(names: list[str], pairs: list[ModelPair]) -> None:
 def main() -> None:
     """Read the arguments, run, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("models", nargs=2, help="two that halfbyte loads")
+    parser.add_argument(
+        "models", nargs=2, type=model_path, help="two that halfbyte loads"
+    )
     parser.add_argument(
         "--threads",
         type=counts,
@@ -108,7 +110,7 @@ def main() -> None:
     where = environment(max(options.threads))
     context = max(options.n_prompt, options.n_gen, 8)
     models = {
-        Path(name).name: halfbyte.load(name, context=context) for name in options.models
+        path.name: halfbyte.load(path, context=context) for path in options.models
     }
     for name, model in models.items():
         check(name, model)

@@ -26,7 +26,7 @@ from typing import Any
 import halfbyte
 from halfbyte import conversion
 from halfbyte.cli import terminal
-from roof import counted, environment, save, summary
+from roof import counted, environment, model_path, save, summary
 
 # What the system counts of a child begins with its parent's peak: each tells its own.
 _PEAK = """
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = {
         "benchmark": "convert",
         "environment": environment(options.threads),
-        "model": Path(options.model).name,
+        "model": options.model.name,
         "format": options.format,
         "source_bytes": sum(path.stat().st_size for path in weights),
         "target_bytes": plan.bytes,
@@ -87,7 +87,7 @@ def arguments() -> argparse.ArgumentParser:
     """Say what can be asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("model", type=Path, help="a directory in BF16")
+    add("model", type=model_path, help="a directory in BF16")
     add("--format", default="q4_0", help="what its matrices become")
     add("--rounds", type=int, default=3)
     add("--threads", type=int, default=halfbyte.num_threads())

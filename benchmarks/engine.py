@@ -17,10 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from halfbyte import demo
 from halfbyte.cli import terminal
 from halfbyte.transformers import EngineModel, engine
-from roof import ReadLoop, counts, environment, headline, save, summary
+from roof import (
+    ReadLoop,
+    counts,
+    environment,
+    headline,
+    model_path,
+    save,
+    summary,
+)
 
 PROMPT = "The harbour lay under fog when the first boats came home. Nobody on the quay"
 
@@ -110,7 +117,9 @@ def _median(samples: list[float]) -> float:
 def main() -> None:
     """Read the arguments, run, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", nargs="?", type=Path, help="GGUF; else the demo")
+    parser.add_argument(
+        "model", nargs="?", type=model_path, default="", help="GGUF; else the demo"
+    )
     parser.add_argument(
         "--threads",
         type=counts,
@@ -121,7 +130,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
     options = parser.parse_args()
-    path = options.model or demo.model_path()
+    path = options.model
     result = {
         "benchmark": "engine",
         "environment": environment(max(options.threads)),

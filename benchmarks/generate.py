@@ -23,10 +23,17 @@ from typing import Any, Protocol
 
 import halfbyte
 import numpy as np
-from halfbyte import demo
 from halfbyte.cli import terminal
 from numpy.typing import NDArray
-from roof import ReadLoop, counts, environment, headline, save, summary
+from roof import (
+    ReadLoop,
+    counts,
+    environment,
+    headline,
+    model_path,
+    save,
+    summary,
+)
 
 TEXT = """
 The harbour lay under fog when the first boats came home. Nobody on the quay spoke much;
@@ -234,14 +241,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure with each number of threads."""
     where = environment(max(options.threads))
     where["threads"] = options.threads
-    path = options.model or demo.model_path()
     return {
         "benchmark": "generate",
         "environment": where,
-        "model": path.name,
+        "model": options.model.name,
         "prompt_tokens": options.prompt,
         "decode_tokens": options.tokens,
-        "runs": [run_with(path, threads, options) for threads in options.threads],
+        "runs": [
+            run_with(options.model, threads, options) for threads in options.threads
+        ],
     }
 
 
@@ -360,7 +368,7 @@ def main() -> None:
     """Read the arguments, run, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "model", nargs="?", type=Path, help="a GGUF file; else the demo"
+        "model", nargs="?", type=model_path, default="", help="GGUF; else the demo"
     )
     parser.add_argument(
         "--threads",

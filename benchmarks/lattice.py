@@ -30,6 +30,7 @@ from halfbyte.cli import terminal
 from halfbyte.files import File, TensorInfo
 from halfbyte.verification.agreement import Agreement, compare
 from numpy.typing import NDArray
+from roof import model_path
 
 __all__ = ["measure", "write_naive"]
 
@@ -39,7 +40,7 @@ _GROUP = 32
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("directory", type=Path)
+    parser.add_argument("directory", type=model_path)
     parser.add_argument("--text", type=Path, help="UTF-8; without it random tokens")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--work", type=Path, help="a folder for temporary files")

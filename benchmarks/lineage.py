@@ -22,6 +22,7 @@ from halfbyte._sizes import size_text
 from halfbyte.cli import terminal
 from halfbyte.lineage import Lineage, lineage
 from halfbyte.lineage.identity import identify
+from roof import model_file
 
 __all__ = ["seconds"]
 
@@ -29,7 +30,7 @@ __all__ = ["seconds"]
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=model_file)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     path = options.file

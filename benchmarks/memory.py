@@ -17,7 +17,7 @@ import halfbyte
 import numpy as np
 from halfbyte import targets
 from halfbyte.cli import terminal
-from roof import environment, save
+from roof import environment, model_path, save
 
 
 def main() -> None:
@@ -34,12 +34,12 @@ def main() -> None:
     parts = {
         "weights": report.repacked_bytes,
         "keys and values": session.kv_bytes,
-        "pages of the file": resident(str(Path(options.model).resolve())),
+        "pages of the file": resident(str(options.model.resolve())),
     }
     result = {
         "benchmark": "memory",
         "environment": environment(model.threads),
-        "model": Path(options.model).name,
+        "model": options.model.name,
         "context": options.context,
         "kv": options.kv,
         "process_before": before,
@@ -57,7 +57,7 @@ def arguments() -> argparse.ArgumentParser:
     """Say what can be asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("model", help="a GGUF file or a directory")
+    add("model", type=model_path, help="a GGUF file or a directory")
     add("--context", type=int, default=4096, help="positions, all of them used")
     add("--tokens", type=int, default=64, help="the last ones, one by one")
     add("--kv", choices=["f32", "f16"], default="f32")

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -16,7 +17,7 @@ from typing import Any
 
 import halfbyte
 import numpy as np
-from halfbyte import doctor, roof
+from halfbyte import demo, doctor, errors, names, roof
 
 __all__ = [
     "ReadLoop",
@@ -24,6 +25,8 @@ __all__ = [
     "counts",
     "environment",
     "headline",
+    "model_file",
+    "model_path",
     "plus_minus",
     "save",
     "summary",
@@ -132,6 +135,38 @@ def counted(count: int, thing: str) -> str:
 def counts(text: str) -> list[int]:
     """Return the numbers of "1,2": what argparse makes of such an option."""
     return [int(count) for count in text.split(",")]
+
+
+def model_path(name: str) -> Path:
+    """Find a model by any name that `halfbyte.load` takes: a type for argparse.
+
+    Parameters
+    ----------
+    name : str
+        Empty for the demo model; argparse calls a type with a default that is text.
+
+    Returns
+    -------
+    Path
+        A file or folder that is there.
+    """
+    try:
+        path = names.resolve(name) if name else demo.model_path()
+    except (errors.Error, ImportError, OSError, demo.DemoCorruptError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"{name}: there is no such file or folder")
+    return path
+
+
+def model_file(name: str) -> Path:
+    """Find a model as `model_path` does, and take a file only."""
+    path = model_path(name)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(
+            f"{name}: expected a GGUF file, found a folder"
+        )
+    return path
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

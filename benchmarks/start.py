@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from halfbyte.cli import terminal
-from roof import counted, environment, save, summary
+from roof import counted, environment, model_file, save, summary
 
 WAYS = ("never", "auto")
 PROMPT, TOKENS = "The river", 16
@@ -75,7 +75,7 @@ def arguments() -> argparse.ArgumentParser:
     """Say what can be asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("model", type=Path, help="a GGUF file")
+    add("model", type=model_file, help="a GGUF file")
     add("--rounds", type=int, default=5)
     add("--threads", type=int, default=2)
     add("--json", type=Path, metavar="FILE", help="write the result")

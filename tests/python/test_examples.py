@@ -118,6 +118,38 @@ def test_chat_with_a_template_answers(tmp_path: Path) -> None:
     assert out == talk(model)
 
 
+BENCHMARKS = {
+    "beside.py": 2,
+    "convert.py": 1,
+    "engine.py": 1,
+    "generate.py": 1,
+    "lattice.py": 1,
+    "lineage.py": 1,
+    "memory.py": 1,
+    "start.py": 1,
+}
+
+
+@pytest.mark.parametrize("script", BENCHMARKS)
+def test_benchmarks_name_a_model_that_is_not_there(script: str) -> None:
+    line = [sys.executable, ROOT / "benchmarks" / script]
+    line += ["gone.gguf"] * BENCHMARKS[script]
+    done = subprocess.run(
+        line, check=False, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.endswith("gone.gguf: there is no such file or folder")
+    assert "Traceback" not in done.stderr
+
+
+def test_benchmarks_take_the_names_that_load_takes() -> None:
+    options = ["--prompt", "8", "--tokens", "2", "--rounds", "1", "--mib", "16"]
+    out = run("benchmarks/generate.py", "tiny", *options, "--only-ours")
+    assert "tiny-q4_0.gguf" in out
+    assert "looked at" in run("benchmarks/lineage.py", "tiny", "--rounds", 1)
+
+
 def test_generate_benchmark_runs(plain: Path, tmp_path: Path) -> None:
     file = tmp_path / "generate.json"
     options = ["--prompt", "40", "--tokens", "3", "--rounds", "2", "--mib", "16"]
