@@ -142,6 +142,11 @@ def model_path(progress: Progress | None = None) -> Path:
     return path
 
 
+def _package(part: Part) -> str:
+    """What pip calls it."""
+    return part.module.replace("_", "-")
+
+
 def _find_parts() -> list[Path]:
     """Find the pieces without running any code of their packages."""
     paths, missing = [], []
@@ -152,7 +157,7 @@ def _find_parts() -> list[Path]:
         if found:
             paths.append(found[0])
         else:
-            missing.append(part.module.replace("_", "-"))
+            missing.append(_package(part))
     if missing:
         what = "is not" if len(missing) == len(PARTS) else "is only partly"
         raise DemoNotInstalledError(
@@ -168,10 +173,11 @@ def _join(sources: list[Path], path: Path, progress: Progress | None) -> None:
         with Draft(path, SIZE) as draft:
             digest = _copy(sources, draft, progress)
             if digest != SHA256:
+                packages = " ".join(map(_package, PARTS))
                 raise DemoCorruptError(
                     f"the demo packages do not make {NAME}: SHA-256 is {digest}; "
                     f"expected {SHA256} - reinstall them: "
-                    'pip install --force-reinstall --no-cache-dir "halfbyte[demo]"'
+                    f"pip install --force-reinstall --no-cache-dir {packages}"
                 )
             draft.commit(Path.stat)
     except OSError as error:

@@ -111,9 +111,12 @@ def test_a_right_file_without_a_stamp_is_checked_and_kept(parts: Path) -> None:
 def test_wrong_data_leave_nothing_behind(parts: Path) -> None:
     piece = parts / "halfbyte_fake_part2" / "data" / "piece2"
     piece.write_bytes(b"x" * len(PIECES[2]))
-    with pytest.raises(demo.DemoCorruptError, match=DIGEST):
+    with pytest.raises(demo.DemoCorruptError, match=DIGEST) as caught:
         demo.model_path()
     assert cached() == []
+    # The packages themselves: an index need not have halfbyte.
+    packages = " ".join(f"halfbyte-fake-part{i}" for i in range(4))
+    assert str(caught.value).endswith(f"--no-cache-dir {packages}")
 
 
 @pytest.mark.parametrize("length", [-1, 1])

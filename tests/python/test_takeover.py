@@ -15,7 +15,7 @@ import pytest
 import tiny
 import torch
 from compressed_tensors.quantization import QuantizationArgs
-from halfbyte.errors import ArgumentError, ModelError
+from halfbyte.errors import ArgumentError, ModelError, UnsupportedError
 from halfbyte.torch import QuantEmbedding, QuantLinear
 from safetensors.torch import load_file
 from torch import nn
@@ -60,6 +60,15 @@ def test_enable_and_disable_are_exact() -> None:
     for call in (ht.enable, ht.disable):
         with pytest.raises(ArgumentError, match="expected some of gemma, compressed"):
             call("gguf")
+
+
+def test_a_method_that_this_release_lacks_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ht.disable()
+    monkeypatch.delitem(AUTO_QUANTIZER_MAPPING, "gemma")
+    with pytest.raises(UnsupportedError, match=r"install --upgrade transformers$"):
+        ht.enable("gemma")
 
 
 @pytest.mark.parametrize("method", ["gemma", "compressed-tensors"])

@@ -101,7 +101,7 @@ def enable(*methods: str) -> None:
         if original is None:
             raise UnsupportedError(
                 f"transformers: expected a quantizer for {method!r}, found none: "
-                'run pip install --upgrade "halfbyte[transformers]"'
+                "run pip install --upgrade transformers"
             )
         name = f"Halfbyte{original.__name__}"
         AUTO_QUANTIZER_MAPPING[method] = type(name, (_MIXINS[method], original), {})
