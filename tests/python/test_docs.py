@@ -36,10 +36,10 @@ PAGES = sorted(
     for path in ROOT.rglob("*.md")
     if not any(part.startswith((".", "build")) for part in path.relative_to(ROOT).parts)
 )
-README, ARCHITECTURE, FORMATS, PERFORMANCE = (
+COMMAND, ARCHITECTURE, FORMATS, PERFORMANCE = (
     (ROOT / name).read_text(encoding="utf-8")
     for name in (
-        "README.md",
+        "docs/command.md",
         "docs/architecture.md",
         "docs/formats.md",
         "docs/performance.md",
@@ -129,7 +129,8 @@ def test_a_broken_link_is_found() -> None:
 def runs_alone(code: str) -> bool:
     """Whether a block needs neither a model file nor a download."""
     imports = "import halfbyte" in code or "from halfbyte" in code
-    takes_a_model = any(sign in code for sign in (".gguf", "load(", "from_pretrained("))
+    signs = (".gguf", "load(", "from_gguf(", "from_pretrained(")
+    takes_a_model = any(sign in code for sign in signs)
     return imports and not takes_a_model
 
 
@@ -323,14 +324,14 @@ def test_the_table_of_the_environment_is_whole() -> None:
     sources = (ROOT / "python").rglob("*.py")
     text = "".join(path.read_text(encoding="utf-8") for path in sources)
     read = set(re.findall(r"\bHALFBYTE_[A-Z_]+\b", text))
-    table = str(rows_under("Environment", README))
+    table = str(rows_under("Environment", COMMAND))
     assert len(read) >= 5
     assert {name for name in read if f"`{name}`" not in table} == set()
 
 
 def test_the_table_of_exit_codes_is_whole() -> None:
     codes = {value for value in vars(errors).values() if isinstance(value, int)}
-    table = rows_under("Exit codes", README)
+    table = rows_under("Exit codes", COMMAND)
     assert [int(row[0]) for row in table] == sorted({0} | codes)
 
 

@@ -55,6 +55,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(dense)
     mobile = dense.with_name("gemma-4-E2B-it-qat-mobile-transformers")
     mobile.symlink_to(bundled.locate("tiny-mobile"))
+    dense.with_name("gemma-4-E2B-it-qat-q4_0-gguf").symlink_to(folder / "model.gguf")
     dense.with_name("gemma-3-1b-it").symlink_to(dense)
     for name in ("qat-bf16", "bf16", "unquantized"):
         (folder / name).symlink_to(dense)

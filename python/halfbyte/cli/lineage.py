@@ -19,8 +19,8 @@ __all__ = ["EXAMPLES", "lineage"]
 
 EXAMPLES = """\b
 Examples:
-  halfbyte lineage gemma-4-E2B-it-qat-q4_0.gguf
-  halfbyte lineage gemma-4-E2B-it-qat-q4_0-unquantized/ --json
+  halfbyte lineage google/gemma-4-E2B-it-qat-q4_0-gguf
+  halfbyte lineage google/gemma-4-E2B-it-qat-q4_0-unquantized --json
   halfbyte lineage model.gguf --plot evidence.svg
   halfbyte lineage model.gguf > /dev/null && echo "trained for 4 bits"
 """

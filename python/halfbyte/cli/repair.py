@@ -18,8 +18,8 @@ __all__ = ["EXAMPLES", "repair"]
 
 EXAMPLES = """\b
 Examples:
-  halfbyte repair gemma-4-E2B-it-qat-q4_0.gguf            what there is to do
-  halfbyte repair gemma-4-E2B-it-qat-q4_0.gguf e2b.gguf
+  halfbyte repair google/gemma-4-E2B-it-qat-q4_0-gguf     what there is to do
+  halfbyte repair google/gemma-4-E2B-it-qat-q4_0-gguf e2b.gguf
 """
 
 # Count of a report, and what it counts.

@@ -22,7 +22,7 @@ __all__ = ["EXAMPLES", "run"]
 
 EXAMPLES = """\b
 Examples:
-  halfbyte run "The first thing I saw was"
+  halfbyte run "The first thing I saw was" --temp 0.8
   halfbyte run google/gemma-4-E2B-it-qat-q4_0-gguf "Why is it dark?" -n 256
   halfbyte run tiny --temp 0.8 --top-p 0.95 --seed 7 --file question.txt
   git diff | halfbyte run model.gguf -s "Write a commit message." --json

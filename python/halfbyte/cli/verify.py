@@ -80,7 +80,8 @@ def verify(
     read a text: how far apart the probabilities of the next token are, how often the
     likeliest one is the same, and the perplexity of each.
 
-    Ends with 0 if all is well, with 3 if not, and with 4 if it is no model file.
+    Ends with 0 if all is well, with 3 if not, and with 4 if it cannot be opened: cut
+    short, damaged in its structure, or no model file.
     """
     import halfbyte
 
