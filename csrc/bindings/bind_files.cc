@@ -287,8 +287,9 @@ void BindTokenizer(py::module_& m) {
           "encode",
           [](const Tokenizer& t, const py::bytes& text, bool special) {
             const std::string_view view = text;
+            const auto poll = MakeContext(1).poll;
             const GilRelease nogil;
-            return t.Encode(view, special);
+            return t.Encode(view, special, poll);
           },
           py::arg("text"), py::arg("special"))
       .def(

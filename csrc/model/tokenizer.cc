@@ -147,9 +147,24 @@ std::string_view LastCharacter(std::string_view text) {
 
 }  // namespace
 
+// Counts bytes that are looked at and pairs that are considered.
+class Tokenizer::Pulse {
+ public:
+  explicit Pulse(const std::function<void()>& poll) : poll_(poll) {}
+
+  void Beat() {
+    if ((++beats_ & 0xFFFF) == 0 && poll_) poll_();
+  }
+
+ private:
+  const std::function<void()>& poll_;
+  uint32_t beats_ = 0;
+};
+
 // Neighbouring characters that some merge may join, with what joining them needs.
 struct Tokenizer::Segment {
   std::string_view run;
+  Pulse& pulse;
   std::vector<Symbol> symbols;
   HeapQueue heap;
   bool after_unknown = false;  // the last id emitted is the unknown token
@@ -299,35 +314,39 @@ void Tokenizer::SetMatchers() {
   all_tokens_ = SpecialMatcher(std::move(all));
 }
 
-std::vector<int32_t> Tokenizer::Encode(std::string_view text, bool special) const {
+std::vector<int32_t> Tokenizer::Encode(std::string_view text, bool special,
+                                       const std::function<void()>& poll) const {
   if (text.size() > kMaxTextBytes) {
     throw Error(ErrorClass::kLimit, "text: found " + std::to_string(text.size()) +
                                         " bytes; expected at most 2^30 [TOK_TEXT]");
   }
   const SpecialMatcher& matcher = special ? all_tokens_ : user_tokens_;
+  Pulse pulse(poll);
   std::vector<int32_t> ids;
   size_t begin = 0;  // of the ordinary text before `pos`
   for (size_t pos = 0; pos < text.size();) {
+    pulse.Beat();
     const SpecialMatcher::Match match = matcher.At(text, pos);
     if (match.len == 0) {
       ++pos;
       continue;
     }
-    EncodeFragment(text.substr(begin, pos - begin), ids);
+    EncodeFragment(text.substr(begin, pos - begin), pulse, ids);
     ids.push_back(match.id);
     begin = pos += match.len;
   }
-  EncodeFragment(text.substr(begin), ids);
+  EncodeFragment(text.substr(begin), pulse, ids);
   return ids;
 }
 
-void Tokenizer::EncodeFragment(std::string_view text, std::vector<int32_t>& ids) const {
+void Tokenizer::EncodeFragment(std::string_view text, Pulse& pulse,
+                               std::vector<int32_t>& ids) const {
   if (text.empty()) return;
   std::string escaped;
   escaped.reserve(text.size());
   ReplaceAll(" ", kSpace, escaped, text);
   const std::string_view s = escaped;
-  if (kind_ == TokenizerData::Kind::kScore) return EncodeRun(s, ids);
+  if (kind_ == TokenizerData::Kind::kScore) return EncodeRun(s, pulse, ids);
 
   for (size_t begin = 0; begin < s.size();) {
     const bool newlines = s[begin] == '\n';
@@ -338,16 +357,18 @@ void Tokenizer::EncodeFragment(std::string_view text, std::vector<int32_t>& ids)
     if (whole >= 0) {
       ids.push_back(whole);
     } else {
-      EncodeRun(run, ids);
+      EncodeRun(run, pulse, ids);
     }
     begin = end;
   }
 }
 
-void Tokenizer::EncodeRun(std::string_view run, std::vector<int32_t>& ids) const {
-  Segment segment{.run = run, .symbols = {}, .heap = {}};
+void Tokenizer::EncodeRun(std::string_view run, Pulse& pulse,
+                          std::vector<int32_t>& ids) const {
+  Segment segment{.run = run, .pulse = pulse, .symbols = {}, .heap = {}};
   std::string_view before;  // the character before `pos`, if it is one
   for (size_t pos = 0; pos < run.size();) {
+    pulse.Beat();
     const size_t valid = Utf8Length(run.substr(pos));
     const std::string_view c = run.substr(pos, std::max(valid, size_t{1}));
     if (valid == 0 || before.empty() || !boundaries_.MayContain(before, c)) {
@@ -390,13 +411,15 @@ void Tokenizer::JoinSymbols(Segment& segment) const {
     }
   };
   if (kind_ == TokenizerData::Kind::kMergeRank) {
-    run([this](const Symbol& l, const Symbol& r) {
+    run([this, &segment](const Symbol& l, const Symbol& r) {
+      segment.pulse.Beat();
       if (l.id < 0 || r.id < 0) return Join{0, -1};
       const PairTable::Merge merge = merges_.Find(l.id, r.id);
       return Join{merge.rank, merge.token};
     });
   } else {
     run([this, &segment](const Symbol& l, const Symbol& r) {
+      segment.pulse.Beat();
       const int32_t token =
           FindText(segment.run.substr(l.begin, size_t{l.len} + r.len));
       return Join{token < 0 ? 0 : priority_[static_cast<size_t>(token)], token};

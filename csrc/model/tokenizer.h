@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include <array>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -59,8 +60,10 @@ class Tokenizer {
 
   // No bos is added. Any bytes are accepted: what is not UTF-8 becomes byte tokens.
   // With `special`, spellings of control tokens become those tokens; without, they are
-  // ordinary text, as the contents of messages must be.
-  std::vector<int32_t> Encode(std::string_view text, bool special) const;
+  // ordinary text, as the contents of messages must be. `poll`, if set, is called every
+  // few milliseconds and may throw to cancel.
+  std::vector<int32_t> Encode(std::string_view text, bool special,
+                              const std::function<void()>& poll = {}) const;
 
   // The bytes that `ids` stand for, which need not be UTF-8. Control tokens give their
   // spelling with `special`, else nothing. Throws TOK_ID_RANGE.
@@ -100,9 +103,11 @@ class Tokenizer {
   bool IsText(int32_t id) const;
   // The id spelled `text` if plain text may become it, else -1.
   int32_t FindText(std::string_view text) const;
-  void EncodeFragment(std::string_view text, std::vector<int32_t>& ids) const;
+  class Pulse;
+  void EncodeFragment(std::string_view text, Pulse& pulse,
+                      std::vector<int32_t>& ids) const;
   struct Segment;
-  void EncodeRun(std::string_view run, std::vector<int32_t>& ids) const;
+  void EncodeRun(std::string_view run, Pulse& pulse, std::vector<int32_t>& ids) const;
   void FinishSegment(Segment& segment, std::vector<int32_t>& ids) const;
   void JoinSymbols(Segment& segment) const;
   // False, and nothing emitted, if one of the bytes has no token.

@@ -100,6 +100,23 @@ report(at=at, value=model.perplexity(ids[:50]),
        fresh=halfbyte.load(sys.argv[1], threads=1).perplexity(ids[:50]))
 """
 
+TOKENIZE = """
+{text}
+begun()
+try:
+    model.tokenize(text)
+except KeyboardInterrupt:
+    at = time.monotonic()
+report(at=at, ids=model.tokenize(text[:100]),
+       fresh=halfbyte.load(sys.argv[1], threads=1).tokenize(text[:100]))
+"""
+# Words in one line, lines, and a text that is one segment for the merges.
+TEXTS = {
+    "words": "text = 'the end of the line ' * 2_000_000",
+    "lines": "text = 'the end of the line\\n' * 2_000_000",
+    "run": "text = 'a' * 40_000_000",
+}
+
 
 def interrupted(code: str, path: Path, threads: int) -> dict[str, Any]:
     """Run `code`, interrupt it once it has begun, and return its report."""
@@ -157,3 +174,13 @@ def test_during_an_operation(path: Path, threads: int) -> None:
 def test_during_a_perplexity(path: Path) -> None:
     facts = interrupted(PERPLEXITY, path, 2)
     assert facts["value"] == facts["fresh"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("name", ["gemma3", "e2b"])
+def test_during_a_long_text(
+    tiny_gguf: Callable[..., Path], name: str, text: str
+) -> None:
+    code = TOKENIZE.replace("{text}", TEXTS[text])
+    facts = interrupted(code, tiny_gguf(name), 1)
+    assert facts["ids"] == facts["fresh"]
