@@ -7,6 +7,7 @@ if(NOT HALFBYTE_ONEDNN OR NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
 endif()
 
 # Where the wheel onednn-devel-cpu-gomp has put the header, if the build has that wheel.
+set(wheel "")
 find_package(Python QUIET COMPONENTS Interpreter)
 if(Python_Interpreter_FOUND)
   execute_process(COMMAND "${Python_EXECUTABLE}" -c "
@@ -19,6 +20,7 @@ endif()
 
 # Not cached: the folder of a wheel is gone after the build that brought it.
 unset(found)
+set(major "")
 find_path(found oneapi/dnnl/dnnl_version.h HINTS "${wheel}" NO_CACHE)
 if(found)
   file(STRINGS "${found}/oneapi/dnnl/dnnl_version.h" major
