@@ -7,6 +7,7 @@
 #include <new>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "base/error.h"
 #include "bindings/bindings.h"
@@ -23,6 +24,15 @@ py::object TextOrNone(const std::string& s) {
 template <class T>
 py::object OrNone(const std::optional<T>& value) {
   return value ? py::cast(*value) : py::object(py::none());
+}
+
+// What to do about it, where nobody who knew more has said so.
+Error OutOfMemory(ErrorInfo info) {
+  if (info.hint.empty()) {
+    info.hint =
+        "a smaller context, kv=\"f16\", repack=\"never\" or load=\"mmap\" take less";
+  }
+  return Error(ErrorClass::kOutOfMemory, std::move(info));
 }
 
 void SetError(const Error& e) {
@@ -63,9 +73,12 @@ void RegisterErrors() {
     try {
       if (p) std::rethrow_exception(p);
     } catch (const Error& e) {
-      SetError(e);
+      SetError(e.cls() == ErrorClass::kOutOfMemory ? OutOfMemory(e.info()) : e);
     } catch (const std::bad_alloc&) {
-      SetError(Error(ErrorClass::kOutOfMemory, "memory: an allocation failed"));
+      ErrorInfo info;
+      info.code = "OUT_OF_MEMORY";
+      info.subject = "memory: an allocation failed";
+      SetError(OutOfMemory(std::move(info)));
     }
   });
 }

@@ -298,6 +298,7 @@ void Model::CheckMemory() const {
   info.found = GiB(need) + " needed in memory at once, " + GiB(memory.bytes) +
                " there (" + memory.reason + ")";
   info.expected = "a machine or a limit larger than that";
+  info.hint = "take a smaller model, or fewer bits: quantize=\"q4_0\" for a float one";
   info.requested_bytes = need;
   throw Error(ErrorClass::kOutOfMemory, std::move(info));
 }

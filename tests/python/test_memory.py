@@ -214,6 +214,7 @@ except MemoryError as error:
     assert facts["wanted"] == pytest.approx(path.stat().st_size, rel=0.01)
     assert f"{facts['wanted'] / 2**30:.1f} GiB needed" in facts["text"]
     assert f"{total / 2**30:.1f} GiB there" in facts["text"] or "limit" in facts["text"]
+    assert "take a smaller model" in facts["text"]
     assert facts["peak"] <= 64 * MIB
 
 
