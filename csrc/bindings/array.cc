@@ -31,12 +31,19 @@ std::string ShapeText(const py::array& a) {
                                       ", got shape " + ShapeText(a));
 }
 
+// NumPy makes arrays whose elements lie between two addresses that C++ may read from.
 template <class T>
-void CheckType(const py::array& a, const char* name, const char* expected) {
-  if (py::isinstance<py::array_t<T>>(a)) return;
-  const std::string got = py::str(a.dtype());
-  throw Error(ErrorClass::kDType,
-              std::string(name) + ": expected dtype " + expected + ", got " + got);
+void CheckElements(const py::array& a, const char* name, const char* expected) {
+  if (!py::isinstance<py::array_t<T>>(a)) {
+    const std::string got = py::str(a.dtype());
+    throw Error(ErrorClass::kDType,
+                std::string(name) + ": expected dtype " + expected + ", got " + got);
+  }
+  if ((a.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) == 0) {
+    throw Error(ErrorClass::kShape,
+                std::string(name) + ": expected elements aligned to " +
+                    std::to_string(alignof(T)) + " bytes; pass a copy");
+  }
 }
 
 // Rows whose elements lie side by side, and whose distance is a whole number of them.
@@ -63,7 +70,7 @@ std::span<const T> AsContiguous(const py::array& a, const char* name) {
 
 template <class T>
 Mat<const T> AsMatrixOf(const py::array& a, const char* name, const char* type) {
-  CheckType<T>(a, name, type);
+  CheckElements<T>(a, name, type);
   if (a.ndim() != 2) WrongShape(name, "a matrix", a);
   const size_t ld = LeadingDimension<T>(a, name);
   return {static_cast<const T*>(a.data()), static_cast<size_t>(a.shape(0)),
@@ -83,7 +90,7 @@ size_t Distance(const py::array& a, py::ssize_t dim, const char* name) {
 
 template <class T, class Stored>
 HeadRows<const T> AsHeadRowsOf(const py::array& a, const char* name, const char* type) {
-  CheckType<Stored>(a, name, type);
+  CheckElements<Stored>(a, name, type);
   if (a.ndim() != 4) WrongShape(name, "four dimensions", a);
   const auto size = [&](py::ssize_t dim) { return static_cast<size_t>(a.shape(dim)); };
   if (a.size() != 0 && size(3) > 1 && Distance<T>(a, 3, name) != 1) {
@@ -155,19 +162,19 @@ Mat<const uint16_t> AsHalves(const py::array& a, const char* name) {
 }
 
 std::span<const float> AsVector(const py::array& a, const char* name, size_t want) {
-  CheckType<float>(a, name, "float32");
+  CheckElements<float>(a, name, "float32");
   const std::span<const float> v = AsContiguous<float>(a, name);
   if (v.size() != want) WrongShape(name, "(" + std::to_string(want) + ",)", a);
   return v;
 }
 
 std::span<const uint8_t> AsBytes(const py::array& a, const char* name) {
-  CheckType<uint8_t>(a, name, "uint8");
+  CheckElements<uint8_t>(a, name, "uint8");
   return AsContiguous<uint8_t>(a, name);
 }
 
 std::vector<int32_t> AsIds(const py::array& a, const char* name, size_t below) {
-  CheckType<int64_t>(a, name, "int64");
+  CheckElements<int64_t>(a, name, "int64");
   std::vector<int32_t> ids;
   for (const int64_t id : AsContiguous<int64_t>(a, name)) {
     if (id < 0 || static_cast<uint64_t>(id) >= below) {

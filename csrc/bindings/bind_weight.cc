@@ -158,7 +158,8 @@ std::optional<py::array_t<float>> LinearAtOnce(const Weight& self, const py::obj
 }
 
 // Addresses in place of arrays: `rows` rows of `type` (f32, f16, bf16), x_ld elements
-// apart, into rows without gaps. `bias` is f32 or 0. Whoever calls has checked.
+// apart, into rows without gaps. `bias` is f32 or 0. Whoever calls has checked all but
+// the alignment: tensors may begin anywhere in a buffer of bytes.
 void LinearAt(const Weight& self, uintptr_t x, const std::string& type, size_t rows,
               size_t x_ld, uintptr_t bias, uintptr_t out,
               const std::string& activations, size_t threads) {
@@ -167,6 +168,10 @@ void LinearAt(const Weight& self, uintptr_t x, const std::string& type, size_t r
   const ActivationMode mode = ModeNamed(activations);
   const std::span<const float> b(reinterpret_cast<const float*>(bias),
                                  bias == 0 ? 0 : w.N);
+  Require(x % (format == Format::kF32 ? alignof(float) : alignof(uint16_t)) == 0,
+          "x: expected elements aligned to their size; pass a copy");
+  Require(bias % alignof(float) == 0,
+          "bias: expected elements aligned to 4 bytes; pass a copy");
   const Context context = MakeContext(threads);
   const GilRelease nogil;
   if (format == Format::kF32) {

@@ -84,7 +84,7 @@ def rows_of(x: F32Array) -> F32Array:
         and (rows.shape[0] <= 1 or rows.strides[0] >= 0)
         and rows.strides[0] % item == 0
     )
-    return rows if taken else np.ascontiguousarray(rows)
+    return rows if taken else np.require(rows, requirements=["C", "A"])
 
 
 def heads_of(x: NDArray[Any]) -> NDArray[Any]:
@@ -96,7 +96,7 @@ def heads_of(x: NDArray[Any]) -> NDArray[Any]:
         and (x.shape[-1] <= 1 or x.strides[-1] == item)
         and all(step >= 0 and step % item == 0 for step in steps)
     )
-    return x if taken else np.ascontiguousarray(x)
+    return x if taken else np.require(x, requirements=["C", "A"])
 
 
 def _num_rows(x: NDArray[Any]) -> int:

@@ -559,6 +559,17 @@ def test_what_is_not_ordinary_is_left_to_the_long_way(detour: str) -> None:
         assert w._core.linear_at_once(memory, out, 1) is None
 
 
+@pytest.mark.parametrize("name", ["x", "weight", "out"])
+def test_the_core_reads_no_float_between_two_addresses(name: str) -> None:
+    arrays = {"x": normal(2, 32), "weight": normal(32), "out": normal(2, 32)}
+    odd = np.frombuffer(bytearray(257), np.float32, offset=1)
+    arrays[name] = odd[: arrays[name].size].reshape(arrays[name].shape)
+    with pytest.raises(
+        ShapeError, match=f"^{name}: expected elements aligned to 4 bytes;"
+    ):
+        _core.rms_norm(**arrays, eps=1e-6, threads=1)
+
+
 @every_target
 def test_out_may_not_lie_over_a_vector() -> None:
     w = weight(sane_rows("q4_0", 32, 32), "q4_0", 32, 32)

@@ -483,6 +483,8 @@ def test_gradients_in_16_bits_are_those_of_float32_rounded_once(
 
 K = 32
 GOOD = torch.ones(3, K)
+# Between two addresses of a float.
+ODD = torch.frombuffer(bytearray(4 * K + 1), dtype=torch.float32, offset=1).view(1, K)
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = {
     "double": (
         lambda w: linear(GOOD.double(), **w),
@@ -649,6 +651,16 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] =
         lambda w: dequantize(w["w"], "w8", scales=torch.ones(N, 3)),
         ShapeError,
         "scales: expected 19 rows of a divisor of 32",
+    ),
+    "alignment": (
+        lambda w: linear(ODD, **w),
+        ShapeError,
+        "x: expected elements aligned to their size; pass a copy",
+    ),
+    "alignment of rows": (
+        lambda _: rms_norm(ODD),
+        ShapeError,
+        "x: expected elements aligned to 4 bytes; pass a copy",
     ),
     "norm": (
         lambda _: rms_norm(GOOD, torch.ones(K + 1)),
