@@ -9,6 +9,7 @@
 
 #if HALFBYTE_HAVE_ONEDNN
 #include <dlfcn.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -20,6 +21,7 @@
 #include <memory>
 #include <mutex>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "kernels/convert.h"
@@ -250,7 +252,16 @@ bool Execute(const Library& library, const Primitive& p, const void* x, const vo
 
 // ---- the state of the process
 
+struct State;
+State& Global();
+
 struct State {
+  // A fork waits for whoever holds the lock: a thread that the child would not have.
+  State() {
+    const auto unlock = [] { Global().mutex.unlock(); };
+    pthread_atfork([] { Global().mutex.lock(); }, unlock, unlock);
+  }
+
   std::mutex mutex;                        // guards all but `active`
   std::unique_ptr<const Library> library;  // opened once, for good
   std::map<Shape, std::shared_ptr<const Primitive>> primitives;
@@ -263,21 +274,17 @@ State& Global() {
 }
 
 // From the cache, which starts over when it is full: a model needs a handful a length
-// of prompt, and making one takes a fifth of a millisecond.
+// of prompt, and making one takes a fifth of a millisecond. It is made under the lock,
+// since the library has locks of its own for that, which no fork may find taken either.
 std::shared_ptr<const Primitive> PrimitiveFor(const Library& library, const Shape& s) {
   constexpr size_t kMost = 64;
   State& state = Global();
-  {
-    const std::lock_guard lock(state.mutex);
-    if (const auto it = state.primitives.find(s); it != state.primitives.end()) {
-      return it->second;
-    }
-  }
-  std::shared_ptr<const Primitive> made = Make(library, s);
   const std::lock_guard lock(state.mutex);
+  if (const auto it = state.primitives.find(s); it != state.primitives.end()) {
+    return it->second;
+  }
   if (state.primitives.size() >= kMost) state.primitives.clear();
-  state.primitives[s] = made;
-  return made;
+  return state.primitives[s] = Make(library, s);
 }
 
 // ---- a product in pieces

@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,7 @@ import pytest
 from halfbyte import _core, _onednn, doctor, reference
 from halfbyte.errors import UnsupportedError
 from samples import F32Array, assert_same_bits, normal, sane_rows, sizes
+from test_threads import FORKING, in_child
 
 U = 2.0**-24
 SMALLEST = 2.0**-126  # of the normal numbers: bfloat16 products flush what is below
@@ -164,6 +166,31 @@ def test_more_shapes_than_are_remembered(fmt: str) -> None:
         y = halfbyte.linear(x[:m], w)
     assert (y != own(x[:m], w)).any()
     assert_same_bits(halfbyte.linear(x[:64], w), first)
+
+
+@FORKING
+@pytest.mark.usefixtures("library")
+def test_a_fork_while_another_thread_plans_products() -> None:
+    w, x = weight(8, 32, "f32"), normal(300, 32)
+    want = halfbyte.linear(x, w)
+    done = threading.Event()
+
+    def plan() -> None:
+        while not done.is_set():
+            for m in range(64, 164):  # more than are remembered
+                halfbyte.linear(x[:m], w)
+
+    with ThreadPoolExecutor(2) as pool:
+        planning = [pool.submit(plan) for _ in range(2)]
+        try:
+            for _ in range(60):
+                assert (
+                    in_child(lambda: halfbyte.linear(x, w).tobytes()) == want.tobytes()
+                )
+        finally:
+            done.set()
+        for thread in planning:
+            thread.result()
 
 
 # ---- what it leaves alone
