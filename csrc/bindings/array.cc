@@ -282,6 +282,13 @@ void CheckApartOrSame(Mat<const float> out, Mat<const float> in, const char* nam
   }
 }
 
+py::array_t<uint8_t> ArrayOf(PageBuffer pages) {
+  const auto num_bytes = static_cast<py::ssize_t>(pages.bytes());
+  const uint8_t* data = pages.data();
+  return py::array_t<uint8_t>(num_bytes, data,
+                              OwnerOf(std::make_unique<PageBuffer>(std::move(pages))));
+}
+
 // ---- DLPack, as its specification lays it out (version 1; the old form is a prefix).
 
 namespace {

@@ -9,12 +9,16 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <stddef.h>
+#include <stdint.h>
+
+#include <memory>
 #include <optional>
 #include <span>
-#include <string>
 #include <vector>
 
 #include "base/view.h"
+#include "runtime/pages.h"
 
 namespace halfbyte {
 
@@ -80,6 +84,16 @@ void CheckApart(const Out& out, const In& in, const char* name) {
   CheckApart(ExtentOf(out), ExtentOf(in), name);
 }
 void CheckApartOrSame(Mat<const float> out, Mat<const float> in, const char* name);
+
+// What an array over memory of `held` keeps, which is deleted with it.
+template <class T>
+pybind11::capsule OwnerOf(std::unique_ptr<T> held) {
+  pybind11::capsule owner(held.get(), [](void* p) { delete static_cast<T*>(p); });
+  held.release();
+  return owner;
+}
+// Pages as bytes.
+pybind11::array_t<uint8_t> ArrayOf(PageBuffer pages);
 
 // Reads a DLPack capsule of CPU memory: an array that keeps the producer alive.
 // bfloat16 comes as uint16; the second item says so.

@@ -159,11 +159,8 @@ py::tuple Describe(const TensorView& t) {
 py::array TensorBytes(const std::shared_ptr<File>& file, size_t index) {
   file->CheckUnchanged();
   const TensorView& t = file->tensors.at(index);
-  auto* owner = new std::shared_ptr<File>(file);
-  const py::capsule keep(
-      owner, [](void* p) { delete static_cast<std::shared_ptr<File>*>(p); });
   py::array bytes(py::dtype::of<uint8_t>(), {static_cast<py::ssize_t>(t.bytes)}, {},
-                  t.data, keep);
+                  t.data, OwnerOf(std::make_unique<std::shared_ptr<File>>(file)));
   bytes.attr("setflags")(py::arg("write") = false);
   return bytes;
 }

@@ -25,21 +25,17 @@ double Giga(const Rate& rate) { return rate.count / rate.seconds / 1e9; }
 
 py::array_t<uint8_t> MakeHugeBuffer(size_t bytes, size_t threads) {
   const Context context = MakeContext(threads);
-  std::unique_ptr<PageBuffer> buffer;
+  PageBuffer buffer;
   {
     const GilRelease nogil;
-    buffer = std::make_unique<PageBuffer>(bytes);
+    buffer = PageBuffer(bytes);
     // Memory that was only asked for reads as one page of zeros, out of the cache.
     constexpr size_t kStep = size_t{2} << 20;
     context.ParallelFor((bytes + kStep - 1) / kStep, [&](size_t i) {
-      memset(buffer->data() + i * kStep, 1, std::min(kStep, bytes - i * kStep));
+      memset(buffer.data() + i * kStep, 1, std::min(kStep, bytes - i * kStep));
     });
   }
-  uint8_t* data = buffer->data();
-  const py::capsule owner(buffer.get(),
-                          [](void* p) { delete static_cast<PageBuffer*>(p); });
-  buffer.release();
-  return py::array_t<uint8_t>(static_cast<py::ssize_t>(bytes), data, owner);
+  return ArrayOf(std::move(buffer));
 }
 
 }  // namespace

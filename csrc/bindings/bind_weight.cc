@@ -94,20 +94,15 @@ Weight MakeWeight(py::array data, const std::string& format, size_t N, size_t K,
   return {w, std::move(data), std::move(scales), std::move(panels)};
 }
 
-// The panels as an array over pages of their own.
 py::array_t<uint8_t> MakePanels(const Weight& w, size_t threads) {
   const Context context = MakeContext(threads);
-  auto memory = std::make_unique<PageBuffer>();
+  PageBuffer pages;
   {
     const GilRelease nogil;
-    *memory = PageBuffer(w.view.packed_bytes());
-    if (memory->bytes() != 0) PackPanels(context, w.view, memory->data());
+    pages = PageBuffer(w.view.packed_bytes());
+    if (pages.bytes() != 0) PackPanels(context, w.view, pages.data());
   }
-  const auto num_bytes = static_cast<py::ssize_t>(memory->bytes());
-  uint8_t* data = memory->data();
-  const py::capsule owner(memory.release(),
-                          [](void* p) { delete static_cast<PageBuffer*>(p); });
-  return py::array_t<uint8_t>(num_bytes, data, owner);
+  return ArrayOf(std::move(pages));
 }
 
 // Others may be reading the weight.
