@@ -6,7 +6,9 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <algorithm>
+#include <stddef.h>
+#include <stdint.h>
+
 #include <memory>
 #include <optional>
 #include <string>
@@ -16,7 +18,10 @@
 #include "base/error.h"
 #include "bindings/array.h"
 #include "bindings/bindings.h"
+#include "kv/layer.h"
 #include "model/forward.h"
+#include "ops/linear.h"
+#include "ops/rowwise.h"
 
 namespace py = pybind11;
 
@@ -30,7 +35,7 @@ Mat<float> Out(Array& a) {
                     static_cast<size_t>(a.shape(1)));
 }
 
-// One thread uses it at a time; nothing notices a second.
+// One thread uses it at a time: no call lets go of the GIL.
 class BoundStages {
  public:
   explicit BoundStages(std::shared_ptr<const Model> model)
@@ -55,14 +60,11 @@ class BoundStages {
     const Mat<const float> in = AsMatrix(h, "h"), part = AsMatrix(ple, "ple");
     CheckRows(in.rows);
     Require(in.cols == config().hidden_size, "h: not hidden_size wide");
-    Array out({in.rows, in.cols});
-    const Mat<float> stream = Out(out);
-    for (size_t m = 0; m < in.rows; ++m) {
-      std::copy_n(in.Row(m), in.cols, stream.Row(m));
-    }
-    Require(part.rows == stream.rows && part.cols == config().ple_len,
+    Require(part.rows == in.rows && part.cols == config().ple_len,
             "ple: not a row of the layer's part for each of h");
-    stages_.Layer(layer, part, stream);
+    Array out({in.rows, in.cols});
+    CopyRows(context_, in, Out(out));
+    stages_.Layer(layer, part, Out(out));
     return out;
   }
 

@@ -187,7 +187,7 @@ class Pass {
     if (w.v.data != nullptr) {
       Linear(a, w.v, v);
     } else {  // values are the keys before their norm and rotation
-      memcpy(v.data, k.data, M * cols * sizeof(float));
+      CopyRows(context_, k, v);
     }
     if (c_.family->value_norm) {
       RmsNormHeads(context_, v, layer.num_kv_heads, {}, c_.norm_eps);
@@ -310,12 +310,6 @@ class Pass {
   RopeTurns turns_sliding_, turns_full_;
 };
 
-void CopyRows(Mat<const float> x, Mat<float> y) {
-  for (size_t m = 0; m < x.rows; ++m) {
-    memcpy(y.Row(m), x.Row(m), x.cols * sizeof(float));
-  }
-}
-
 }  // namespace
 
 void Workspace::FitTo(size_t num_tokens) {
@@ -334,13 +328,14 @@ void RunChunk(const Context& context, const Model& model,
 void Stages::Inputs(std::span<const int32_t> ids, Mat<float> h, Mat<float> ple) const {
   const Pass pass(context_, model_, kv_, workspace_, ids.size(), 0);
   pass.Inputs(ids, h);
-  if (ple.cols != 0) CopyRows(pass.Ple(), ple);
+  if (ple.cols != 0) CopyRows(context_, pass.Ple(), ple);
 }
 
 void Stages::Layer(size_t layer, Mat<const float> ple, Mat<float> h) const {
   const Pass pass(context_, model_, kv_, workspace_, h.rows, 0);
   const Mat<float> all = pass.Ple();
-  CopyRows(ple, Mat<float>(all.data + layer * ple.cols, ple.rows, ple.cols, all.ld));
+  CopyRows(context_, ple,
+           Mat<float>(all.data + layer * ple.cols, ple.rows, ple.cols, all.ld));
   pass.Layer(layer, h);
 }
 

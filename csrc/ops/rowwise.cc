@@ -4,6 +4,8 @@
 
 #include <math.h>
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "kernels/activation.h"
 #include "kernels/rms_norm.h"
@@ -90,6 +92,13 @@ void GeluMul(const Context& context, Mat<const float> gate, Mat<const float> up,
           "gelu_mul: gate, up and out differ in shape");
   ForEachRow(context, gate.rows, gate.cols,
              [&](size_t m) { GeluMul(gate.Row(m), up.Row(m), gate.cols, y.Row(m)); });
+}
+
+void CopyRows(const Context& context, Mat<const float> x, Mat<float> y) {
+  Require(x.rows == y.rows && x.cols == y.cols, "copy: x and y differ in shape");
+  if (x.data == y.data) return;
+  ForEachRow(context, x.rows, x.cols,
+             [&](size_t m) { std::copy_n(x.Row(m), x.cols, y.Row(m)); });
 }
 
 void AddRows(const Context& context, Mat<const float> x, Mat<float> y) {

@@ -51,6 +51,9 @@ void Rope(const Context& context, Mat<float> x, size_t heads, const RopeTurns& t
 void GeluMul(const Context& context, Mat<const float> gate, Mat<const float> up,
              Mat<float> y);
 
+// y = x; y may be x.
+void CopyRows(const Context& context, Mat<const float> x, Mat<float> y);
+
 // y += x
 void AddRows(const Context& context, Mat<const float> x, Mat<float> y);
 
