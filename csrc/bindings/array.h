@@ -8,7 +8,6 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
-
 #include <stddef.h>
 #include <stdint.h>
 

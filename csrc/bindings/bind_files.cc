@@ -3,6 +3,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <stddef.h>
+#include <stdint.h>
 
 #include <algorithm>
 #include <iterator>
@@ -11,6 +13,8 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -18,9 +22,13 @@
 #include "bindings/array.h"
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
+#include "formats/format.h"
 #include "io/gguf.h"
 #include "io/json.h"
+#include "io/limits.h"
+#include "io/mmap.h"
 #include "io/safetensors.h"
+#include "io/tensor.h"
 #include "model/tokenizer.h"
 #include "runtime/topology.h"
 
@@ -186,71 +194,69 @@ void ReadTensor(const File& file, size_t index, uint64_t begin, py::array& out,
   in.Read({t.data + begin, to.size()}, data, once ? Caching::kNone : Caching::kAsUsual);
 }
 
+py::list Tensors(const File& file) {
+  py::list tensors;
+  for (const TensorView& t : file.tensors) tensors.append(Describe(t));
+  return tensors;
+}
+
+py::list Paths(const File& file) {
+  py::list paths;
+  for (const auto& f : file.files) paths.append(FsText(f->path()));
+  return paths;
+}
+
+uint64_t FileBytes(const File& file) {
+  uint64_t bytes = 0;
+  for (const auto& f : file.files) bytes += f->bytes().size();
+  return bytes;
+}
+
+using Limits = std::map<std::string, uint64_t>;
+
+std::shared_ptr<File> OpenGgufAs(const std::string& path, const std::string& load,
+                                 const Limits& limits) {
+  const GgufLimits allowed = AsLimits(limits).gguf;
+  const Reading reading = ReadingAs(load);
+  const GilRelease nogil;
+  GgufFile g = OpenGguf(path, allowed, reading);
+  return std::make_shared<File>(File{.files = std::move(g.files),
+                                     .tensors = std::move(g.tensors),
+                                     .warnings = std::move(g.warnings),
+                                     .gguf = std::move(g.metadata),
+                                     .safetensors = {}});
+}
+
+std::shared_ptr<File> OpenSafetensorsAs(const std::string& path,
+                                        const std::string& load, const Limits& limits) {
+  const SafetensorsLimits allowed = AsLimits(limits).safetensors;
+  const Reading reading = ReadingAs(load);
+  const GilRelease nogil;
+  SafetensorsFile s = OpenSafetensors(path, allowed, reading);
+  return std::make_shared<File>(File{.files = std::move(s.files),
+                                     .tensors = std::move(s.tensors),
+                                     .warnings = std::move(s.warnings),
+                                     .gguf = {},
+                                     .safetensors = std::move(s.metadata)});
+}
+
 void BindFile(py::module_& m) {
   py::class_<File, std::shared_ptr<File>>(m, "File")
-      .def_property_readonly("tensors",
-                             [](const File& file) {
-                               py::list tensors;
-                               for (const TensorView& t : file.tensors) {
-                                 tensors.append(Describe(t));
-                               }
-                               return tensors;
-                             })
+      .def_property_readonly("tensors", &Tensors)
       .def_property_readonly("metadata", &Metadata)
       .def_property_readonly("rendered_metadata", &Rendered)
       .def_property_readonly("warnings", [](const File& f) { return f.warnings; })
-      .def_property_readonly("paths",
-                             [](const File& f) {
-                               py::list paths;
-                               for (const auto& file : f.files) {
-                                 paths.append(FsText(file->path()));
-                               }
-                               return paths;
-                             })
-      .def_property_readonly("file_bytes",
-                             [](const File& f) {
-                               uint64_t bytes = 0;
-                               for (const auto& file : f.files) {
-                                 bytes += file->bytes().size();
-                               }
-                               return bytes;
-                             })
+      .def_property_readonly("paths", &Paths)
+      .def_property_readonly("file_bytes", &FileBytes)
       .def("tensor_bytes", &TensorBytes, py::arg("index"))
       .def("read", &ReadTensor, py::arg("index"), py::arg("begin"), py::arg("out"),
            py::arg("once"));
-  m.def(
-      "open_gguf",
-      [](const std::string& path, const std::string& load,
-         const std::map<std::string, uint64_t>& limits) {
-        const GgufLimits allowed = AsLimits(limits).gguf;
-        const Reading reading = ReadingAs(load);
-        const GilRelease nogil;
-        GgufFile g = OpenGguf(path, allowed, reading);
-        return std::make_shared<File>(File{.files = std::move(g.files),
-                                           .tensors = std::move(g.tensors),
-                                           .warnings = std::move(g.warnings),
-                                           .gguf = std::move(g.metadata),
-                                           .safetensors = {}});
-      },
-      py::arg("path"), py::arg("load"), py::arg("limits"));
+  m.def("open_gguf", &OpenGgufAs, py::arg("path"), py::arg("load"), py::arg("limits"));
   m.def(
       "whole_of", [](const std::string& path) { return FsText(WholeOf(path)); },
       py::arg("path"));
-  m.def(
-      "open_safetensors",
-      [](const std::string& path, const std::string& load,
-         const std::map<std::string, uint64_t>& limits) {
-        const SafetensorsLimits allowed = AsLimits(limits).safetensors;
-        const Reading reading = ReadingAs(load);
-        const GilRelease nogil;
-        SafetensorsFile s = OpenSafetensors(path, allowed, reading);
-        return std::make_shared<File>(File{.files = std::move(s.files),
-                                           .tensors = std::move(s.tensors),
-                                           .warnings = std::move(s.warnings),
-                                           .gguf = {},
-                                           .safetensors = std::move(s.metadata)});
-      },
-      py::arg("path"), py::arg("load"), py::arg("limits"));
+  m.def("open_safetensors", &OpenSafetensorsAs, py::arg("path"), py::arg("load"),
+        py::arg("limits"));
 }
 
 std::shared_ptr<Tokenizer> TokenizerFromJson(const std::string& path) {

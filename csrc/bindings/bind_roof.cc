@@ -2,12 +2,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
-
+#include <stddef.h>
+#include <stdint.h>
 #include <string.h>
 
 #include <algorithm>
-#include <memory>
 #include <span>
+#include <utility>
 
 #include "bindings/array.h"
 #include "bindings/bindings.h"

@@ -5,7 +5,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
-
 #include <stddef.h>
 #include <stdint.h>
 
