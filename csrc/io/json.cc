@@ -32,13 +32,6 @@ constexpr bool IsSpace(char c) {
 }
 constexpr bool IsDigit(char c) { return c >= '0' && c <= '9'; }
 
-constexpr int HexDigit(char c) {
-  if (IsDigit(c)) return c - '0';
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-  return -1;
-}
-
 void AppendUtf8(uint32_t c, std::string& out) {
   const auto put = [&out](uint32_t byte) { out += static_cast<char>(byte); };
   if (c < 0x80) return put(c);
@@ -353,12 +346,12 @@ void Parser::Escape(std::string& out) {
 }
 
 uint32_t Parser::Hex4() {
+  const std::string_view digits = text_.substr(pos_, 4);
   uint32_t code = 0;
-  for (int i = 0; i < 4; ++i, ++pos_) {
-    const int digit = HexDigit(Peek());
-    if (digit < 0) Fail(pos_, "four hexadecimal digits");
-    code = code << 4 | static_cast<uint32_t>(digit);
-  }
+  const char* const begin = digits.data();
+  const char* const end = std::from_chars(begin, begin + digits.size(), code, 16).ptr;
+  pos_ += static_cast<size_t>(end - begin);
+  if (end - begin != 4) Fail(pos_, "four hexadecimal digits");
   return code;
 }
 
