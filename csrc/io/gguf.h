@@ -59,8 +59,6 @@ struct GgufFile {
   std::vector<std::string> warnings;
 
   const TensorView* FindTensor(std::string_view name) const;  // null if absent
-  // Throws Error of class kFileChanged if a file was changed in place since.
-  void CheckUnchanged() const;
 
   std::vector<uint32_t> by_name;  // indices of `tensors`, sorted by name
 };

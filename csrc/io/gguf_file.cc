@@ -172,8 +172,4 @@ const TensorView* GgufFile::FindTensor(std::string_view name) const {
   return &tensors[*it];
 }
 
-void GgufFile::CheckUnchanged() const {
-  for (const auto& file : files) file->CheckUnchanged();
-}
-
 }  // namespace halfbyte

@@ -87,7 +87,6 @@ void SetKvSources(ModelConfig& c, size_t num_shared, const std::string& key) {
   for (size_t l = 0; l < c.layers.size(); ++l) {
     size_t source = l;
     while (source >= first || c.layers[source].sliding != c.layers[l].sliding) {
-      if (l < first) break;
       if (source == 0) {
         BadHparam(key, std::to_string(num_shared),
                   "an earlier layer of each kind to share from");
