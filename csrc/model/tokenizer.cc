@@ -3,9 +3,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/tokenizer.h"
 
+#include <stddef.h>
+#include <stdint.h>
+
 #include <algorithm>
+#include <charconv>
 #include <cmath>
+#include <functional>
 #include <optional>
+#include <utility>
 
 #include "base/error.h"
 #include "base/utf8.h"
@@ -15,24 +21,11 @@
 namespace halfbyte {
 namespace {
 
-// How vocabularies write a space.
-constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581
-
 // Merging works with 32-bit positions, and escaping triples a space.
 constexpr size_t kMaxTextBytes = size_t{1} << 30;
 
 // Symbols from which on the candidates outgrow the cache.
 constexpr size_t kLongSegment = size_t{1} << 16;
-
-// GGUF's numbers for the types of tokens.
-enum : int32_t {
-  kNormalType = 1,
-  kUnknownType = 2,
-  kControlType = 3,
-  kUserDefinedType = 4,
-  kUnusedType = 5,
-  kByteType = 6,
-};
 
 // Control tokens that end an answer. A model's own list is added to these.
 constexpr std::string_view kEogTokens[] = {"<eos>", "<end_of_turn>", "<turn|>",
@@ -92,19 +85,12 @@ const TokenizerData& Checked(const TokenizerData& data) {
   return data;
 }
 
-int HexDigit(char c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  return -1;
-}
-
 // The byte that a token stands for, or -1. The spelling is exact: <0xE9>.
 int ByteOf(std::string_view token) {
   if (token.size() != 6 || !token.starts_with("<0x") || token[5] != '>') return -1;
-  const int high = HexDigit(token[3]);
-  const int low = HexDigit(token[4]);
-  return high < 0 || low < 0 ? -1 : 16 * high + low;
+  const char *const begin = &token[3], *const end = &token[5];
+  uint8_t byte = 0;
+  return std::from_chars(begin, end, byte, 16).ptr == end ? byte : -1;
 }
 
 // Tokens that frame turns, thoughts and tool calls. Some files call them user-defined,
@@ -466,11 +452,6 @@ std::string_view Tokenizer::Piece(int32_t id) const {
 bool Tokenizer::IsControl(int32_t id) const {
   CheckId(id, 0);
   return RoleOf(id) == Role::kControl;
-}
-
-bool Tokenizer::IsByte(int32_t id) const {
-  CheckId(id, 0);
-  return RoleOf(id) == Role::kByte;
 }
 
 bool Tokenizer::IsEog(int32_t id) const {

@@ -27,6 +27,19 @@ struct GgufFile;
 class GgufMetadata;
 class JsonValue;
 
+// How vocabularies write a space.
+inline constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581
+
+// GGUF's numbers for the types of tokens.
+enum TokenType : int32_t {
+  kNormalType = 1,
+  kUnknownType = 2,
+  kControlType = 3,
+  kUserDefinedType = 4,
+  kUnusedType = 5,
+  kByteType = 6,
+};
+
 // A vocabulary as any file spells it. The views borrow from that file: they are read
 // while a Tokenizer is made and not kept.
 struct TokenizerData {
@@ -35,7 +48,7 @@ struct TokenizerData {
   Kind kind = Kind::kMergeRank;
   std::vector<std::string_view> tokens;  // by id
   std::vector<float> scores;             // by id; needed by kScore
-  std::vector<int32_t> types;            // by id, GGUF's numbers; empty: by spelling
+  std::vector<int32_t> types;            // by id, a TokenType; empty: by spelling
   std::vector<std::pair<std::string_view, std::string_view>> merges;  // best first
   int32_t bos = -1, eos = -1, unk = -1, pad = -1;                     // -1: none
   std::vector<int32_t> eog;       // ids that end a generation, besides `eos`
@@ -74,12 +87,10 @@ class Tokenizer {
   // The spelling of a token, as in the vocabulary. Throws TOK_ID_RANGE.
   std::string_view Piece(int32_t id) const;
   bool IsControl(int32_t id) const;
-  bool IsByte(int32_t id) const;
   // Whether generation ends with this token.
   bool IsEog(int32_t id) const;
 
   size_t num_tokens() const { return table_.num_tokens(); }
-  TokenizerData::Kind kind() const { return kind_; }
   int32_t bos() const { return bos_; }
   int32_t eos() const { return eos_; }
   int32_t unk() const { return unk_; }

@@ -1,18 +1,21 @@
 // csrc/model/tokenizer_json.cc
 // A tokenizer from Hugging Face's tokenizer.json and the files beside it.
 // SPDX-License-Identifier: Apache-2.0
+#include <stdint.h>
+
 #include <algorithm>
 #include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
 
 #include "base/error.h"
 #include "io/json.h"
-#include "io/limits.h"
 #include "model/tokenizer.h"
 
 namespace halfbyte {
 namespace {
-
-constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581
 
 [[noreturn]] void Fail(ErrorClass cls, const char* code, const char* subject,
                        const std::optional<JsonValue>& at, std::string found,
@@ -102,7 +105,7 @@ void CheckPipeline(const JsonValue& root, const std::optional<JsonValue>& model)
 }
 
 // Puts a spelling at its id. Of vocabulary and added tokens, both may name one.
-void Place(const JsonValue& id_value, std::string_view spelling, int32_t type,
+void Place(const JsonValue& id_value, std::string_view spelling, TokenType type,
            TokenizerData& data) {
   const uint64_t id = id_value.AsUint64();
   if (id >= data.tokens.size()) {
@@ -115,10 +118,6 @@ void Place(const JsonValue& id_value, std::string_view spelling, int32_t type,
   }
   data.tokens[id] = spelling;
   data.types[id] = type;
-}
-
-bool IsByteSpelling(std::string_view s) {
-  return s.size() == 6 && s.starts_with("<0x") && s[5] == '>';
 }
 
 void ReadTokens(const JsonValue& root, const JsonValue& model, TokenizerData& data) {
@@ -148,10 +147,9 @@ void ReadTokens(const JsonValue& root, const JsonValue& model, TokenizerData& da
 
   data.tokens.resize(num_tokens);
   data.types.resize(num_tokens);  // 0: nothing placed yet
-  const bool bytes = IsTrue(Get(model, "byte_fallback"));
-  for (const JsonMember& m : vocab->Members()) {
-    Place(m.value, m.key, bytes && IsByteSpelling(m.key) ? 6 : 1, data);
-  }
+  // Only what is spelled as a byte becomes one.
+  const TokenType type = IsTrue(Get(model, "byte_fallback")) ? kByteType : kNormalType;
+  for (const JsonMember& m : vocab->Members()) Place(m.value, m.key, type, data);
   if (added) {
     for (const JsonValue t : added->Elements()) {
       for (const char* option : {"lstrip", "rstrip", "single_word"}) {
@@ -160,7 +158,7 @@ void ReadTokens(const JsonValue& root, const JsonValue& model, TokenizerData& da
         }
       }
       Place(need(t, "id"), need(t, "content").AsString(),
-            IsTrue(Get(t, "special")) ? 3 : 4, data);
+            IsTrue(Get(t, "special")) ? kControlType : kUserDefinedType, data);
     }
   }
   const auto gap = std::find(data.types.begin(), data.types.end(), 0);
