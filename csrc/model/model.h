@@ -65,7 +65,7 @@ struct ModelOptions {
   std::optional<Format> quantize;
 };
 
-// How many tensors, and how many bytes, the text model has of one type.
+// How many tensors, and how many bytes, the files have of one type.
 struct TypeUse {
   std::string type;
   size_t tensors = 0;

@@ -71,7 +71,8 @@ class ThreadPool {
 // What an operation needs to know about where it runs.
 struct Context {
   size_t num_threads = 1;
-  ThreadPool::Poll poll;  // called at least every few tasks; may throw to cancel
+  // Called by the thread that waits, after each of its tasks; may throw to cancel.
+  ThreadPool::Poll poll;
 
   // Calls f(i) for every i in [0, n).
   template <class F>
