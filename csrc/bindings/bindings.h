@@ -6,6 +6,8 @@
 #define HALFBYTE_BINDINGS_BINDINGS_H_
 
 #include <pybind11/pybind11.h>
+#include <stddef.h>
+#include <stdint.h>
 
 #include <map>
 #include <memory>

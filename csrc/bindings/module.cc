@@ -2,10 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <stddef.h>
 
 #include <algorithm>
 #include <chrono>
-#include <string>
 
 #include "bindings/bindings.h"
 #include "bindings/gil.h"

@@ -2,7 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "io/gguf.h"
 
+#include <stddef.h>
+
 #include <algorithm>
+#include <bit>
 #include <string_view>
 #include <utility>
 

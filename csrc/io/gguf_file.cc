@@ -2,12 +2,17 @@
 // Opens a GGUF file by name, with its shards.
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
+#include <stddef.h>
+#include <stdint.h>
 #include <stdio.h>
 
 #include <algorithm>
 #include <iterator>
+#include <memory>
+#include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
 #include "io/gguf.h"

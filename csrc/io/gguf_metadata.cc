@@ -4,10 +4,10 @@
 
 #include <float.h>
 #include <math.h>
+#include <stddef.h>
 
 #include <algorithm>
 #include <charconv>
-#include <limits>
 #include <type_traits>
 
 #include "io/cursor.h"

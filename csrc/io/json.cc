@@ -7,6 +7,7 @@
 #include <charconv>
 #include <functional>
 #include <span>
+#include <system_error>
 #include <utility>
 
 #include "base/utf8.h"

@@ -3,9 +3,11 @@
 #include "io/safetensors.h"
 
 #include <errno.h>
+#include <stddef.h>
 
 #include <algorithm>
 #include <filesystem>
+#include <iterator>
 #include <numeric>
 #include <optional>
 #include <set>

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "io/sniff.h"
 
+#include <stddef.h>
+
 #include <algorithm>
 #include <string_view>
 

@@ -3,10 +3,13 @@
 #include "model/config.h"
 
 #include <math.h>
+#include <stdint.h>
 
 #include <charconv>
 #include <optional>
+#include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include "base/error.h"

@@ -6,9 +6,7 @@
 #define HALFBYTE_MODEL_CONFIG_H_
 
 #include <stddef.h>
-#include <stdint.h>
 
-#include <string>
 #include <vector>
 
 #include "io/gguf.h"

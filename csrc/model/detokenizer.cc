@@ -1,6 +1,12 @@
 // csrc/model/detokenizer.cc
 // Streamed decoding: no piece of text ends inside a character.
 // SPDX-License-Identifier: Apache-2.0
+#include <stddef.h>
+#include <stdint.h>
+
+#include <string>
+#include <string_view>
+
 #include "base/utf8.h"
 #include "model/tokenizer.h"
 

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <numeric>
-#include <utility>
 
 #include "kernels/activation.h"
 #include "kernels/softmax.h"

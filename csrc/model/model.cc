@@ -2,11 +2,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/model.h"
 
-#include <math.h>
+#include <stdio.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <set>
 #include <string_view>
+#include <system_error>
 
 #include "base/error.h"
 #include "io/json.h"

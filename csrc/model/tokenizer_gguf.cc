@@ -1,6 +1,12 @@
 // csrc/model/tokenizer_gguf.cc
 // A tokenizer from the tokenizer.* keys of a GGUF file.
 // SPDX-License-Identifier: Apache-2.0
+#include <stddef.h>
+#include <stdint.h>
+
+#include <string>
+#include <string_view>
+
 #include "base/error.h"
 #include "io/gguf.h"
 #include "model/tokenizer.h"

@@ -1,6 +1,7 @@
 // csrc/model/tokenizer_json.cc
 // A tokenizer from Hugging Face's tokenizer.json and the files beside it.
 // SPDX-License-Identifier: Apache-2.0
+#include <stddef.h>
 #include <stdint.h>
 
 #include <algorithm>

@@ -6,7 +6,6 @@
 #define HALFBYTE_MODEL_WEIGHTS_H_
 
 #include <stddef.h>
-#include <stdint.h>
 
 #include <span>
 #include <string>

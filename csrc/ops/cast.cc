@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/cast.h"
 
+#include <stddef.h>
+
 #include "base/error.h"
 #include "kernels/convert.h"
 #include "ops/rows.h"

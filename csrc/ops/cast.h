@@ -5,7 +5,6 @@
 #ifndef HALFBYTE_OPS_CAST_H_
 #define HALFBYTE_OPS_CAST_H_
 
-#include <stddef.h>
 #include <stdint.h>
 
 #include "base/view.h"

@@ -10,6 +10,7 @@
 #if HALFBYTE_HAVE_ONEDNN
 #include <dlfcn.h>
 #include <pthread.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 

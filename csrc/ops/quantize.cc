@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/quantize.h"
 
+#include <stddef.h>
 #include <stdio.h>
 
 #include <cmath>

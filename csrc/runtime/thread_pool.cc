@@ -6,6 +6,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
