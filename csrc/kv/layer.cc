@@ -9,9 +9,16 @@
 #include "base/error.h"
 #include "kernels/convert.h"
 #include "ops/attention.h"
+#include "ops/rows.h"
 
 namespace halfbyte {
 namespace {
+
+size_t ElementBytes(const KvLayerShape& s) { return s.type == KvType::kF16 ? 2 : 4; }
+
+size_t PageBytesOf(const KvLayerShape& s) {
+  return 2 * s.num_heads * KvLayer::kPageLen * s.head_dim * ElementBytes(s);
+}
 
 // Pages that hold everything a window sees from any position of an append, wherever the
 // page boundaries fall.
@@ -31,23 +38,19 @@ KvLayer::KvLayer(const KvLayer& other)
     : shape_(other.shape_), pages_(other.pages_.size()), written_(other.written_) {
   for (size_t page = 0; page < pages_.size(); ++page) {
     if (!other.pages_[page]) continue;
-    pages_[page] = std::make_unique_for_overwrite<uint8_t[]>(PageBytes());
-    memcpy(pages_[page].get(), other.pages_[page].get(), PageBytes());
+    pages_[page] = std::make_unique_for_overwrite<uint8_t[]>(PageBytesOf(shape_));
+    memcpy(pages_[page].get(), other.pages_[page].get(), PageBytesOf(shape_));
   }
-}
-
-size_t KvLayer::PageBytes() const {
-  return 2 * shape_.num_heads * kPageLen * shape_.head_dim * ElementBytes();
 }
 
 uint8_t* KvLayer::At(size_t head, size_t position) const {
   uint8_t* page = pages_[position / kPageLen % pages_.size()].get();
   const size_t row = head * kPageLen + position % kPageLen;
-  return page + row * shape_.head_dim * ElementBytes();
+  return page + row * shape_.head_dim * ElementBytes(shape_);
 }
 
 void KvLayer::Store(size_t position, const float* k, const float* v) {
-  const size_t dim = shape_.head_dim, values = PageBytes() / 2;
+  const size_t dim = shape_.head_dim, values = PageBytesOf(shape_) / 2;
   for (size_t h = 0; h < shape_.num_heads; ++h) {
     uint8_t* to = At(h, position);
     if (shape_.type == KvType::kF16) {
@@ -69,12 +72,10 @@ void KvLayer::Append(const Context& context, size_t position, Mat<const float> k
   for (size_t page = position / kPageLen; page * kPageLen < end; ++page) {
     auto& p = pages_[page % pages_.size()];
     // Not zeroed: every position is written before it is read.
-    if (!p) p = std::make_unique_for_overwrite<uint8_t[]>(PageBytes());
+    if (!p) p = std::make_unique_for_overwrite<uint8_t[]>(PageBytesOf(shape_));
   }
-  context.ParallelFor((k.rows + 15) / 16, [&](size_t task) {
-    const size_t stop = std::min(k.rows, (task + 1) * 16);
-    for (size_t m = task * 16; m < stop; ++m) Store(position + m, k.Row(m), v.Row(m));
-  });
+  ForEachRow(context, k.rows, k.cols,
+             [&](size_t m) { Store(position + m, k.Row(m), v.Row(m)); });
   written_ = std::max(written_, end);
 }
 
@@ -94,19 +95,18 @@ bool KvLayer::CanResumeAt(size_t length) const {
 uint64_t KvLayer::allocated_bytes() const {
   const auto num = std::count_if(pages_.begin(), pages_.end(),
                                  [](const auto& page) { return page != nullptr; });
-  return static_cast<uint64_t>(num) * PageBytes();
+  return static_cast<uint64_t>(num) * PageBytesOf(shape_);
 }
 
 uint64_t KvLayer::BytesFor(const KvLayerShape& shape, size_t positions) {
   const size_t pages = std::min(NumPages(shape), (positions + kPageLen - 1) / kPageLen);
-  const size_t element = shape.type == KvType::kF16 ? 2 : 4;
-  return uint64_t{pages} * 2 * shape.num_heads * kPageLen * shape.head_dim * element;
+  return uint64_t{pages} * PageBytesOf(shape);
 }
 
 void KvLayer::Spans(size_t head, size_t begin, size_t end,
                     std::vector<KvSpan>& out) const {
   out.clear();
-  const size_t values = PageBytes() / 2;
+  const size_t values = PageBytesOf(shape_) / 2;
   while (begin < end) {
     const size_t stop = std::min(end, (begin / kPageLen + 1) * kPageLen);
     const uint8_t* k = At(head, begin);

@@ -64,9 +64,7 @@ class KvLayer {
   void Spans(size_t head, size_t begin, size_t end, std::vector<KvSpan>& out) const;
 
  private:
-  size_t ElementBytes() const { return shape_.type == KvType::kF16 ? 2 : 4; }
-  size_t PageBytes() const;
-  // Keys of `head` at `position`; the values follow PageBytes() / 2 later.
+  // Keys of `head` at `position`; the values follow half a page later.
   uint8_t* At(size_t head, size_t position) const;
   void Store(size_t position, const float* k, const float* v);
 
