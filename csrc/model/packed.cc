@@ -32,9 +32,6 @@ constexpr CodeLayout kWords[] = {{2, Format::kW2, "I32", 32},
                                  {8, Format::kW8, "I32", 32, Stored::kApart}};
 constexpr CodeLayout kSignedBytes[] = {{8, Format::kW8, "I8", 8}};
 
-// Sums of 255 * 128 stay below 2^31: the limit of the products.
-constexpr size_t kMaxK = 65536;
-
 }  // namespace
 
 bool PackedLoader::IsNamed(const std::string& module) const {
@@ -105,10 +102,10 @@ WeightView PackedLoader::Rows(const std::string& module, size_t N, size_t K) {
   const char* bytes = IsEmbedding(module) ? ".embedding_quantized" : ".weight";
   WeightView w = Bytes(module + bytes, module, {N}, K);
   if (w.data == nullptr || !HasRowScale(w.format)) return w;
-  if (K > kMaxK) {
+  if (K > kMaxRowScaledK) {
     checkpoint_.Problem("MODEL_SHAPE", module + bytes,
                         std::to_string(K) + " weights a row",
-                        "at most " + std::to_string(kMaxK));
+                        "at most " + std::to_string(kMaxRowScaledK));
     return {};
   }
   w.row_scale = Scales(ScaleName(module), {N, 1});
@@ -190,9 +187,10 @@ WeightView PackedLoader::CodesIn(const std::string& name,
                           "a width that quantization_config in config.json names");
       return {};
     }
-    if (K % InfoOf(layout.format).block_len != 0 || K > kMaxK) {
-      checkpoint_.Problem("MODEL_SHAPE", name, std::to_string(K) + " weights a row",
-                          "a multiple of 32, at most " + std::to_string(kMaxK));
+    if (K % InfoOf(layout.format).block_len != 0 || K > kMaxRowScaledK) {
+      checkpoint_.Problem(
+          "MODEL_SHAPE", name, std::to_string(K) + " weights a row",
+          "a multiple of 32, at most " + std::to_string(kMaxRowScaledK));
       return {};
     }
     return {.format = layout.format,

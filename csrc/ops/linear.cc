@@ -314,9 +314,9 @@ const LinearInput::Rows8& LinearInput::I8(float step) {
 
 namespace {
 
-// Sums of 255 * 128 must stay below 2^31.
 void CheckChannels(const WeightView& w) {
-  Require(w.K <= 65536, "linear: K above 65536 for a format with one scale a row");
+  Require(w.K <= kMaxRowScaledK,
+          "linear: K above 65536 for a format with one scale a row");
   Require(w.row_scale != nullptr || w.N == 0, "linear: w has no row scales");
 }
 

@@ -61,6 +61,8 @@ struct WeightView {
 
 // Whether weights of `format` take a row_scale.
 bool HasRowScale(Format format);
+// The longest row of these: sums of 255 * 128 stay below 2^31.
+inline constexpr size_t kMaxRowScaledK = 65536;
 
 // Writes w.packed_bytes() bytes of panels, aligned to 64. Changes no value.
 void PackPanels(const Context& context, const WeightView& w, uint8_t* panels);
