@@ -9,7 +9,6 @@
 #include <stdint.h>
 
 #include <memory>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -38,12 +37,9 @@ Mat<float> Out(Array& a) {
 class BoundStages {
  public:
   explicit BoundStages(std::shared_ptr<const Model> model)
-      : model_(std::move(model)), stages_(context_, *model_, kv_, workspace_) {
-    for (size_t l = 0; l < config().layers.size(); ++l) {
-      kv_.emplace_back();
-      if (config().OwnsKv(l)) kv_.back().emplace(model_->KvShape(l));
-    }
-  }
+      : model_(std::move(model)),
+        kv_(MakeKv(*model_)),
+        stages_(context_, *model_, kv_, workspace_) {}
 
   py::tuple Inputs(const py::array& ids) {
     const std::vector<int32_t> tokens = AsIds(ids, "ids", config().vocab_size);
@@ -115,7 +111,7 @@ class BoundStages {
 
   const std::shared_ptr<const Model> model_;
   const Context context_;
-  std::vector<std::optional<KvLayer>> kv_;
+  KvLayers kv_;
   Workspace workspace_;
   const Stages stages_;
 };

@@ -27,9 +27,8 @@ float InverseRoot(size_t n) {
 // One pass. M tokens, H hidden_size, D head_dim of the layer, P ple_len, F ffn_len.
 class Pass {
  public:
-  Pass(const Context& context, const Model& model,
-       std::vector<std::optional<KvLayer>>& kv, Workspace& workspace, size_t num_tokens,
-       size_t position)
+  Pass(const Context& context, const Model& model, KvLayers& kv, Workspace& workspace,
+       size_t num_tokens, size_t position)
       : context_(context),
         model_(model),
         c_(model.config()),
@@ -302,7 +301,7 @@ class Pass {
   const Context& context_;
   const Model& model_;
   const ModelConfig& c_;
-  std::vector<std::optional<KvLayer>>& kv_;
+  KvLayers& kv_;
   Workspace& ws_;
   const size_t num_tokens_, position_;
   size_t first_row_ = 0;  // of the tokens that are still in the stream
@@ -311,15 +310,23 @@ class Pass {
 
 }  // namespace
 
+KvLayers MakeKv(const Model& model) {
+  KvLayers kv(model.config().layers.size());
+  for (size_t l = 0; l < kv.size(); ++l) {
+    if (model.config().OwnsKv(l)) kv[l].emplace(model.KvShape(l));
+  }
+  return kv;
+}
+
 void Workspace::FitTo(size_t num_tokens) {
   constexpr size_t kFewer = 16;
   if (num_tokens * kFewer <= most_tokens) *this = {};
   most_tokens = std::max(most_tokens, num_tokens);
 }
 
-void RunChunk(const Context& context, const Model& model,
-              std::vector<std::optional<KvLayer>>& kv, Workspace& workspace,
-              std::span<const int32_t> ids, size_t position, Mat<float> logits) {
+void RunChunk(const Context& context, const Model& model, KvLayers& kv,
+              Workspace& workspace, std::span<const int32_t> ids, size_t position,
+              Mat<float> logits) {
   workspace.FitTo(ids.size());
   Pass(context, model, kv, workspace, ids.size(), position).Run(ids, logits);
 }

@@ -21,6 +21,11 @@
 
 namespace halfbyte {
 
+// By layer; none for those that share another layer's.
+using KvLayers = std::vector<std::optional<KvLayer>>;
+
+KvLayers MakeKv(const Model& model);
+
 // Memory for intermediate results, kept from pass to pass. Of its own: what is let go
 // of goes back to the system, not into a heap with holes.
 class Buffer {
@@ -50,16 +55,15 @@ struct Workspace {
 
 // Runs `ids` (at most Model::kChunk) at positions position, position + 1, … Their keys
 // and values are added to `kv`; the last logits.rows of them get logits.
-void RunChunk(const Context& context, const Model& model,
-              std::vector<std::optional<KvLayer>>& kv, Workspace& workspace,
-              std::span<const int32_t> ids, size_t position, Mat<float> logits);
+void RunChunk(const Context& context, const Model& model, KvLayers& kv,
+              Workspace& workspace, std::span<const int32_t> ids, size_t position,
+              Mat<float> logits);
 
 // The stages of RunChunk one at a time, for those who compare them with somebody
 // else's. Rows of `h`, hidden_size wide, are the positions from 0 on.
 class Stages {
  public:
-  Stages(const Context& context, const Model& model,
-         std::vector<std::optional<KvLayer>>& kv, Workspace& workspace)
+  Stages(const Context& context, const Model& model, KvLayers& kv, Workspace& workspace)
       : context_(context), model_(model), kv_(kv), workspace_(workspace) {}
 
   // The stream before the first layer, and what the layers add for the tokens
@@ -73,7 +77,7 @@ class Stages {
  private:
   const Context& context_;
   const Model& model_;
-  std::vector<std::optional<KvLayer>>& kv_;
+  KvLayers& kv_;
   Workspace& workspace_;
 };
 

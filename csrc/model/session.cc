@@ -10,13 +10,8 @@
 
 namespace halfbyte {
 
-Session::Session(std::shared_ptr<const Model> model) : model_(std::move(model)) {
-  const size_t num_layers = model_->config().layers.size();
-  kv_.resize(num_layers);
-  for (size_t l = 0; l < num_layers; ++l) {
-    if (model_->config().OwnsKv(l)) kv_[l].emplace(model_->KvShape(l));
-  }
-}
+Session::Session(std::shared_ptr<const Model> model)
+    : model_(std::move(model)), kv_(MakeKv(*model_)) {}
 
 Session::Session(const Session& other)
     : model_(other.model_), tokens_(other.tokens_), kv_(other.kv_) {}

@@ -9,7 +9,6 @@
 #include <stdint.h>
 
 #include <memory>
-#include <optional>
 #include <span>
 #include <vector>
 
@@ -48,7 +47,7 @@ class Session {
 
   std::shared_ptr<const Model> model_;
   std::vector<int32_t> tokens_;
-  std::vector<std::optional<KvLayer>> kv_;  // by layer; owning layers only
+  KvLayers kv_;
   Workspace workspace_;
 };
 
