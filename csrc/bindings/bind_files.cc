@@ -70,7 +70,8 @@ FileLimits AsLimits(const std::map<std::string, uint64_t>& limits) {
     if (known == std::end(kKnown)) {
       std::string names;
       for (const NamedLimit& limit : kKnown) {
-        names += (names.empty() ? "" : ", ") + std::string(limit.name);
+        names += names.empty() ? "" : ", ";
+        names += limit.name;
       }
       throw Error(ErrorClass::kValue,
                   "limits: found '" + Escape(name) + "'; expected some of " + names);

@@ -173,7 +173,8 @@ Format FormatToRoundTo(const std::string& name) {
     if (info.block_len == 1 || KernelsFor(info.format).encode_row_ref == nullptr)
       continue;
     if (name == info.stem) return info.format;
-    known += (known.empty() ? "" : ", ") + std::string(info.stem);
+    known += known.empty() ? "" : ", ";
+    known += info.stem;
   }
   throw Error(ErrorClass::kValue,
               "quantize: found '" + Escape(name) + "'; expected one of " + known);

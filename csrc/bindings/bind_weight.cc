@@ -37,7 +37,8 @@ const FormatInfo& FormatNamed(std::string_view name) {
   if (const FormatInfo* info = FindFormatNamed(name)) return *info;
   std::string known;
   for (const FormatInfo& info : kFormats) {
-    known += (known.empty() ? "" : ", ") + std::string(info.stem);
+    known += known.empty() ? "" : ", ";
+    known += info.stem;
   }
   throw Error(ErrorClass::kValue,
               "format: found '" + Escape(name) + "'; expected one of " + known);

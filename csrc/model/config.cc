@@ -38,7 +38,8 @@ const Family& FamilyNamed(std::string_view architecture, const std::string& path
   std::string known;
   for (const Family& family : kFamilies) {
     if (architecture == family.name) return family;
-    known += (known.empty() ? "" : ", ") + std::string(family.name);
+    known += known.empty() ? "" : ", ";
+    known += family.name;
   }
   ErrorInfo info;
   info.path = path;

@@ -138,8 +138,6 @@ Q = f"{mobile.ROOT}layers.1.self_attn.q_proj."
     [
         Q + "weight",
         Q + "weight_scale",
-        Q + "input_activation_scale",
-        Q + "output_activation_scale",
         mobile.ROOT + "embed_tokens.embedding_quantized",
         f"{mobile.ROOT}{mobile.PLE}.embedding_scale",
     ],
@@ -151,6 +149,20 @@ def test_mobile_without_a_tensor_is_refused(part: str, tmp_path: Path) -> None:
     ) as caught:
         load(folder)
     assert (caught.value.tensor, caught.value.code) == (part, "MODEL_MISSING_TENSOR")
+
+
+def test_mobile_layers_without_steps_do_not_round(tmp_path: Path) -> None:
+    sides = [Q + f"{side}_activation_scale" for side in ("input", "output")]
+    without = dict.fromkeys(sides)
+    source = mobile.build("e4b")
+    bare = load(mobile.save(source, tmp_path / "bare", "e4b", replace=without))
+    zero = {name: torch.zeros(()) for name in sides}
+    zeros = load(mobile.save(source, tmp_path / "zeros", "e4b", replace=zero))
+    for model in (bare, zeros):
+        layer = model.get_submodule(Q.removesuffix("."))
+        assert float(layer.input_activation_scale) == 0
+        assert float(layer.output_activation_scale) == 0
+    assert torch.equal(bare(IDS).logits, zeros(IDS).logits)
 
 
 # ---- compressed-tensors

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -40,8 +41,9 @@ class _Packed:
             swap.as_it_comes(layer)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        # Before the other library can make something of memory that was not filled.
         layers = _packed_layers(model)
+        self._fill(layers)
+        # Before the other library can make something of memory that was not filled.
         swap.check_loaded(model, layers, "fetch it again, and load it whole")
         super()._process_model_after_weight_loading(model, **kwargs)  # type: ignore[misc]
         config: Any = self.quantization_config  # type: ignore[attr-defined]
@@ -49,6 +51,9 @@ class _Packed:
         if not getattr(config, "dequantize", False):
             accelerate(model, keep=False)
         return model
+
+    def _fill(self, layers: Mapping[str, nn.Module]) -> None:
+        """Fill what a checkpoint may lack."""
 
     def is_serializable(self, safe_serialization: bool | None = None) -> bool:  # noqa: ARG002
         """Not in the form that the config names: the checkpoint is there to be copied."""
@@ -61,6 +66,18 @@ def _packed_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 class _Mobile(_Packed):
+    def _fill(self, layers: Mapping[str, nn.Module]) -> None:
+        """A layer without steps was not calibrated, which is a step of 0.
+
+        So transformers says of its own layers, but gives them memory as it finds it.
+        """
+        for layer in layers.values():
+            for side in ("input", "output"):
+                step = getattr(layer, f"{side}_activation_scale", None)
+                if step is not None and not hasattr(step, "_is_hf_initialized"):
+                    step.zero_()
+                    step._is_hf_initialized = True
+
     def param_needs_quantization(
         self, model: Any, param_name: str, **kwargs: Any
     ) -> bool:
