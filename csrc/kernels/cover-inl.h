@@ -51,26 +51,27 @@ inline constexpr size_t kStreams = kTileRows == kPanelRows ? V : 1;
 // reads on in its own stream of weights.
 template <size_t T>
 struct FetchStream {
-  Core core = ThisCore();
+  bool eager = ThisCore() == kEagerCore;
 
   // Whether units of so few tokens are asked for on this core.
   template <class Fmt>
   HWY_INLINE bool Pays() const {
-    constexpr bool kZen = HWY_TARGET == HWY_AVX3_ZEN4;
     if (T >= kPrefetchTokens) return true;
     // Sub-scales lie apart from the codes, which a prefetcher does not follow when a
     // unit takes many instructions: one token of Q6_K took 1.4 times as long with AVX2,
     // twice as long on Zen 5.
     if (Fmt::kSubScales && kTileRows < kPanelRows) return true;
-    if (kZen && T == 1 && !Fmt::kSubScales) return false;
-    return core == (kZen ? Core::kZen5 : Core::kIntel);
+    if (HWY_TARGET == HWY_AVX3_ZEN4 && T == 1 && !Fmt::kSubScales) return false;
+    return eager;
   }
 
   template <class Fmt, size_t kUnitBytes, size_t V>
   HWY_INLINE void Unit(const uint8_t* const (&stream)[V]) const {
     if (!Pays<Fmt>()) return;
     HALFBYTE_UNROLL
-    for (size_t v = 0; v < kStreams<V>; ++v) PrefetchAhead<kUnitBytes>(stream[v], core);
+    for (size_t v = 0; v < kStreams<V>; ++v) {
+      PrefetchAhead<kUnitBytes>(stream[v], eager);
+    }
   }
 };
 

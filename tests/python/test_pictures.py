@@ -29,7 +29,7 @@ def test_the_chart_is_that_of_its_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After new figures: this command, with docs/pictures/peers.svg, and look at it."""
-    figures = DOCS.parent / "benchmarks" / "results" / "xeon-peers.json"
+    figures = DOCS.parent / "benchmarks" / "results" / "zen5-peers.json"
     words = ["--formats", "q4_0,w4,w2", "--tokens", "1,512"]
     monkeypatch.setattr(
         sys, "argv", ["chart", str(figures), str(tmp_path / "a.svg"), *words]
