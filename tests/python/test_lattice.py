@@ -61,6 +61,15 @@ def test_the_specified_group() -> None:
     assert found.weight.data[:2].tobytes() in (b"\x4c\x22", b"\x4d\x22")
 
 
+def test_bits_of_a_file_may_begin_anywhere() -> None:
+    bits = bf16(trained(1, 8, 64)[0]).astype(ml_dtypes.bfloat16).view(np.uint16)
+    odd = np.frombuffer(b"\0" + bits.tobytes(), np.uint16, offset=1)
+    odd = odd.reshape(bits.shape)
+    assert not odd.flags.aligned
+    got, want = lattice.recover_bits(odd), lattice.recover_bits(bits)
+    np.testing.assert_array_equal(got.weight.data, want.weight.data)
+
+
 @every_target
 @pytest.mark.parametrize("sign", [1, -1])
 def test_trained_levels_come_back(sign: int) -> None:

@@ -479,12 +479,42 @@ def test_gradients_in_16_bits_are_those_of_float32_rounded_once(
     same(got, want.to(dtype))
 
 
+# ---- tensors of files, which may begin anywhere
+
+
+def odd(x: Tensor) -> Tensor:
+    """`x` between two addresses of its type, as in a file with an odd header."""
+    data = bytearray(x.nbytes + 1)
+    return torch.frombuffer(data, dtype=x.dtype, offset=1).view(x.shape).copy_(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("fmt", ["q4_0", "w4"])
+def test_weights_may_begin_anywhere(fmt: str, dtype: torch.dtype) -> None:
+    x = torch.randn(N, 64).to(dtype)
+    for got, want in zip(quantize(odd(x), fmt), quantize(x, fmt), strict=True):
+        assert (got is None) == (want is None)
+        if got is not None:
+            same(got, want)
+
+
+@pytest.mark.parametrize("fmt", ["w8", "f32", "bf16"])
+def test_scales_biases_and_norms_may_begin_anywhere(fmt: str) -> None:
+    weight, bias, x = packed(fmt, k=64), torch.randn(N), torch.randn(2, 64)
+    moved = {
+        name: odd(part) if isinstance(part, Tensor) else part
+        for name, part in weight.items()
+    }
+    same(linear(x, **moved, bias=odd(bias)), linear(x, **weight, bias=bias))
+    factor = torch.randn(64)
+    same(rms_norm(x, odd(factor)), rms_norm(x, factor))
+
+
 # ---- what is refused
 
 K = 32
 GOOD = torch.ones(3, K)
-# Between two addresses of a float.
-ODD = torch.frombuffer(bytearray(4 * K + 1), dtype=torch.float32, offset=1).view(1, K)
+ODD = odd(torch.ones(1, K))
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = {
     "double": (
         lambda w: linear(GOOD.double(), **w),

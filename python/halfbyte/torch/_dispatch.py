@@ -17,6 +17,7 @@ from halfbyte.errors import ArgumentError, DTypeError, ShapeError
 __all__ = [
     "BYTES",
     "TYPES",
+    "aligned",
     "as_vector",
     "at_once",
     "check_float",
@@ -126,7 +127,12 @@ def check_vector(x: Tensor, name: str, size: int) -> None:
 def as_vector(x: Tensor, name: str, size: int) -> Tensor:
     """`x` as a contiguous float32 vector of `size` elements: itself if it is that."""
     check_vector(x, name, size)
-    return x.detach().float().contiguous()
+    return aligned(x.detach().float().contiguous())
+
+
+def aligned(x: Tensor) -> Tensor:
+    """`x`, or a copy: a file may have put it where no element of its type begins."""
+    return x.clone() if x.data_ptr() % x.element_size() else x
 
 
 def at_once(x: Tensor, weight: Tensor | None) -> bool:

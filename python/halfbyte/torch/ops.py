@@ -22,6 +22,7 @@ from halfbyte.formats import FormatInfo, format_info
 from halfbyte.torch._dispatch import (
     BYTES,
     TYPES,
+    aligned,
     as_vector,
     check_float,
     check_indices,
@@ -88,7 +89,7 @@ def _scales(scales: Tensor | None, info: FormatInfo) -> np.ndarray[Any, Any] | N
     if not info.row_scaled:
         return None
     scales = check_scales(scales, "scales", info)
-    return scales.detach().reshape(-1).contiguous().numpy()
+    return aligned(scales.detach().reshape(-1).contiguous()).numpy()
 
 
 def weight_of(
@@ -362,7 +363,7 @@ def _grouped_rows(ids: Tensor, w: Tensor, scales: Tensor, format: str) -> Tensor
 
 def _quantize(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
     info = _check_matrix(x, format)
-    rows = x.detach().contiguous()
+    rows = aligned(x.detach().contiguous())
     if format == "q4_0" and x.dtype == torch.bfloat16 and x.isfinite().all():
         bits = rows.view(torch.int16).numpy().view(np.uint16)
         packed, scales, _ = _core.recover_lattice(bits, format, num_threads())
