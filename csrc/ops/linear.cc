@@ -4,11 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <utility>
 
 #include "base/error.h"
 #include "kernels/format_kernels.h"
 #include "kernels/lattice.h"
+#include "kernels/prefetch.h"
 #include "kernels/vector_ops.h"
 #include "ops/onednn.h"
 #include "ops/rows.h"
@@ -180,13 +182,22 @@ void LinearSpread(const WeightView& w, const Args& slice,
   products.linear(rest);
 }
 
+// Spreading reads memory while nothing multiplies: so many tokens make up for it. Zen 5
+// has slots to spare beside dot products, and unpacks in them where nothing else wants
+// them: scales of groups do.
+template <class Args>
+bool SpreadPays(const Products<Args>& products, size_t num_tokens) {
+  constexpr size_t kSpreadTokens = 96;
+  const bool unpacks_aside =
+      std::is_same_v<Args, ChannelArgs> && ThisCore() == Core::kZen5;
+  return products.spread != nullptr && num_tokens >= kSpreadTokens && !unpacks_aside;
+}
+
 // All rows of quantised weights, shared out.
 template <class Args>
 void LinearSlices(const Context& context, const WeightView& w, const Args& args) {
-  // Spreading reads memory while nothing multiplies: so many tokens make up for it.
-  constexpr size_t kSpreadTokens = 96;
   const Products<Args> products = ProductsFor(KernelsFor(w.format), args);
-  const bool spread = products.spread != nullptr && args.M >= kSpreadTokens;
+  const bool spread = SpreadPays(products, args.M);
   const Slices slices = SlicesOf(w, args.M, context.num_threads);
   context.ParallelFor(slices.size(), [&](size_t i) {
     Args slice = args;
