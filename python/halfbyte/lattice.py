@@ -183,7 +183,7 @@ def recover_bits(bits: NDArray[np.uint16], format: str = "q4_0") -> Recovery:
     info = format_info(format)
     instance(bits, "bits", np.ndarray, "a uint16 array")
     # A file may have put them at an odd address.
-    aligned = bits if bits.flags.aligned else bits.copy()
+    aligned = np.require(bits, requirements="A")
     data, scales, groups = _core.recover_lattice(aligned, format, targets.num_threads())
     n, k = bits.shape
     of_rows = scales if info.row_scaled else None

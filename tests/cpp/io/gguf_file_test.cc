@@ -2,15 +2,14 @@
 // GGUF files on disk: lookup by name, shards, and changes under a live mapping.
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
 #include <filesystem>
-#include <fstream>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
 #include "io/gguf.h"
+#include "temp_dir.h"
 
 namespace halfbyte {
 namespace {
@@ -41,24 +40,13 @@ std::string Shard(uint16_t number, uint16_t count, int32_t total,
   return s;
 }
 
-class GgufFileTest : public testing::Test {
+class GgufFileTest : public TempDirTest {
  protected:
-  void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "halfbyte-XXXXXX").string();
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    dir_ = name;
+  GgufFileTest() {
     first_ = Write("m-00001-of-00002.gguf", Shard(0, 2, 3, {"b", "a"}));
     second_ = Write("m-00002-of-00002.gguf", Shard(1, 2, 3, {"c"}));
   }
-  void TearDown() override { fs::remove_all(dir_); }
 
-  std::string Write(const std::string& name, const std::string& content) const {
-    const fs::path path = dir_ / name;
-    std::ofstream(path, std::ios::binary) << content;
-    return path.string();
-  }
-
-  fs::path dir_;
   std::string first_, second_;
 };
 

@@ -19,27 +19,15 @@
 
 #include "base/error.h"
 #include "io/limits.h"
+#include "temp_dir.h"
 
 namespace halfbyte {
 namespace {
 
 namespace fs = std::filesystem;
 
-class MappedFileTest : public testing::Test {
+class MappedFileTest : public TempDirTest {
  protected:
-  void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "halfbyte-XXXXXX").string();
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    dir_ = name;
-  }
-  void TearDown() override { fs::remove_all(dir_); }
-
-  std::string Write(const std::string& name, const std::string& content) const {
-    const fs::path path = dir_ / name;
-    std::ofstream(path, std::ios::binary) << content;
-    return path.string();
-  }
-
   // What opening `path` fails with.
   static ErrorInfo Refusal(const std::string& path, ErrorClass want) {
     try {
@@ -62,8 +50,6 @@ class MappedFileTest : public testing::Test {
       EXPECT_EQ(e.info().path, file.path());
     }
   }
-
-  fs::path dir_;
 };
 
 std::string Text(const MappedFile& file) {

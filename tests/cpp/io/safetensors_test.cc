@@ -10,7 +10,6 @@
 #include <unistd.h>
 
 #include <filesystem>
-#include <fstream>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -18,6 +17,7 @@
 
 #include "base/error.h"
 #include "io/safetensors_check.h"
+#include "temp_dir.h"
 
 namespace halfbyte {
 namespace {
@@ -54,20 +54,9 @@ std::optional<Error> ErrorOf(const std::string& file,
   }
 }
 
-// A directory that is gone after the test.
-class SafetensorsDir : public testing::Test {
+class SafetensorsDir : public TempDirTest {
  protected:
-  SafetensorsDir() {
-    std::string name = testing::TempDir() + "halfbyte_st_XXXXXX";
-    dir_ = mkdtemp(name.data());
-  }
-  ~SafetensorsDir() override { fs::remove_all(dir_); }
-
-  std::string Write(const std::string& name, std::string_view content) {
-    const std::string path = dir_ + "/" + name;
-    std::ofstream(path, std::ios::binary) << content;
-    return path;
-  }
+  std::string Dir() const { return dir_.string(); }
   void WriteIndex(std::string_view map) {
     Write(
         "model.safetensors.index.json",
@@ -75,14 +64,12 @@ class SafetensorsDir : public testing::Test {
   }
   std::optional<Error> Refusal(const SafetensorsLimits& limits = {}) {
     try {
-      OpenSafetensorsDir(dir_, limits);
+      OpenSafetensorsDir(Dir(), limits);
       return std::nullopt;
     } catch (const Error& e) {
       return e;
     }
   }
-
-  std::string dir_;
 };
 
 TEST(Safetensors, SaysWhatTheFileSays) {
@@ -428,7 +415,7 @@ TEST(SafetensorsSweep, PiecesDeletedDoubledAndSwapped) {
 TEST_F(SafetensorsDir, OneFileByItsNameOrByItsDirectory) {
   const std::string path =
       Write("model.safetensors", Pack("{\"a\":" + std::string(kA) + "}", 8));
-  for (const std::string& p : {path, dir_}) {
+  for (const std::string& p : {path, Dir()}) {
     const SafetensorsFile f = OpenSafetensors(p);
     ASSERT_EQ(f.tensors.size(), 1u);
     EXPECT_EQ(f.files[0]->path(), path);
@@ -439,7 +426,7 @@ TEST_F(SafetensorsDir, OneFileByItsNameOrByItsDirectory) {
 
 TEST_F(SafetensorsDir, TheOnlyFileMayHaveAnyName) {
   Write("x.safetensors", Pack("{\"a\":" + std::string(kA) + "}", 8));
-  EXPECT_EQ(OpenSafetensorsDir(dir_).tensors.size(), 1u);
+  EXPECT_EQ(OpenSafetensorsDir(Dir()).tensors.size(), 1u);
   Write("y.safetensors", Pack("{}", 0));
   EXPECT_EQ(Refusal()->info().code, "IDX_MISSING");
 }
@@ -449,7 +436,7 @@ TEST_F(SafetensorsDir, AnEmptyDirectoryHasNoModel) {
   ASSERT_TRUE(e);
   EXPECT_EQ(e->cls(), ErrorClass::kOs);
   EXPECT_EQ(e->info().os_errno, ENOENT);
-  fs::remove_all(dir_);
+  fs::remove_all(Dir());
   EXPECT_EQ(Refusal()->info().os_errno, ENOENT);
 }
 
@@ -462,7 +449,7 @@ TEST_F(SafetensorsDir, ShardsBecomeOneFile) {
                  R"(,"extra":{"dtype":"U8","shape":[1],"data_offsets":[8,9]}})",
              9));
   WriteIndex(R"("a":"m-2.safetensors","b":"m-1.safetensors")");
-  for (const std::string& p : {dir_, dir_ + "/model.safetensors.index.json"}) {
+  for (const std::string& p : {Dir(), Dir() + "/model.safetensors.index.json"}) {
     const SafetensorsFile f = OpenSafetensors(p);
     ASSERT_EQ(f.files.size(), 2u);
     ASSERT_EQ(f.tensors.size(), 3u);
@@ -500,7 +487,7 @@ TEST_F(SafetensorsDir, AShardOfEncodersAloneMayBeAbsent) {
   Write("m-1.safetensors", Pack("{\"a\":" + std::string(kA) + "}", 8));
   WriteIndex(R"("a":"m-1.safetensors","x.vision_tower.b":"m-2.safetensors",)"
              R"("embed_audio.c":"m-2.safetensors")");
-  const SafetensorsFile f = OpenSafetensorsDir(dir_);
+  const SafetensorsFile f = OpenSafetensorsDir(Dir());
   EXPECT_EQ(f.tensors.size(), 1u);
   EXPECT_EQ(f.files.size(), 1u);
   ASSERT_EQ(f.warnings.size(), 1u);
@@ -515,7 +502,7 @@ TEST_F(SafetensorsDir, AShardOfEncodersAloneMayBeAbsent) {
 
   Write("m-2.safetensors", Pack("{\"vision_tower.b\":" + std::string(kA) + "}", 8));
   WriteIndex(R"("a":"m-1.safetensors","vision_tower.b":"m-2.safetensors")");
-  EXPECT_EQ(OpenSafetensorsDir(dir_).tensors.size(), 2u);
+  EXPECT_EQ(OpenSafetensorsDir(Dir()).tensors.size(), 2u);
 }
 
 TEST_F(SafetensorsDir, ADamagedShardIsTheOneNamed) {
@@ -524,11 +511,11 @@ TEST_F(SafetensorsDir, ADamagedShardIsTheOneNamed) {
   const std::optional<Error> e = Refusal();
   ASSERT_TRUE(e);
   EXPECT_EQ(e->info().code, "ST_DATA_TRUNCATED");
-  EXPECT_EQ(e->info().path, dir_ + "/m-1.safetensors");
+  EXPECT_EQ(e->info().path, Dir() + "/m-1.safetensors");
 }
 
 TEST_F(SafetensorsDir, ShardNamesNeverLeaveTheDirectory) {
-  fs::create_directory(dir_ + "/sub");
+  fs::create_directory(Dir() + "/sub");
   const std::string file = Pack("{\"a\":" + std::string(kA) + "}", 8);
   Write("sub/s.safetensors", file);
   Write("s.safetensors", file);
@@ -539,15 +526,15 @@ TEST_F(SafetensorsDir, ShardNamesNeverLeaveTheDirectory) {
     const std::optional<Error> e = Refusal();
     ASSERT_TRUE(e) << name;
     EXPECT_EQ(e->info().code, "IDX_SHARD_NAME") << name;
-    EXPECT_EQ(e->info().path, dir_ + "/model.safetensors.index.json");
+    EXPECT_EQ(e->info().path, Dir() + "/model.safetensors.index.json");
   }
   WriteIndex(R"("a":"s.safetensors")");
   EXPECT_FALSE(Refusal());
 }
 
 TEST_F(SafetensorsDir, LinksAreFollowedUnlessPathsAreStrict) {
-  const std::string store = dir_ + "/store";
-  const std::string home = dir_ + "/home";
+  const std::string store = Dir() + "/store";
+  const std::string home = Dir() + "/home";
   fs::create_directory(store);
   fs::create_directory(home);
   const std::string file = Pack("{\"a\":" + std::string(kA) + "}", 8);
@@ -573,7 +560,7 @@ TEST_F(SafetensorsDir, LinksAreFollowedUnlessPathsAreStrict) {
 
 TEST_F(SafetensorsDir, AShardThatIsNoFileIsRefusedAtOnce) {
   WriteIndex(R"("a":"pipe")");
-  ASSERT_EQ(mkfifo((dir_ + "/pipe").c_str(), 0600), 0);
+  ASSERT_EQ(mkfifo((Dir() + "/pipe").c_str(), 0600), 0);
   ASSERT_TRUE(Refusal());
   EXPECT_EQ(Refusal()->cls(), ErrorClass::kUnsupported);
 }

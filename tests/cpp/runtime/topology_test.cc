@@ -4,34 +4,17 @@
 #include "runtime/topology.h"
 
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
-#include <filesystem>
-#include <fstream>
-#include <string>
+#include <optional>
+
+#include "temp_dir.h"
 
 namespace halfbyte {
 namespace {
 
-namespace fs = std::filesystem;
-
-class MemoryLeftTest : public testing::Test {
+class MemoryLeftTest : public TempDirTest {
  protected:
-  void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "halfbyteXXXXXX").string();
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    root_ = name;
-  }
-  void TearDown() override { fs::remove_all(root_); }
-
-  void Write(const std::string& name, const std::string& text) const {
-    const fs::path path = root_ / name;
-    fs::create_directories(path.parent_path());
-    std::ofstream(path) << text << "\n";
-  }
-  std::optional<uint64_t> Left() const { return MemoryLeft(root_.string()); }
-
-  fs::path root_;
+  std::optional<uint64_t> Left() const { return MemoryLeft(dir_.string()); }
 };
 
 TEST_F(MemoryLeftTest, NothingIsSaidWithoutALimit) {
