@@ -51,7 +51,7 @@ inline constexpr size_t kStreams = kTileRows == kPanelRows ? V : 1;
 // reads on in its own stream of weights.
 template <size_t T>
 struct FetchStream {
-  bool eager = ThisCore() == kEagerCore;
+  Core core = ThisCore();
 
   // Whether units of so few tokens are asked for on this core.
   template <class Fmt>
@@ -61,8 +61,10 @@ struct FetchStream {
     // unit takes many instructions: one token of Q6_K took 1.4 times as long with AVX2,
     // twice as long on Zen 5.
     if (Fmt::kSubScales && kTileRows < kPanelRows) return true;
-    if (HWY_TARGET == HWY_AVX3_ZEN4 && T == 1 && !Fmt::kSubScales) return false;
-    return eager;
+    // CoverStreams reads in two places instead.
+    constexpr bool kFar = T == 1 && kTileRows == kPanelRows && !Fmt::kSubScales;
+    if (core == Core::kZen5) return !kFar;
+    return core == Core::kIntel;
   }
 
   template <class Fmt, size_t kUnitBytes, size_t V>
@@ -70,7 +72,7 @@ struct FetchStream {
     if (!Pays<Fmt>()) return;
     HALFBYTE_UNROLL
     for (size_t v = 0; v < kStreams<V>; ++v) {
-      PrefetchAhead<kUnitBytes>(stream[v], eager);
+      PrefetchAhead<kUnitBytes>(stream[v], core);
     }
   }
 };

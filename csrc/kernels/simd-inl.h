@@ -295,19 +295,18 @@ HWY_INLINE V Hide(V& v) {
 #define HALFBYTE_REGISTERS 16
 #endif
 
-// Of the cores that run a target, those that want weights to be asked for from one
-// token or two on.
-inline constexpr Core kEagerCore =
-    HWY_TARGET == HWY_AVX3_ZEN4 ? Core::kZen5 : Core::kIntel;
-
 // kBytes of a stream of weights, some KiB ahead: into the first cache on Zen 4 and 5,
 // else into the second. Intel's cores fetch them from there into the first, which has
-// too few buffers for lines that come from memory. Measured; 8 KiB with AVX2 on Zen 4.
+// too few buffers for lines that come from memory. Measured; with AVX2 on Zen 4 the
+// second.
 template <size_t kBytes>
-HWY_INLINE void PrefetchAhead(const uint8_t* stream, bool eager) {
-  if constexpr (HWY_TARGET == HWY_AVX3_ZEN4) {
-    Prefetch<1, kBytes>(stream + (eager ? 8192 : 4096));
-  } else if (eager) {
+HWY_INLINE void PrefetchAhead(const uint8_t* stream, Core core) {
+  constexpr bool kZen4 = HWY_TARGET == HWY_AVX3_ZEN4;
+  if (core == Core::kZen5) {
+    Prefetch<1, kBytes>(stream + 8192);
+  } else if (kZen4) {
+    Prefetch<1, kBytes>(stream + 4096);
+  } else if (core == Core::kIntel) {
     Prefetch<2, kBytes>(stream + 4096);
     Prefetch<1, kBytes>(stream + 1024);
   } else {
