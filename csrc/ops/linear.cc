@@ -21,7 +21,7 @@ namespace halfbyte {
 namespace {
 
 Slices SlicesOf(const WeightView& w, size_t num_tokens, size_t num_threads) {
-  return {w.N, w.row_bytes(), w.K * num_tokens, num_threads};
+  return {w.N, w.K, w.row_bytes(), num_tokens, num_threads};
 }
 
 // Memory that BlockRows needs for `count` rows: one of floats, then the blocks.

@@ -14,26 +14,34 @@
 
 namespace halfbyte {
 
-// Rows [0, N), whole tiles at a time. A slice is part of what is left: the first ones
-// are large, since memory makes each wait at its beginning, and the last ones small, so
-// that a thread that woke late or was held up does not hold up the others. Of a small
-// matrix each thread takes its share at once.
+// Rows [0, N), whole tiles at a time, dealt out in rounds of a slice for each thread.
+// The first rounds take most, since memory makes a slice wait at its beginning, and the
+// last ones little, so that a thread that woke late or was held up does not hold up the
+// others. Of a small matrix each thread takes its share at once.
 class Slices {
  public:
   // Rows that a tile of a longer prompt takes.
   static constexpr size_t kTileRows = 2 * kPanelRows;
 
-  Slices(size_t N, size_t row_bytes, size_t row_macs, size_t num_threads) {
+  Slices(size_t N, size_t K, size_t row_bytes, size_t num_tokens, size_t num_threads) {
     constexpr size_t kLeastBytes = 16 * 1024, kSmallShare = 128 * 1024;
     // Ctrl-C waits for the end of a slice.
     constexpr size_t kMostMacs = 1024 * 1024 * 1024;
+    // A round leaves this part of the rows for the next. Few tokens read for longer
+    // than they compute: to begin costs what 20 to 40 KB cost, and threads read at one
+    // speed. Computing, two cores may differ by a factor of two.
+    constexpr size_t kFewTokens = 8;
+    const size_t left = num_tokens <= kFewTokens ? 8 : 2;
     const size_t bytes = std::max<size_t>(row_bytes, 1);
-    const size_t most = kMostMacs / std::max<size_t>(row_macs, 1);
+    const size_t most = kMostMacs / std::max<size_t>(K * num_tokens, 1);
     const size_t share = (N + num_threads - 1) / num_threads;
     const bool at_once = num_threads == 1 || share <= kSmallShare / bytes;
     ends_.reserve(32);
+    size_t part = share;
     for (size_t begin = 0; begin < N; begin = ends_.back()) {
-      const size_t part = at_once ? share : (N - begin) / (2 * num_threads);
+      if (!at_once && ends_.size() % num_threads == 0) {
+        part = (N - begin) / left * (left - 1) / num_threads;
+      }
       const size_t rows = std::max(std::min(part, most), kLeastBytes / bytes);
       const size_t tiles = std::max<size_t>((rows + kTileRows - 1) / kTileRows, 1);
       ends_.push_back(std::min(begin + tiles * kTileRows, N));
