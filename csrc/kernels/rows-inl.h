@@ -22,18 +22,19 @@ namespace halfbyte {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Rows n .. n + R - 1 against tokens m .. m + T - 1.
+// R rows from n on, `step` apart, against tokens m .. m + T - 1.
 template <class Fmt, size_t R, size_t T>
-HWY_NOINLINE void FloatTile(const LinearArgs& a, size_t n, size_t m) {
+HWY_NOINLINE void FloatTile(const LinearArgs& a, size_t n, size_t step, size_t m) {
   const hn::CappedTag<float, 16> df;
   using VF = hn::Vec<decltype(df)>;
   const size_t lanes = hn::Lanes(df);
   const auto* x = static_cast<const float*>(a.x) + m * a.x_ld;
   const uint8_t* w = a.w + n * a.w_row_bytes;
+  const size_t w_step = step * a.w_row_bytes;
   // The first pass over rows asks for what the next tile of it reads: prefetchers lose
   // several rows that are read side by side.
-  const bool first = m == 0;
-  const uint8_t* next = w + R * a.w_row_bytes;
+  const bool asks = m == 0 && step == 1;
+  const uint8_t* next = w + R * w_step;
   VF sum[R][T];
   HALFBYTE_UNROLL
   for (size_t i = 0; i < R * T; ++i) sum[i / T][i % T] = hn::Zero(df);
@@ -42,9 +43,9 @@ HWY_NOINLINE void FloatTile(const LinearArgs& a, size_t n, size_t m) {
     VF row[R];
     HALFBYTE_UNROLL
     for (size_t r = 0; r < R; ++r) {
-      row[r] = LoadWeights(Fmt(), df, w + r * a.w_row_bytes, k);
-      if (first) {
-        Prefetch<2>(next + r * a.w_row_bytes + k * sizeof(typename Fmt::Block));
+      row[r] = LoadWeights(Fmt(), df, w + r * w_step, k);
+      if (asks) {
+        Prefetch<2>(next + r * w_step + k * sizeof(typename Fmt::Block));
       }
     }
     HALFBYTE_UNROLL
@@ -58,13 +59,14 @@ HWY_NOINLINE void FloatTile(const LinearArgs& a, size_t n, size_t m) {
     HALFBYTE_UNROLL
     for (size_t i = 0; i < R * T; ++i) {
       const size_t r = i / T, t = i % T;
-      const auto row = LoadWeightsN(Fmt(), df, w + r * a.w_row_bytes, k, left);
+      const auto row = LoadWeightsN(Fmt(), df, w + r * w_step, k, left);
       sum[r][t] = hn::MulAdd(row, hn::LoadN(df, x + t * a.x_ld + k, left), sum[r][t]);
     }
   }
   HALFBYTE_UNROLL
   for (size_t i = 0; i < R * T; ++i) {
-    a.y[(m + i % T) * a.y_ld + n + i / T] = hn::ReduceSum(df, sum[i / T][i % T]);
+    const size_t r = i / T, t = i % T;
+    a.y[(m + t) * a.y_ld + n + r * step] = hn::ReduceSum(df, sum[r][t]);
   }
 }
 
@@ -72,8 +74,20 @@ HWY_NOINLINE void FloatTile(const LinearArgs& a, size_t n, size_t m) {
 template <class Fmt, size_t R, size_t T>
 void FloatRows(const LinearArgs& a, size_t begin, size_t end, size_t m) {
   size_t n = begin;
-  for (; n + R <= end; n += R) FloatTile<Fmt, R, T>(a, n, m);
-  for (; n < end; ++n) FloatTile<Fmt, 1, T>(a, n, m);
+  for (; n + R <= end; n += R) FloatTile<Fmt, R, T>(a, n, 1, m);
+  for (; n < end; ++n) FloatTile<Fmt, 1, T>(a, n, 1, m);
+}
+
+// All T tokens against four rows at a time that are far apart: Zen 5's prefetcher
+// follows those, and asking ahead as well takes longer.
+template <class Fmt, size_t T>
+void FarRows(const LinearArgs& a) {
+  constexpr size_t R = 4;
+  const size_t step = (a.row_end - a.row_begin) / R;
+  for (size_t n = a.row_begin; n < a.row_begin + step; ++n) {
+    FloatTile<Fmt, R, T>(a, n, step, 0);
+  }
+  FloatRows<Fmt, 1, T>(a, a.row_begin + R * step, a.row_end, 0);
 }
 
 // Rows of so many bytes stay in the second cache while all tokens pass over them: the
@@ -89,6 +103,10 @@ template <class Fmt>
 void LinearRows(const LinearArgs& a) noexcept {
   constexpr size_t kRows = HALFBYTE_REGISTERS == 32 ? 4 : 3;
   constexpr size_t kT = HALFBYTE_REGISTERS == 32 ? 6 : 4;
+  if (ThisCore() == Core::kZen5) {
+    if (a.M == 1) return FarRows<Fmt, 1>(a);
+    if (a.M == 2) return FarRows<Fmt, 2>(a);
+  }
   const size_t block_rows = RowsOfBlock(a.w_row_bytes);
   for (size_t row = a.row_begin; row < a.row_end; row += block_rows) {
     const size_t end = HWY_MIN(row + block_rows, a.row_end);
