@@ -15,6 +15,7 @@
 #include "hwy/highway.h"
 // After highway.h
 #include "formats/half-inl.h"
+#include "kernels/lane_sums-inl.h"
 #include "kernels/math-inl.h"
 #include "kernels/prefetch.h"
 #include "kernels/simd-inl.h"
@@ -46,8 +47,12 @@ struct F16Row {
 // Queries that share a load of a key or value, and keys that share one of a query, as
 // registers allow.
 inline constexpr size_t kScoreQueries = HALFBYTE_REGISTERS == 32 ? 4 : 2;
-inline constexpr size_t kScoreKeys = 2;
+inline constexpr size_t kScoreKeys = 4;
 inline constexpr size_t kMixQueries = HALFBYTE_REGISTERS == 32 ? 4 : 2;
+
+// Positions whose keys, or values, stay near while one token after the other passes
+// over them: 64 KiB of heads of 512.
+inline constexpr size_t kBlockLen = 32;
 
 // The first queries that meet a key or value ask for the ones 8 KiB further on, a line
 // where each vector is loaded: one token's come from memory, and a pass over few rows
@@ -57,18 +62,16 @@ HWY_INLINE void PrefetchRows(const T* row) {
   Prefetch<1>(reinterpret_cast<const uint8_t*>(row) + 8192);
 }
 
-// dot[n][r] = q[n] . k[r]. Each is made of two sums, whatever N and R are.
+// dot[R n + r] = scale * q[n] . k[r]
 template <class Row, size_t N, size_t R>
 HWY_INLINE void DotRows(const float* q, size_t q_ld, const typename Row::T* k,
-                        size_t k_ld, size_t head_dim, bool first, float (&dot)[N][R]) {
+                        size_t k_ld, size_t head_dim, float scale, bool first,
+                        float* dot) {
   const hn::ScalableTag<float> df;
-  const size_t lanes = hn::Lanes(df);
-  hn::Vec<decltype(df)> sums[2][N][R];
+  hn::Vec<decltype(df)> sum[N * R];
   HALFBYTE_UNROLL
-  for (size_t i = 0; i < 2 * N * R; ++i) {
-    sums[i / (N * R)][i / R % N][i % R] = hn::Zero(df);
-  }
-  const auto add = [&](size_t i, auto io, auto& sum) HWY_ATTR {
+  for (size_t i = 0; i < N * R; ++i) sum[i] = hn::Zero(df);
+  ForVectors(df, 0, head_dim, [&](size_t i, auto io) HWY_ATTR {
     hn::Vec<decltype(df)> key[R];
     HALFBYTE_UNROLL
     for (size_t r = 0; r < R; ++r) {
@@ -79,23 +82,12 @@ HWY_INLINE void DotRows(const float* q, size_t q_ld, const typename Row::T* k,
     for (size_t n = 0; n < N; ++n) {
       const auto query = io.Load(df, q + n * q_ld + i);
       HALFBYTE_UNROLL
-      for (size_t r = 0; r < R; ++r) sum[n][r] = hn::MulAdd(query, key[r], sum[n][r]);
+      for (size_t r = 0; r < R; ++r) {
+        sum[n * R + r] = hn::MulAdd(query, key[r], sum[n * R + r]);
+      }
     }
-  };
-  size_t i = 0;
-  for (; i + 2 * lanes <= head_dim; i += 2 * lanes) {
-    add(i, WholeIo(), sums[0]);
-    add(i + lanes, WholeIo(), sums[1]);
-  }
-  ForVectors(df, i, head_dim,
-             [&](size_t at, auto io) HWY_ATTR { add(at, io, sums[0]); });
-  HALFBYTE_UNROLL
-  for (size_t n = 0; n < N; ++n) {
-    HALFBYTE_UNROLL
-    for (size_t r = 0; r < R; ++r) {
-      dot[n][r] = hn::ReduceSum(df, hn::Add(sums[0][n][r], sums[1][n][r]));
-    }
-  }
+  });
+  StoreLaneSums<N * R>(df, sum, scale, dot);
 }
 
 // out += p[0] v[0] + p[1] v[1] + …, one after the other for each element: whoever calls
@@ -138,41 +130,83 @@ HWY_INLINE void Add4Rows(const float* p, size_t p_ld, const typename Row::T* v,
   });
 }
 
-// scores[n, j] = scale * q[n] . k[j] for R keys j, N queries n at a time.
-template <class Row, size_t N, size_t R>
-HWY_INLINE void ScoreKeys(const AttendArgs& a, const typename Row::T* k, size_t ld,
-                          float* score) {
-  size_t n = 0;
-  for (; n + N <= a.num_queries; n += N) {
-    float dot[N][R];
-    DotRows<Row>(a.q + n * a.q_ld, a.q_ld, k, a.k_ld, a.head_dim, n == 0, dot);
-    for (size_t i = 0; i < N * R; ++i) {
-      score[(n + i / R) * ld + i % R] = a.scale * dot[i / R][i % R];
+// One token's positions of a block: rows [offset, offset + len) of `span`, of which the
+// first is the position `at`.
+struct Run {
+  size_t token;
+  const KvSpan& span;
+  size_t offset, at, len;
+  bool first;  // of those that read the block
+};
+
+// Calls body(run) for all that the tokens see, in the order of positions.
+template <class Body>
+HWY_INLINE void ForRuns(const AttendArgs& a, const Body& body) {
+  size_t at = 0;  // the block's first position
+  for (size_t s = 0; s < a.num_spans; ++s) {
+    const KvSpan& span = a.spans[s];
+    for (size_t offset = 0; offset < span.len; offset += kBlockLen) {
+      const size_t len = HWY_MIN(kBlockLen, span.len - offset);
+      bool first = true;
+      for (size_t t = 0; t < a.num_tokens; ++t) {
+        const size_t begin = HWY_MAX(at, a.sees[t].begin);
+        const size_t end = HWY_MIN(at + len, a.sees[t].end);
+        if (begin >= end) continue;
+        body(Run{t, span, offset + begin - at, begin, end - begin, first});
+        first = false;
+      }
+      at += len;
     }
   }
+}
+
+// Where the scores of a query are, at position 0.
+HWY_INLINE float* ScoresOf(const AttendArgs& a, size_t ld, size_t token, size_t query) {
+  return a.scores + (token * a.num_queries + query) * ld;
+}
+
+// score[n, r] = scale * q[n] . k[r] for R keys, N queries n at a time; rows of scores
+// are `ld` apart.
+template <class Row, size_t N, size_t R>
+HWY_INLINE void ScoreKeys(const AttendArgs& a, const float* q, const typename Row::T* k,
+                          bool first, size_t ld, float* score) {
+  float dot[N * R];
+  size_t n = 0;
+  const auto store = [&](size_t count) {
+    for (size_t i = 0; i < count; ++i) {
+      memcpy(score + (n + i) * ld, dot + i * R, R * sizeof(float));
+    }
+  };
+  for (; n + N <= a.num_queries; n += N) {
+    DotRows<Row, N, R>(q + n * a.q_ld, a.q_ld, k, a.k_ld, a.head_dim, a.scale,
+                       first && n == 0, dot);
+    store(N);
+  }
   for (; n < a.num_queries; ++n) {
-    float dot[1][R];
-    DotRows<Row>(a.q + n * a.q_ld, a.q_ld, k, a.k_ld, a.head_dim, n == 0, dot);
-    for (size_t r = 0; r < R; ++r) score[n * ld + r] = a.scale * dot[0][r];
+    DotRows<Row, 1, R>(q + n * a.q_ld, a.q_ld, k, a.k_ld, a.head_dim, a.scale,
+                       first && n == 0, dot);
+    store(1);
   }
 }
 
 // All scores.
 template <class Row>
 HWY_INLINE void Score(const AttendArgs& a, size_t ld) {
-  float* score = a.scores;
-  for (size_t s = 0; s < a.num_spans; ++s) {
-    const auto* k = static_cast<const typename Row::T*>(a.spans[s].k);
-    size_t left = a.spans[s].len;
+  ForRuns(a, [&](const Run& run) HWY_ATTR {
+    const float* q = a.q + run.token * a.q_token_ld;
+    float* score = ScoresOf(a, ld, run.token, 0) + run.at;
+    const auto* k =
+        static_cast<const typename Row::T*>(run.span.k) + run.offset * a.k_ld;
+    size_t left = run.len;
     for (; left >= kScoreKeys; left -= kScoreKeys) {
-      ScoreKeys<Row, kScoreQueries, kScoreKeys>(a, k, ld, score);
+      ScoreKeys<Row, kScoreQueries, kScoreKeys>(a, q, k, run.first, ld, score);
       k += kScoreKeys * a.k_ld;
       score += kScoreKeys;
     }
     for (; left != 0; --left, ++score, k += a.k_ld) {
-      ScoreKeys<Row, kScoreQueries, 1>(a, k, ld, score);
+      ScoreKeys<Row, kScoreQueries, 1>(a, q, k, run.first, ld, score);
     }
-  }
+  });
 }
 
 // scores[j] becomes exp(scores[j] - max); returns 1 / their sum.
@@ -195,25 +229,37 @@ HWY_INLINE void Scale(float scale, size_t head_dim, float* out) {
 // out[n] += sum of scores[n, j] v[j].
 template <class Row>
 HWY_INLINE void Mix(const AttendArgs& a, size_t ld) {
-  const float* p = a.scores;
-  for (size_t s = 0; s < a.num_spans; ++s) {
-    const auto* v = static_cast<const typename Row::T*>(a.spans[s].v);
-    size_t left = a.spans[s].len;
+  ForRuns(a, [&](const Run& run) HWY_ATTR {
+    const float* p = ScoresOf(a, ld, run.token, 0) + run.at;
+    float* out = a.out + run.token * a.out_token_ld;
+    const auto* v =
+        static_cast<const typename Row::T*>(run.span.v) + run.offset * a.v_ld;
+    size_t left = run.len;
     for (; left >= 4; left -= 4, p += 4, v += 4 * a.v_ld) {
       size_t n = 0;
       for (; n + kMixQueries <= a.num_queries; n += kMixQueries) {
-        Add4Rows<Row, kMixQueries>(p + n * ld, ld, v, a.v_ld, a.head_dim, n == 0,
-                                   a.out + n * a.out_ld, a.out_ld);
+        Add4Rows<Row, kMixQueries>(p + n * ld, ld, v, a.v_ld, a.head_dim,
+                                   run.first && n == 0, out + n * a.out_ld, a.out_ld);
       }
       for (; n < a.num_queries; ++n) {
-        Add4Rows<Row, 1>(p + n * ld, ld, v, a.v_ld, a.head_dim, n == 0,
-                         a.out + n * a.out_ld, a.out_ld);
+        Add4Rows<Row, 1>(p + n * ld, ld, v, a.v_ld, a.head_dim, run.first && n == 0,
+                         out + n * a.out_ld, a.out_ld);
       }
     }
     for (; left != 0; --left, ++p, v += a.v_ld) {
       for (size_t n = 0; n < a.num_queries; ++n) {
-        AddRow<Row>(p[n * ld], v, a.head_dim, a.out + n * a.out_ld);
+        AddRow<Row>(p[n * ld], v, a.head_dim, out + n * a.out_ld);
       }
+    }
+  });
+}
+
+// Calls body(token, query, out) for every query.
+template <class Body>
+HWY_INLINE void ForQueries(const AttendArgs& a, const Body& body) {
+  for (size_t t = 0; t < a.num_tokens; ++t) {
+    for (size_t n = 0; n < a.num_queries; ++n) {
+      body(t, n, a.out + t * a.out_token_ld + n * a.out_ld);
     }
   }
 }
@@ -222,21 +268,21 @@ template <class Row>
 void AttendTo(const AttendArgs& a) {
   size_t num = 0;
   for (size_t s = 0; s < a.num_spans; ++s) num += a.spans[s].len;
-  for (size_t n = 0; n < a.num_queries; ++n) {
-    memset(a.out + n * a.out_ld, 0, a.head_dim * sizeof(float));
-  }
-  if (num == 0) return;
   const size_t ld = num + 1;  // behind a query's scores stands what divides its sum
   Score<Row>(a, ld);
-  for (size_t n = 0; n < a.num_queries; ++n) {
-    float* scores = a.scores + n * ld;
-    scores[num] = Weigh(scores, num);
-  }
+  ForQueries(a, [&](size_t t, size_t n, float* out) HWY_ATTR {
+    const KvRange sees = a.sees[t];
+    float* scores = ScoresOf(a, ld, t, n);
+    memset(out, 0, a.head_dim * sizeof(float));
+    scores[num] = 0.0f;
+    if (sees.begin < sees.end) {
+      scores[num] = Weigh(scores + sees.begin, sees.end - sees.begin);
+    }
+  });
   Mix<Row>(a, ld);
   // Divided out at the end: head_dim products instead of one a position.
-  for (size_t n = 0; n < a.num_queries; ++n) {
-    Scale(a.scores[n * ld + num], a.head_dim, a.out + n * a.out_ld);
-  }
+  ForQueries(a, [&](size_t t, size_t n, float* out)
+                    HWY_ATTR { Scale(ScoresOf(a, ld, t, n)[num], a.head_dim, out); });
 }
 
 void Attend(const AttendArgs& args) {

@@ -16,25 +16,47 @@ struct KvSpan {
   size_t len;
 };
 
+// Positions [begin, end) of those that the spans hold, counted from the first.
+struct KvRange {
+  size_t begin, end;
+};
+
 struct AttendArgs {
-  const float* q;  // num_queries rows of head_dim, q_ld elements apart
+  // num_tokens x num_queries rows of head_dim; elements from a token's to the next, and
+  // from a query's.
+  const float* q;
+  size_t num_tokens, q_token_ld;
   size_t num_queries, q_ld;
   size_t head_dim;
   float scale;
   const KvSpan* spans;  // num_spans, oldest position first
   size_t num_spans;
-  size_t k_ld, v_ld;  // elements from one position of a span to the next
-  bool f16;           // keys and values are IEEE binary16, else f32
-  float* scores;      // scratch: num_queries x (positions of all spans + 1)
-  float* out;  // num_queries rows of head_dim, out_ld apart; overlaps nothing else
-  size_t out_ld;
+  const KvRange* sees;  // of each token
+  size_t k_ld, v_ld;    // elements from one position of a span to the next
+  bool f16;             // keys and values are IEEE binary16, else f32
+  float* scores;        // scratch of NumScores
+  float* out;           // like q; overlaps nothing else
+  size_t out_token_ld, out_ld;
 };
 
-// For each query: out = sum of p[j] v[j], p = softmax(scale * q . k[j]) over all
-// positions j; zeros if there are none. The bits of a query depend on it and on the
-// sequence of positions alone: not on the other queries, nor on where the spans are
-// cut, so a ring buffer may wrap and pages may end anywhere. Each key and value is
-// fetched once and used by every query while it is near: that fetching is the bound.
+// Floats that so many queries need for so many positions.
+constexpr size_t NumScores(size_t tokens, size_t queries, size_t positions) {
+  return tokens * queries * (positions + 1);
+}
+
+// Tokens that are best taken together: scores of more than 4 MB would be read and
+// written in memory, where the keys are by then.
+constexpr size_t TokensTogether(size_t tokens, size_t queries, size_t positions) {
+  const size_t most = (size_t{1} << 20) / NumScores(1, queries, positions);
+  return tokens <= most ? tokens : most != 0 ? most : 1;
+}
+
+// For each query of each token: out = sum of p[j] v[j], p = softmax(scale * q . k[j])
+// over the positions j that the token sees; zeros if there are none. The bits of a
+// query depend on it and on the sequence of positions it sees alone: not on the other
+// queries and tokens, nor on where the spans are cut, so a ring buffer may wrap and
+// pages may end anywhere. Keys and values are fetched once into a near cache, and used
+// by every query of every token while they are there.
 void Attend(const AttendArgs& args) noexcept;
 
 }  // namespace halfbyte

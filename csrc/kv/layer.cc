@@ -127,26 +127,33 @@ void Attention(const Context& context, const KvLayer& layer, Mat<const float> q,
                          .group = group,
                          .together = group};
   ForEachTile(context, grid, [&](const HeadTile& tile) {
-    std::vector<KvSpan> spans;
-    std::vector<float> scores;
-    for (size_t m = tile.begin; m < tile.end; ++m) {
-      const size_t position = first_position + m;
-      const size_t first = layer.FirstVisible(position);
-      layer.Spans(tile.kv_head, first, position + 1, spans);
-      const size_t num_scores = tile.num_heads * (position + 2 - first);
-      if (scores.size() < num_scores) scores.resize(num_scores + 16 * tile.num_heads);
+    AttendScratch scratch;
+    for (size_t m = tile.begin; m < tile.end; m += scratch.sees.size()) {
+      const size_t first = layer.FirstVisible(first_position + m);
+      const size_t positions = first_position + tile.end - first;
+      const size_t count = TokensTogether(tile.end - m, tile.num_heads, positions);
+      const size_t end = first_position + m + count;
+      layer.Spans(tile.kv_head, first, end, scratch.spans);
+      scratch.sees.clear();
+      for (size_t at = first_position + m; at < end; ++at) {
+        scratch.sees.push_back({layer.FirstVisible(at) - first, at + 1 - first});
+      }
       Attend({.q = q.Row(m) + tile.head * dim,
+              .num_tokens = count,
+              .q_token_ld = q.ld,
               .num_queries = tile.num_heads,
               .q_ld = dim,
               .head_dim = dim,
               .scale = scale,
-              .spans = spans.data(),
-              .num_spans = spans.size(),
+              .spans = scratch.spans.data(),
+              .num_spans = scratch.spans.size(),
+              .sees = scratch.sees.data(),
               .k_ld = dim,
               .v_ld = dim,
               .f16 = layer.shape().type == KvType::kF16,
-              .scores = scores.data(),
+              .scores = scratch.Scores(count, tile.num_heads, end - first),
               .out = out.Row(m) + tile.head * dim,
+              .out_token_ld = out.ld,
               .out_ld = dim});
     }
   });

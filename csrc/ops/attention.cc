@@ -12,13 +12,8 @@
 namespace halfbyte {
 namespace {
 
-// Half-open.
-struct Range {
-  size_t begin, end;
-};
-
 // The keys that the query at `token` sees, but for the mask.
-Range Visible(const AttentionArgs& a, size_t token) {
+KvRange Visible(const AttentionArgs& a, size_t token) {
   const size_t all = a.k.tokens;
   if (!a.causal) return {0, all};
   // How many keys there are up to the query's own, which is the last for the last one.
@@ -46,14 +41,8 @@ size_t SkipOnes(const uint8_t* mask, size_t begin, size_t end) {
              : static_cast<size_t>(static_cast<const uint8_t*>(zero) - mask);
 }
 
-// One task's buffers, kept from query to query.
-struct Scratch {
-  std::vector<KvSpan> spans;
-  std::vector<float> scores;
-};
-
 // The runs of keys in `range` that `mask` lets through; returns their number of keys.
-size_t FindSpans(const AttentionArgs& a, const HeadTile& tile, Range range,
+size_t FindSpans(const AttentionArgs& a, const HeadTile& tile, KvRange range,
                  const uint8_t* mask, std::vector<KvSpan>& spans) {
   spans.clear();
   size_t num = 0;
@@ -70,26 +59,37 @@ size_t FindSpans(const AttentionArgs& a, const HeadTile& tile, Range range,
   return num;
 }
 
-// The heads of a tile, which share keys and mask, at one of its tokens.
+// The heads of a tile, which share keys and mask, at `count` of its tokens from `token`
+// on: at one, if there is a mask.
 void AttendTile(const AttentionArgs& a, const HeadTile& tile, size_t token,
-                Scratch& scratch) {
+                size_t count, AttendScratch& scratch) {
   const uint8_t* mask =
       a.mask.data == nullptr ? nullptr : a.mask.Row(tile.batch, tile.head, token);
-  const size_t num = FindSpans(a, tile, Visible(a, token), mask, scratch.spans);
-  const size_t scores = tile.num_heads * (num + 1);
-  if (scratch.scores.size() < scores) scratch.scores.resize(scores + scores / 2);
+  const KvRange range = {Visible(a, token).begin, Visible(a, token + count - 1).end};
+  const size_t num = FindSpans(a, tile, range, mask, scratch.spans);
+  scratch.sees.clear();
+  for (size_t i = 0; i < count; ++i) {
+    const KvRange sees = Visible(a, token + i);
+    scratch.sees.push_back(
+        mask != nullptr ? KvRange{0, num}
+                        : KvRange{sees.begin - range.begin, sees.end - range.begin});
+  }
   Attend({.q = a.q.Row(tile.batch, tile.head, token),
+          .num_tokens = count,
+          .q_token_ld = a.q.token_ld,
           .num_queries = tile.num_heads,
           .q_ld = a.q.head_ld,
           .head_dim = a.q.row_len,
           .scale = a.scale,
           .spans = scratch.spans.data(),
           .num_spans = scratch.spans.size(),
+          .sees = scratch.sees.data(),
           .k_ld = a.k.token_ld,
           .v_ld = a.v.token_ld,
           .f16 = false,
-          .scores = scratch.scores.data(),
+          .scores = scratch.Scores(count, tile.num_heads, num),
           .out = a.out.Row(tile.batch, tile.head, token),
+          .out_token_ld = a.out.token_ld,
           .out_ld = a.out.head_ld});
 }
 
@@ -129,9 +129,11 @@ void Attention(const Context& context, const AttentionArgs& a) {
                          .group = group,
                          .together = one_mask ? group : 1};
   ForEachTile(context, grid, [&](const HeadTile& tile) {
-    Scratch scratch;
-    for (size_t token = tile.begin; token < tile.end; ++token) {
-      AttendTile(a, tile, token, scratch);
+    AttendScratch scratch;
+    for (size_t token = tile.begin; token < tile.end; token += scratch.sees.size()) {
+      const size_t left = a.mask.data == nullptr ? tile.end - token : 1;
+      const size_t count = TokensTogether(left, tile.num_heads, a.k.tokens);
+      AttendTile(a, tile, token, count, scratch);
     }
   });
 }

@@ -9,8 +9,10 @@
 #include <stdint.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "base/view.h"
+#include "kernels/attention.h"
 #include "runtime/thread_pool.h"
 
 namespace halfbyte {
@@ -31,6 +33,19 @@ struct AttentionArgs {
 // key head h / (heads / kv_heads). What a query does not see is not read. The bits of
 // a query depend on it and on the keys and values it sees, in their order, alone.
 void Attention(const Context& context, const AttentionArgs& args);
+
+// One task's buffers, kept from call to call.
+struct AttendScratch {
+  std::vector<KvSpan> spans;
+  std::vector<KvRange> sees;
+  std::vector<float> scores;
+
+  float* Scores(size_t tokens, size_t queries, size_t positions) {
+    const size_t num = NumScores(tokens, queries, positions);
+    if (scores.size() < num) scores.resize(num + num / 16);
+    return scores.data();
+  }
+};
 
 // The heads and tokens that share their keys, to be cut into tasks.
 struct HeadGrid {

@@ -31,10 +31,12 @@ class Cache {
     v_ = Rounded(Normal(len * head_dim, seed + 1));
   }
 
-  // Runs Attend for the queries that `q` consists of, with the spans ending at `cuts`
-  // and at the end.
+  // Runs Attend for the queries that `q` consists of, as many for each token, with the
+  // spans ending at `cuts` and at the end. One token, if `sees` is empty, sees all.
   std::vector<float> Attend(const std::vector<float>& q, float scale,
-                            const std::vector<size_t>& cuts, Guard guard) const {
+                            const std::vector<size_t>& cuts, Guard guard,
+                            std::vector<KvRange> sees = {}) const {
+    if (sees.empty()) sees.push_back({0, len_});
     std::vector<std::unique_ptr<Guarded<uint8_t>>> keep;
     std::vector<KvSpan> spans;
     size_t begin = 0;
@@ -47,22 +49,27 @@ class Cache {
     };
     for (size_t cut : cuts) span(cut);
     span(len_);
-    const size_t num = q.size() / head_dim_, num_scores = num * (len_ + 1);
+    const size_t num = q.size() / head_dim_ / sees.size();
+    const size_t num_scores = NumScores(sees.size(), num, len_);
     Guarded<float> query(q, guard), scores(num_scores, guard), out(q.size(), guard);
     for (size_t i = 0; i < q.size(); ++i) out.Set(i, kNaN);  // must not be read
     for (size_t i = 0; i < num_scores; ++i) scores.Set(i, kNaN);
     halfbyte::Attend({.q = query.data(),
+                      .num_tokens = sees.size(),
+                      .q_token_ld = num * head_dim_,
                       .num_queries = num,
                       .q_ld = head_dim_,
                       .head_dim = head_dim_,
                       .scale = scale,
                       .spans = spans.data(),
                       .num_spans = spans.size(),
+                      .sees = sees.data(),
                       .k_ld = head_dim_,
                       .v_ld = head_dim_,
                       .f16 = f16_,
                       .scores = scores.data(),
                       .out = out.data(),
+                      .out_token_ld = num * head_dim_,
                       .out_ld = head_dim_});
     EXPECT_TRUE(query.Intact() && scores.Intact() && out.Intact());
     std::vector<float> result(q.size());
@@ -191,6 +198,36 @@ TEST_P(AttentionTest, QueriesTogetherHaveTheBitsOfEachAlone) {
           EXPECT_EQ(0, memcmp(&together[n * head_dim], alone.data(),
                               head_dim * sizeof(float)))
               << n << " of " << num;
+        }
+      }
+    }
+  }
+}
+
+// What a token does not see is NaN for it.
+TEST_P(AttentionTest, TokensTogetherHaveTheBitsOfEachAlone) {
+  const std::vector<KvRange> sees = {{0, 71}, {0, 0},   {3, 72},  {31, 33}, {32, 64},
+                                     {5, 74}, {74, 74}, {40, 75}, {74, 75}};
+  for (bool f16 : {false, true}) {
+    for (size_t head_dim : {8, 34, 256}) {
+      for (size_t num : {1, 3, 5}) {
+        const size_t len = 75, token_len = num * head_dim;
+        const std::vector<float> q = Normal(sees.size() * token_len, 5);
+        const auto together =
+            Cache(len, head_dim, f16, 11).Attend(q, 0.3f, {9, 40}, Guard::kAfter, sees);
+        for (size_t t = 0; t < sees.size(); ++t) {
+          Cache cache(len, head_dim, f16, 11);
+          for (size_t i = 0; i < len * head_dim; ++i) {
+            const size_t at = i / head_dim;
+            if (sees[t].begin <= at && at < sees[t].end) continue;
+            cache.k()[i] = cache.v()[i] = kNaN;
+          }
+          const float* begin = &q[t * token_len];
+          const auto alone = cache.Attend({begin, begin + token_len}, 0.3f, {20},
+                                          Guard::kBefore, {sees[t]});
+          EXPECT_EQ(0, memcmp(&together[t * token_len], alone.data(),
+                              token_len * sizeof(float)))
+              << t << " of " << num << " queries, head_dim " << head_dim;
         }
       }
     }
