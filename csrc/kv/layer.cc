@@ -74,9 +74,10 @@ void KvLayer::Append(const Context& context, size_t position, Mat<const float> k
     // Not zeroed: every position is written before it is read.
     if (!p) p = std::make_unique_for_overwrite<uint8_t[]>(PageBytesOf(shape_));
   }
+  // First: an append that is cancelled has written over some of what was there.
+  written_ = std::max(written_, end);
   ForEachRow(context, k.rows, k.cols,
              [&](size_t m) { Store(position + m, k.Row(m), v.Row(m)); });
-  written_ = std::max(written_, end);
 }
 
 size_t KvLayer::FirstVisible(size_t position) const {

@@ -39,7 +39,9 @@ class KvLayer {
   const KvLayerShape& shape() const { return shape_; }
 
   // Writes positions [position, position + k.rows). Rows are num_heads x head_dim.
-  // Positions must not leave a gap behind what was written before.
+  // Positions must not leave a gap behind what was written before. If the context's
+  // poll throws, they count as written, and have to be appended again before they are
+  // read.
   void Append(const Context& context, size_t position, Mat<const float> k,
               Mat<const float> v);
 

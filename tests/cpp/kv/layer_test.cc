@@ -151,6 +151,24 @@ TEST(KvLayerTest, ACutSequenceResumesOnlyWhereItsWindowSurvives) {
   }
 }
 
+// Pages that an append has begun to write over are gone, whether it came to its end.
+TEST(KvLayerTest, ACancelledAppendHasWrittenOverWhatItsPagesHeld) {
+  constexpr size_t kLen = 1024;
+  const Sequence s(kLen);
+  KvLayer layer({kHeads, kDim, kLen, 300, 64, KvType::kF32});
+  for (size_t begin = 0; begin < 768; begin += 64) s.AppendTo(layer, begin, begin + 64);
+  ASSERT_TRUE(layer.CanResumeAt(400));
+  struct Cancelled {};
+  const Context context = {.num_threads = 1, .poll = [] { throw Cancelled(); }};
+  EXPECT_THROW(layer.Append(context, 768, Mat<const float>(s.k.data(), 64, kWidth),
+                            Mat<const float>(s.v.data(), 64, kWidth)),
+               Cancelled);
+  EXPECT_FALSE(layer.CanResumeAt(400)) << "its first page has other positions now";
+  ASSERT_TRUE(layer.CanResumeAt(768));
+  s.AppendTo(layer, 768, 832);
+  ExpectAttention(s, layer, 768, 832);
+}
+
 TEST(KvLayerTest, ACopyIsItsOwn) {
   constexpr size_t kLen = 700;
   const Sequence s(kLen);
