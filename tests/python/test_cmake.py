@@ -109,6 +109,18 @@ def test_kernels_are_not_hardened(highway: Path) -> None:
         assert ("-D_FORTIFY_SOURCE=2" in command["command"]) != kernel
 
 
+def test_plain_kernels_are_not_sanitized(highway: Path) -> None:
+    """They would take minutes to compile; the rooms around them are."""
+    flags = "-DCMAKE_CXX_FLAGS=-fsanitize=address"
+    code, output, build = configure(ROOT, highway, flags, "-DHALFBYTE_PLAIN_KERNELS=ON")
+    assert code == 0, output
+    for command in json.loads((build / "compile_commands.json").read_text()):
+        kernel = "/kernels/" in command["file"]
+        assert ("-fno-sanitize=all" in command["command"]) == kernel
+        assert "-fsanitize=address" in command["command"]
+        assert "-DHWY_COMPILE_ONLY_STATIC" in command["command"]
+
+
 def test_the_extension_is_hardened_and_shows_one_symbol() -> None:
     if sys.platform != "linux" or (readelf := shutil.which("readelf")) is None:
         pytest.skip("takes Linux and readelf")
