@@ -136,7 +136,13 @@ SafetensorsHeader HeaderParser::Run() {
   const JsonDocument document = ParseHeader(header);
   const JsonValue root = document.root();
 
-  out_.tensors.reserve(root.size());
+  const uint64_t num_tensors = root.size() - (root.Find(kMetadataKey) ? 1 : 0);
+  if (num_tensors > limits_.tensors) {
+    Fail(ErrorClass::kLimit, "ST_JSON", "tensors", kLengthBytes,
+         std::to_string(num_tensors), "at most " + std::to_string(limits_.tensors),
+         kRaiseLimit);
+  }
+  out_.tensors.reserve(num_tensors);
   for (const JsonMember& m : root.Members()) {
     if (m.key == kMetadataKey) {
       ReadMetadata(m.value);
@@ -214,8 +220,10 @@ JsonDocument HeaderParser::ParseHeader(std::string_view header) {
   options.base_offset = kLengthBytes;
   options.max_depth = kJsonMaxHeaderDepth;
   options.max_string_bytes = kSafetensorsMaxMetadataBytes;
-  // And __metadata__. A limit may be the largest number there is.
-  options.max_members = std::min(limits_.tensors, UINT64_MAX - 1) + 1;
+  // All tensors that a caller allows, and __metadata__. A limit may be the largest
+  // number there is.
+  options.max_members = std::max<uint64_t>(
+      options.max_members, std::min(limits_.tensors, UINT64_MAX - 1) + 1);
   options.max_members_hint = kRaiseLimit;
   // Text that is no UTF-8 is refused as that, whatever surrounds it.
   const bool bom = header.starts_with("\xEF\xBB\xBF");

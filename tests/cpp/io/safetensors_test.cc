@@ -233,7 +233,15 @@ TEST(Safetensors, LimitsMoveOnlyWhenTheCallerMovesThem) {
   limits.tensors = 1;
   header = "{\"a\":" + std::string(kA) +
            R"(,"b":{"dtype":"U8","shape":[0],"data_offsets":[8,8]}})";
-  EXPECT_EQ(ErrorOf(Pack(header, 8), limits)->cls(), ErrorClass::kLimit);
+  const std::optional<Error> e = ErrorOf(Pack(header, 8), limits);
+  ASSERT_TRUE(e);
+  EXPECT_EQ(e->cls(), ErrorClass::kLimit);
+  EXPECT_EQ(e->info().field, "tensors");
+  EXPECT_EQ(e->info().found, "2");
+  // Neither a tensor's three fields nor what __metadata__ says are tensors.
+  header = "{\"a\":" + std::string(kA) +
+           R"(,"__metadata__":{"a":"1","b":"2","c":"3","d":"4"}})";
+  EXPECT_FALSE(ErrorOf(Pack(header, 8), limits));
 }
 
 TEST(Safetensors, ReadsAHundredThousandTensors) {
