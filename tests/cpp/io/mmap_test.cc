@@ -109,7 +109,7 @@ TEST_F(MappedFileTest, ReadingWhatHasBeenCutOffThrows) {
   std::string part(20, ' ');
   auto* to = reinterpret_cast<uint8_t*>(part.data());
   EXPECT_NO_THROW(file->Read(file->bytes().subspan(49980, 20), to));
-  for (const auto [begin, caching] :
+  for (const auto& [begin, caching] :
        {std::pair{size_t{49990}, Caching::kAsUsual}, {90000, Caching::kNone}}) {
     try {
       file->Read(file->bytes().subspan(begin, 20), to, caching);
