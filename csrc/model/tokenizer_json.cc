@@ -121,46 +121,54 @@ void Place(const JsonValue& id_value, std::string_view spelling, TokenType type,
   data.types[id] = type;
 }
 
+// What an added token must have.
+JsonValue Need(const JsonValue& token, std::string_view key) {
+  const auto value = Get(token, key);
+  if (!value) {
+    Fail(ErrorClass::kModel, "TOK_NO_VOCAB", "added token", token, "one without it",
+         Quoted(key));
+  }
+  return *value;
+}
+
+// Ids have no gaps, so the highest says how many there are; the text bounds it.
+uint64_t CountTokens(const JsonValue& vocab, const std::optional<JsonValue>& added) {
+  const uint64_t most = vocab.size() + (added ? added->size() : 0);
+  uint64_t num_tokens = 0;
+  const auto count = [&num_tokens, most](const JsonValue& id) {
+    num_tokens = std::max(num_tokens, std::min(id.AsUint64(), most) + 1);
+  };
+  for (const JsonMember& m : vocab.Members()) count(m.value);
+  if (added) {
+    for (const JsonValue t : added->Elements()) count(Need(t, "id"));
+  }
+  return num_tokens;
+}
+
+void PlaceAdded(const JsonValue& token, TokenizerData& data) {
+  for (const char* option : {"lstrip", "rstrip", "single_word"}) {
+    if (IsTrue(Get(token, option))) {
+      Fail(ErrorClass::kUnsupported, "TOK_ADDED_TOKEN", option, token, "true", "false");
+    }
+  }
+  Place(Need(token, "id"), Need(token, "content").AsString(),
+        IsTrue(Get(token, "special")) ? kControlType : kUserDefinedType, data);
+}
+
 void ReadTokens(const JsonValue& root, const JsonValue& model, TokenizerData& data) {
   const auto vocab = Get(model, "vocab");
   if (!vocab || !vocab->IsObject()) {
     Fail(ErrorClass::kModel, "TOK_NO_VOCAB", "vocab", vocab, Named(vocab), "an object");
   }
   const auto added = Get(root, "added_tokens");
-  // Ids have no gaps, so the highest says how many there are; the text bounds it.
-  const uint64_t most = vocab->size() + (added ? added->size() : 0);
-  uint64_t num_tokens = 0;
-  const auto count = [&num_tokens, most](const JsonValue& id) {
-    num_tokens = std::max(num_tokens, std::min(id.AsUint64(), most) + 1);
-  };
-  for (const JsonMember& m : vocab->Members()) count(m.value);
-  const auto need = [](const JsonValue& token, std::string_view key) {
-    const auto value = Get(token, key);
-    if (!value) {
-      Fail(ErrorClass::kModel, "TOK_NO_VOCAB", "added token", token, "one without it",
-           Quoted(key));
-    }
-    return *value;
-  };
-  if (added) {
-    for (const JsonValue t : added->Elements()) count(need(t, "id"));
-  }
-
+  const uint64_t num_tokens = CountTokens(*vocab, added);
   data.tokens.resize(num_tokens);
   data.types.resize(num_tokens);  // 0: nothing placed yet
   // Only what is spelled as a byte becomes one.
   const TokenType type = IsTrue(Get(model, "byte_fallback")) ? kByteType : kNormalType;
   for (const JsonMember& m : vocab->Members()) Place(m.value, m.key, type, data);
   if (added) {
-    for (const JsonValue t : added->Elements()) {
-      for (const char* option : {"lstrip", "rstrip", "single_word"}) {
-        if (IsTrue(Get(t, option))) {
-          Fail(ErrorClass::kUnsupported, "TOK_ADDED_TOKEN", option, t, "true", "false");
-        }
-      }
-      Place(need(t, "id"), need(t, "content").AsString(),
-            IsTrue(Get(t, "special")) ? kControlType : kUserDefinedType, data);
-    }
+    for (const JsonValue t : added->Elements()) PlaceAdded(t, data);
   }
   const auto gap = std::find(data.types.begin(), data.types.end(), 0);
   if (gap != data.types.end()) {
