@@ -13,6 +13,8 @@
 #include <utility>
 
 #include "base/error.h"
+#include "io/gguf.h"
+#include "io/json.h"
 
 namespace halfbyte {
 namespace {
@@ -241,18 +243,19 @@ class GgufConfig {
                   "the same everywhere");
       }
     }
-    head_dim_full_ = Size("attention.key_length", 2, kMaxHeadDim);
-    head_dim_sliding_ = head_dim_full_;
-    if (IsGemma4())
+    head_dim_full_ = head_dim_sliding_ = Size("attention.key_length", 2, kMaxHeadDim);
+    if (IsGemma4()) {
       head_dim_sliding_ = Size("attention.key_length_swa", 2, kMaxHeadDim);
+      c_.attention_scale = 1.0f;
+    } else {
+      // The 27B, and it alone, scales by the width of a head's share of the stream.
+      const bool is_27b = c_.layers.size() == 62;
+      const size_t divisor = is_27b ? c_.hidden_size / c_.num_heads : head_dim_full_;
+      c_.attention_scale =
+          ScaleOf(Key("embedding_length"), static_cast<double>(divisor));
+    }
     CheckSame("attention.value_length", head_dim_full_);
     CheckSame("attention.value_length_swa", head_dim_sliding_);
-    c_.attention_scale = 1.0f;
-    if (IsGemma4()) return;
-    // Gemma 3 27B, and it alone, scales by the width of a head's share of the stream.
-    const bool is_27b = c_.layers.size() == 62;
-    const size_t divisor = is_27b ? c_.hidden_size / c_.num_heads : head_dim_full_;
-    c_.attention_scale = ScaleOf(Key("embedding_length"), static_cast<double>(divisor));
   }
 
   void CheckSame(const std::string& name, size_t want) const {
