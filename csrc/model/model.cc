@@ -94,14 +94,10 @@ auto Naming(const std::string& path, const F& f) {
 // Bytes of a layer's matrices, `experts_used` of its experts among them.
 uint64_t LayerBytes(const LayerWeights& w, const ModelConfig& c, size_t experts_used) {
   uint64_t bytes = 0, experts = 0;
-  ForEachMatrix(w, [&](const WeightView& view) {
-    const MoeWeights& moe = w.moe;
-    const bool is_expert = &view == &moe.gate_up || &view == &moe.gate ||
-                           &view == &moe.up || &view == &moe.down;
-    (is_expert ? experts : bytes) += view.bytes();
-  });
-  if (c.num_experts != 0) bytes += experts / c.num_experts * experts_used;
-  return bytes;
+  ForEachMatrix(w, [&](const WeightView& view) { bytes += view.bytes(); });
+  if (c.num_experts == 0) return bytes;
+  ForEachExpertMatrix(w.moe, [&](const WeightView& view) { experts += view.bytes(); });
+  return bytes - experts + experts / c.num_experts * experts_used;
 }
 
 }  // namespace

@@ -47,15 +47,23 @@ struct LayerWeights {
   MoeWeights moe;
 };
 
-// Calls f(view) for every matrix of a layer that is there.
+// Calls f(view) for the matrices of all experts that are there.
+template <class Moe, class F>
+void ForEachExpertMatrix(Moe& w, const F& f) {
+  for (auto* view : {&w.gate_up, &w.gate, &w.up, &w.down}) {
+    if (view->data != nullptr) f(*view);
+  }
+}
+
+// Calls f(view) for every matrix of a layer that is there, the experts' last.
 template <class Layer, class F>
 requires requires(Layer& w) { w.moe; }
 void ForEachMatrix(Layer& w, const F& f) {
-  for (auto* view :
-       {&w.q, &w.k, &w.v, &w.o, &w.gate, &w.up, &w.down, &w.ple_gate, &w.ple_proj,
-        &w.moe.router, &w.moe.gate_up, &w.moe.gate, &w.moe.up, &w.moe.down}) {
+  for (auto* view : {&w.q, &w.k, &w.v, &w.o, &w.gate, &w.up, &w.down, &w.ple_gate,
+                     &w.ple_proj, &w.moe.router}) {
     if (view->data != nullptr) f(*view);
   }
+  ForEachExpertMatrix(w.moe, f);
 }
 
 struct ModelWeights {
