@@ -9,10 +9,10 @@
 
 #include <vector>
 
-#include "io/gguf.h"
-#include "io/json.h"
-
 namespace halfbyte {
+
+struct GgufFile;
+class JsonValue;
 
 // What sets a family apart from the others: a row of the table in config.cc.
 struct Family {

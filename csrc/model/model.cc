@@ -11,6 +11,7 @@
 #include <system_error>
 
 #include "base/error.h"
+#include "io/gguf.h"
 #include "io/json.h"
 #include "io/limits.h"
 #include "io/safetensors.h"

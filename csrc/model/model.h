@@ -18,9 +18,9 @@
 #include <utility>
 #include <vector>
 
-#include "io/gguf.h"
 #include "io/limits.h"
 #include "io/mmap.h"
+#include "io/tensor.h"
 #include "kv/layer.h"
 #include "model/config.h"
 #include "model/tokenizer.h"
