@@ -92,6 +92,17 @@ auto Naming(const std::string& path, const F& f) {
   throw Error(ErrorClass::kModel, std::move(info));
 }
 
+std::vector<TypeUse> CountTypes(const std::vector<TensorView>& tensors) {
+  std::vector<TypeUse> types;  // in the order of the file
+  for (const TensorView& tensor : tensors) {
+    auto it = std::ranges::find(types, tensor.type, &TypeUse::type);
+    if (it == types.end()) it = types.insert(it, {.type = tensor.type});
+    ++it->tensors;
+    it->bytes += tensor.bytes;
+  }
+  return types;
+}
+
 // Bytes of a layer's matrices, `experts_used` of its experts among them.
 uint64_t LayerBytes(const LayerWeights& w, const ModelConfig& c, size_t experts_used) {
   uint64_t bytes = 0, experts = 0;
@@ -196,21 +207,18 @@ void Model::Finish(const std::vector<TensorView>& tensors, TensorNames names,
   weights_ = LoadWeights(config_, tensors, names, quantization);
   ChooseSteps();
   if (options_.quantize) QuantizeFloats();
-  if (options_.context == 0) options_.context = config_.context_length;
-  if (options_.context > config_.context_length) {
-    throw Error(ErrorClass::kValue, "context: " + std::to_string(options_.context) +
-                                        " positions asked, the model was made for " +
-                                        std::to_string(config_.context_length));
-  }
-  for (const TensorView& tensor : tensors) {
-    const auto same = [&](const TypeUse& use) { return use.type == tensor.type; };
-    auto it = std::find_if(types_.begin(), types_.end(), same);
-    if (it == types_.end()) it = types_.insert(it, {.type = tensor.type});
-    ++it->tensors;
-    it->bytes += tensor.bytes;
-  }
+  ChooseContext();
+  types_ = CountTypes(tensors);
   MakeRope();
   if (options_.runs) CheckMemory();
+}
+
+void Model::ChooseContext() {
+  if (options_.context == 0) options_.context = config_.context_length;
+  if (options_.context <= config_.context_length) return;
+  throw Error(ErrorClass::kValue, "context: " + std::to_string(options_.context) +
+                                      " positions asked, the model was made for " +
+                                      std::to_string(config_.context_length));
 }
 
 void Model::ChooseSteps() {

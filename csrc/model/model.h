@@ -131,6 +131,7 @@ class Model {
   void Finish(const std::vector<TensorView>& tensors, TensorNames names,
               const Quantization& quantization);
   void ChooseSteps();
+  void ChooseContext();
   void QuantizeFloats();
   void MakeRope();
   void CheckMemory() const;
