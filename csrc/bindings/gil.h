@@ -9,7 +9,6 @@
 #ifndef HALFBYTE_BINDINGS_GIL_H_
 #define HALFBYTE_BINDINGS_GIL_H_
 
-#include <cxxabi.h>
 #include <pybind11/pybind11.h>
 #include <unistd.h>
 
@@ -27,15 +26,11 @@ inline PyThreadState*& ReleasedState() {
 // before: what pybind11's own guard looks up may be gone.
 inline void TakeGil() {
   PyThreadState* const state = std::exchange(ReleasedState(), nullptr);
-#if defined(__GLIBCXX__)
   try {
     PyEval_RestoreThread(state);
-  } catch (const abi::__forced_unwind&) {
+  } catch (...) {  // nothing but that unwinding; it is no object to be caught by name
     for (;;) pause();
   }
-#else
-  PyEval_RestoreThread(state);
-#endif
 }
 
 inline void ReleaseGil() { ReleasedState() = PyEval_SaveThread(); }
