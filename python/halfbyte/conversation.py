@@ -6,11 +6,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from halfbyte._arguments import flag, instance, string, takes_options_of
 from halfbyte.errors import ArgumentError
-from halfbyte.model import CHAT_ONLY, Message, Model, Options, Rendered, Session
+from halfbyte.model import (
+    CHAT_ONLY,
+    Message,
+    Model,
+    Options,
+    Rendered,
+    Session,
+    Tools,
+    as_messages,
+)
 from halfbyte.records import Piece
 from halfbyte.streams import Stream
 from halfbyte.template import Part, encode_parts
@@ -23,12 +33,13 @@ elif TYPE_CHECKING:
 __all__ = ["Conversation"]
 
 
-class _Turn(NamedTuple):
-    """What an answer was asked with, and the answer."""
+class _Run(NamedTuple):
+    """Text or a marker, and the tokens that it became, or was generated in."""
 
-    parts: list[Part]
-    ids: list[int]  # of those parts
-    stream: Stream
+    text: str
+    marker: bool
+    ids: list[int]
+    made: bool = False  # generated: what follows is split into tokens apart from it
 
 
 class Conversation:
@@ -41,6 +52,8 @@ class Conversation:
     model : Model
     system : str, optional
         Instructions ahead of the messages.
+    tools : sequence of mappings, optional
+        Functions that the model may call, as for `Model.stream` (Gemma 4).
     enable_thinking : bool
         Ask for thoughts before each answer (Gemma 4).
 
@@ -49,54 +62,70 @@ class Conversation:
     model : Model
     system : str or None
         May be changed, as the messages may.
-    enable_thinking : bool
+    tools : sequence of mappings, or None
         May be changed too.
+    enable_thinking : bool
+        And this.
     messages : list of dict
-        What the user and the assistant have said, in the form of `Model.chat`. The last
-        one grows as it is generated. They may be changed, taken away or replaced: the
-        next turn computes what follows the change again.
+        What the user, the assistant and its tools have said, in the form of `Model.chat`.
+        The last one grows as it is generated. They may be changed, taken away or
+        replaced: the next turn computes what follows the change again.
 
     Raises
     ------
     DTypeError
-        If `model` is no `Model`, `system` no str, or `enable_thinking` no bool.
+        If `model` is no `Model`, `system` no str, `tools` no list of declarations, or
+        `enable_thinking` no bool.
     ArgumentError
-        If the model has no place for thoughts.
+        If the model has no place for tools or thoughts.
 
     Notes
     -----
     A model without a chat template goes on with the text of all messages, each of the
     user's on a line of its own.
 
-    Earlier answers count as the template has them. Where it leaves something out, as
-    Gemma 4's does with thoughts, the next turn computes that answer once more. A thought
+    Earlier answers count as the template has them. Where it writes one in another way, as
+    Gemma 4's leaves out thoughts, the next turn computes that answer once more. A thought
     is the ``reasoning`` of its message.
 
     One thread uses a conversation at a time.
     """
 
     def __init__(
-        self, model: Model, *, system: str | None = None, enable_thinking: bool = False
+        self,
+        model: Model,
+        *,
+        system: str | None = None,
+        tools: Tools | None = None,
+        enable_thinking: bool = False,
     ) -> None:
         self.model = instance(model, "model", Model, "a Model, as load gives it")
         self.system = None if system is None else string(system, "system")
+        self.tools = tools
         self.enable_thinking = flag(enable_thinking, "enable_thinking")
         self.messages: list[dict[str, Any]] = []
         self._session = model.session()
-        self._last: _Turn | None = None
-        if self.enable_thinking:  # what cannot be is said at once
-            self._encode(self._parts([]))
+        self._asked: list[_Run] = []  # what the last answer followed
+        self._stream: Stream | None = None
+        if self.enable_thinking or tools is not None:  # what cannot be is said at once
+            self._runs(self._parts([]))
 
     @takes_options_of(Session.stream, but=CHAT_ONLY)
-    def send(self, text: str, **options: Unpack[Options]) -> Stream:
+    def send(
+        self, messages: str | Sequence[Message], **options: Unpack[Options]
+    ) -> Stream:
         """Say something, and get the answer piece by piece.
 
-        Both become messages. An answer that is not read to its end, or is closed, is kept
-        as far as it came. It ends with the next message at the latest.
+        What is said and the answer become messages. An answer that is not read to its
+        end, or is closed, is kept as far as it came. It ends with the next message at the
+        latest.
 
         Parameters
         ----------
-        text : str
+        messages : str, or sequence of mappings
+            A str is one message of the user. Tools answer in messages of their own:
+            ``[{"role": "tool", "tool_call_id": ..., "content": ...}]``, one for each of
+            the ``tool_calls`` of ``chat.messages[-1]``.
         **options
             As for `Model.stream`.
 
@@ -114,13 +143,13 @@ class Conversation:
             As by `Model.stream`. The conversation stays as it was.
         """
         self._stop()
-        question = {"role": "user", "content": string(text, "text")}
-        parts = self._parts([*self.messages, question])
-        ids = self._encode(parts)
-        stream = self._session.stream(Rendered(ids), **options)
+        said = [dict(message) for message in as_messages(messages)]
+        runs = self._runs(self._parts([*self.messages, *said]))
+        ids = Rendered(id for run in runs for id in run.ids)
+        stream = self._session.stream(ids, **options)
         answer: dict[str, Any] = {"role": "assistant", "content": ""}
-        self.messages += [question, answer]
-        self._last = _Turn(parts, ids, stream)
+        self.messages += [*said, answer]
+        self._asked, self._stream = runs, stream
         return Stream(_written_down(stream, answer), stream._progress)
 
     def reset(self) -> None:
@@ -129,36 +158,43 @@ class Conversation:
         self.messages.clear()
 
     def _stop(self) -> None:
-        if self._last is not None:
-            self._last.stream.close()
+        if self._stream is not None:
+            self._stream.close()
 
     def _parts(self, messages: Sequence[Message]) -> list[Part]:
         if self.system is not None:
             messages = [{"role": "system", "content": self.system}, *messages]
         if self.model._format is not None:
-            return self.model._format.render(
-                messages, enable_thinking=self.enable_thinking
-            )
-        if self.enable_thinking:
-            raise ArgumentError("enable_thinking: this model has no chat template")
+            return self.model._render(messages, self.tools, self.enable_thinking)
+        if self.enable_thinking or self.tools:
+            what = "enable_thinking" if self.enable_thinking else "tools"
+            raise ArgumentError(f"{what}: this model has no chat template")
         return [Part(_joined(messages), marker=False)]
 
-    def _encode(self, parts: list[Part]) -> list[int]:
-        """Token ids of `parts`, those of the last answer as they were generated.
+    def _runs(self, parts: list[Part]) -> list[_Run]:
+        """Tokens of `parts`, those of answers as they were generated.
 
-        Its text could be split into tokens in another way: all from there on would be
+        Their text could be split into tokens in another way: all from there on would be
         computed again.
         """
-        tokenizer, rest = self.model.tokenizer, None
-        if self._last is not None:
-            before, ids, stream = self._last
-            made = [id for id in stream.tokens if not tokenizer.is_end(id)]
-            ids = ids + made
-            rest = _what_follows(parts, before, tokenizer.decode(made, special=True))
-        if rest is None:  # a template begins with <bos> itself
-            ids = tokenizer.encode("") if self.model._format is None else []
-            rest = parts
-        return ids + encode_parts(rest, tokenizer)
+        tokenizer = self.model.tokenizer
+        runs, rest = _kept([*self._asked, *self._answered()], parts)
+        if not runs and self.model._format is None:
+            # A template begins with <bos> itself.
+            runs = [_Run("", marker=False, ids=tokenizer.encode(""))]
+        return runs + [_Run(*part, encode_parts([part], tokenizer)) for part in rest]
+
+    def _answered(self) -> list[_Run]:
+        """What the last answer was generated in."""
+        if self._stream is None:
+            return []
+        tokenizer = self.model.tokenizer
+        made = [id for id in self._stream.tokens if not tokenizer.is_end(id)]
+        return [
+            _Run(tokenizer.decode(ids, special=True), marker, ids, made=True)
+            for marker, group in groupby(made, tokenizer.is_control)
+            for ids in ([[id] for id in group] if marker else [list(group)])
+        ]
 
 
 def _written_down(stream: Stream, answer: dict[str, Any]) -> Iterator[Piece]:
@@ -175,18 +211,29 @@ def _written_down(stream: Stream, answer: dict[str, Any]) -> Iterator[Piece]:
         stream.close()
 
 
-def _what_follows(
-    parts: list[Part], before: list[Part], answer: str
-) -> list[Part] | None:
-    """What comes after `before` and `answer` in `parts`, if they begin with both."""
-    *same, last = before
-    at, said = len(same), last.text + answer
-    if len(parts) <= at or parts[:at] != same:
-        return None
-    text, marker = parts[at]
-    if marker != last.marker or not text.startswith(said):
-        return None
-    return [Part(text[len(said) :], marker=False), *parts[at + 1 :]]
+def _kept(runs: Sequence[_Run], parts: Sequence[Part]) -> tuple[list[_Run], list[Part]]:
+    """The runs that `parts` begin with, and the parts that follow those.
+
+    Only what was generated may end within a part: elsewhere a token may span the joint.
+    """
+    part = at = 0
+    kept, follows = 0, (part, at)
+    for number, run in enumerate(runs, 1):
+        if part == len(parts):
+            break
+        text, marker = parts[part]
+        if marker != run.marker or not text.startswith(run.text, at):
+            break
+        at += len(run.text)
+        if at == len(text):
+            part, at = part + 1, 0
+        if run.made or not at:
+            kept, follows = number, (part, at)
+    part, at = follows
+    rest = [*parts[part:]]
+    if at:
+        rest[0] = Part(rest[0].text[at:], marker=False)
+    return [*runs[:kept]], rest
 
 
 def _joined(messages: Sequence[Mapping[str, Any]]) -> str:

@@ -58,7 +58,7 @@ class Rendered(list[int]):
     """Ids of messages: what follows them is an answer, which may think and call tools."""
 
 
-def _conversation(messages: Any) -> Sequence[Message]:
+def as_messages(messages: Any) -> Sequence[Message]:
     """What `chat` was given, as messages; ids would be taken for a text to go on with."""
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
@@ -67,11 +67,9 @@ def _conversation(messages: Any) -> Sequence[Message]:
         raise DTypeError(f"messages: expected a str, or a list of messages, got {got}")
     if not messages:
         raise ArgumentError("messages: expected at least one")
-    if not isinstance(messages[0], Mapping):
-        got = type(messages[0]).__name__
-        raise DTypeError(
-            f'messages[0]: expected {{"role": ..., "content": ...}}, got {got}'
-        )
+    for index, message in enumerate(messages):
+        wanted = '{"role": ..., "content": ...}'
+        instance(message, f"messages[{index}]", Mapping, wanted)
     return messages
 
 
@@ -321,7 +319,7 @@ class Session:
         self, messages: str | Sequence[Message], **options: Unpack[ChatOptions]
     ) -> Reply:
         """Answer a conversation; see `Model.chat`."""
-        stream = self.stream(_conversation(messages), **options)
+        stream = self.stream(as_messages(messages), **options)
         pieces = tuple(stream)
         assert stream.stats is not None
         reason = pieces[-1].finish_reason if pieces else None
@@ -777,7 +775,8 @@ class Model:
     ) -> list[int]:
         thinking = flag(enable_thinking, "enable_thinking")
         if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
-            return self._chat_ids(prompt, tools, thinking)  # type: ignore[arg-type]
+            parts = self._render(prompt, tools, thinking)  # type: ignore[arg-type]
+            return Rendered(template.encode_parts(parts, self.tokenizer))
         if tools or thinking:
             raise ArgumentError(
                 f"{'tools' if tools else 'enable_thinking'}: expected messages to go "
@@ -798,20 +797,16 @@ class Model:
             raise ArgumentError("prompt: expected at least one token")
         return ids
 
-    def _chat_ids(
-        self,
-        messages: Sequence[Message],
-        tools: Tools | None = None,
-        thinking: bool = False,
-    ) -> Rendered:
+    def _render(
+        self, messages: Sequence[Message], tools: Tools | None, thinking: bool
+    ) -> list[template.Part]:
         if self._format is None:
             raise self._lacks(
                 "chat template", "give a text instead of messages", "MODEL_TEMPLATE"
             )
         if tools is not None:
             instance(tools, "tools", Sequence, "a list of declarations")
-        parts = self._format.render(messages, tools=tools, enable_thinking=thinking)
-        return Rendered(template.encode_parts(parts, self.tokenizer))
+        return self._format.render(messages, tools=tools, enable_thinking=thinking)
 
 
 def load(

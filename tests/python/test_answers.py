@@ -399,6 +399,79 @@ def test_a_conversation_forgets_thoughts(says: Say) -> None:
 
 
 @pytest.mark.parametrize(
+    "call",
+    [
+        [THOUGHT + CALL],
+        # In other tokens than its text would be split into.
+        [
+            "<|channel>thou",
+            "ght\nO",
+            ".\n<channel|><|tool_call>ca",
+            "ll:f{}<tool_call|>",
+        ],
+    ],
+)
+def test_a_conversation_goes_on_with_what_tools_say(says: Say, call: list[str]) -> None:
+    options: Any = {"tools": [TOOL], "enable_thinking": True}
+    chat = halfbyte.Conversation(MODEL, **options)
+    says(*call, "<|tool_response>", end="")
+    list(chat.send("Weather?"))
+    for more in (True, True, False):  # two calls one after the other
+        held = chat._session.position
+        (made,) = chat.messages[-1]["tool_calls"]
+        says("So it is\n<channel|>" + (CALL if more else "It is sunny."))
+        result = {"role": "tool", "tool_call_id": made["id"], "content": "sunny"}
+        stream = chat.send([result])
+        list(stream)
+        assert chat.messages[-2] == result
+        assert asked(chat._session, stream.stats) == rendered(
+            chat.messages[:-1], **options
+        )
+        assert stream.stats is not None
+        assert stream.stats.cached_tokens == held
+    assert chat.messages[-1]["content"] == "It is sunny."
+    chat.tools = None
+    says("Yes.")
+    stream = chat.send("Thanks")
+    list(stream)
+    before = rendered(chat.messages[:-1], enable_thinking=True)
+    assert asked(chat._session, stream.stats) == before
+
+
+def test_answers_before_a_thought_are_kept_as_they_were_generated(says: Say) -> None:
+    chat = halfbyte.Conversation(MODEL)
+    says("He", "l", "lo.", "<turn|>", end="")
+    assert MODEL.tokenize("Hello.", bos=False) != [*map(spelled, ("He", "l", "lo."))]
+    list(chat.send("One"))
+    says(THOUGHT + "Hi.")
+    thoughtful = chat.send("Two")
+    list(thoughtful)
+    says("Yes.")
+    stream = chat.send("Three")
+    list(stream)
+    assert asked(chat._session, stream.stats) == rendered(chat.messages[:-1])
+    assert stream.stats is not None
+    assert thoughtful.stats is not None
+    assert stream.stats.cached_tokens == thoughtful.stats.prompt_tokens
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], r"^messages: expected at least one$"),
+        ({"role": "tool"}, r"^messages: expected a str, or a list of messages, got"),
+        ([USER, "x"], r"^messages\[1\]: expected \{.*\}, got str$"),
+        ([{"role": "tool", "content": "x"}], r"must follow an assistant message with"),
+    ],
+)
+def test_what_no_tool_says(messages: Any, message: str) -> None:
+    chat = halfbyte.Conversation(MODEL, tools=[TOOL])
+    with pytest.raises((errors.ArgumentError, errors.DTypeError), match=message):
+        chat.send(messages)
+    assert chat.messages == []
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (
@@ -425,12 +498,18 @@ def test_what_is_no_tool() -> None:
     ):
         with pytest.raises(errors.DTypeError, match=message):
             MODEL.chat([USER], tools=tools)  # type: ignore[arg-type]
+        with pytest.raises(errors.DTypeError, match=message):
+            halfbyte.Conversation(MODEL, tools=tools)  # type: ignore[arg-type]
 
 
-def test_models_without_thoughts_say_so(tiny_gguf: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("options", [{"enable_thinking": True}, {"tools": [TOOL]}])
+def test_models_without_thoughts_or_tools_say_so(
+    tiny_gguf: Callable[..., Any], options: dict[str, Any]
+) -> None:
     plain = halfbyte.load(tiny_gguf("e2b"), threads=1)
-    with pytest.raises(errors.ArgumentError, match="has no chat template"):
-        halfbyte.Conversation(plain, enable_thinking=True)
+    message = f"^{next(iter(options))}: this model has no chat template"
+    with pytest.raises(errors.ArgumentError, match=message):
+        halfbyte.Conversation(plain, **options)
 
 
 # --- On a terminal ---------------------------------------------------------------------

@@ -17,7 +17,7 @@ import halfbyte
 import pytest
 import tiny
 from halfbyte import errors, template
-from halfbyte.conversation import _what_follows
+from halfbyte.conversation import _kept, _Run
 from halfbyte.template import Part
 
 TEMPLATE = "{{ bos_token }}{% if add_generation_prompt %}<|turn>model\n{% endif %}"
@@ -127,27 +127,38 @@ def test_an_answer_is_kept_in_the_tokens_that_were_generated(
     assert asked(chat, stats) == rendered(chat)
 
 
-A, B, C = Part("a", marker=False), Part("b", marker=False), Part("<m>", marker=True)
+def run(text: str, *, marker: bool = False, made: bool = False) -> _Run:
+    return _Run(text, marker, [], made)
+
+
+A, M, SAID = run("a"), run("<m>", marker=True), run("x", made=True)
 
 
 @pytest.mark.parametrize(
-    ("parts", "before", "answer", "rest"),
+    ("runs", "parts", "kept", "rest"),
     [
-        ([A, C, Part("bxy", marker=False), C], [A, C, B], "x", ["y", "<m>"]),
-        ([A, C, Part("bx", marker=False)], [A, C, B], "x", [""]),
-        ([A, C, A], [A, C], "", ["", "a"]),
-        ([A, C, B], [A, C, B], "x", None),
-        ([A, C], [A, C, B], "x", None),  # what was asked with was taken away
-        ([B, C, Part("bx", marker=False)], [A, C, B], "x", None),
-        ([A, Part("<m>x", marker=False)], [A, C], "x", None),  # only spelled
-        ([A, C], [A, Part("<m", marker=False)], ">", None),
+        ([A, M, run("b"), SAID], ["a", "<m>", "bxy", "<m>"], 4, ["y", "<m>"]),
+        ([A, M, run("b"), SAID], ["a", "<m>", "bx"], 4, []),
+        ([A, M, run("b"), SAID], ["a", "<m>", "by"], 2, ["by"]),
+        ([A, M, run("b"), SAID], ["b", "<m>", "bx"], 0, ["b", "<m>", "bx"]),
+        ([A, M, run("b"), SAID], ["a", "<m>"], 2, []),  # what asked was taken away
+        ([A, M], ["a", "<m>", "a"], 2, ["a"]),
+        ([A, M], ["ab", "<m>"], 0, ["ab", "<m>"]),  # a token may span the joint
+        ([A, SAID, M, run("b")], ["ax", "<m>", "c"], 3, ["c"]),
+        ([A, SAID, run("b")], ["axc"], 2, ["c"]),
+        ([run("<m"), run(">", made=True)], ["<m>"], 0, ["<m>"]),  # only spelled
+        ([run(""), A], ["b"], 1, ["b"]),
+        ([], ["a"], 0, ["a"]),
     ],
 )
-def test_what_follows_an_answer(
-    parts: list[Part], before: list[Part], answer: str, rest: list[str] | None
+def test_what_is_kept(
+    runs: list[_Run], parts: list[str], kept: int, rest: list[str]
 ) -> None:
-    found = _what_follows(parts, before, answer)
-    assert (None if found is None else [part.text for part in found]) == rest
+    wanted = [Part(text, text == "<m>") for text in parts]
+    before, after = _kept(runs, wanted)
+    assert before == runs[:kept]
+    assert [part.text for part in after] == rest
+    assert all(part in wanted or not part.marker for part in after)
 
 
 def test_answers_that_end_by_themselves(bundled: halfbyte.Model) -> None:
@@ -330,7 +341,7 @@ def test_a_full_context_is_the_error_of_any_prompt(tiny_gguf: Make) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        (3, {}, "text: expected a str, got int"),
+        (3, {}, "messages: expected a str, or a list of messages, got int"),
         ("more", {"top_k": -1}, "top_k: expected 0 or more, got -1"),
         ("more", {"stop": 3}, "stop: expected a str or several, got int"),
     ],

@@ -262,7 +262,7 @@ def test_the_template_is_that_of_its_training(name: str) -> None:
         "<|turn>user\nWhat does kindness mean?<turn|>\n<|turn>model\n"
     )
     expected = tokenizer.encode(text, add_special_tokens=False)
-    assert halfbyte.load(name)._chat_ids(talk) == expected
+    assert halfbyte.load(name)._prompt_ids(talk, None, False) == expected
 
 
 # ---- how they are made
