@@ -52,7 +52,7 @@ class Conversation:
     model : Model
     system : str, optional
         Instructions ahead of the messages.
-    tools : sequence of mappings, optional
+    tools : sequence of mappings or functions, optional
         Functions that the model may call, as for `Model.stream` (Gemma 4).
     enable_thinking : bool
         Ask for thoughts before each answer (Gemma 4).
@@ -62,7 +62,7 @@ class Conversation:
     model : Model
     system : str or None
         May be changed, as the messages may.
-    tools : sequence of mappings, or None
+    tools : sequence of mappings or functions, or None
         May be changed too.
     enable_thinking : bool
         And this.

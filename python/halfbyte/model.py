@@ -51,7 +51,7 @@ _ACTIVATIONS = ("auto", "static", "dynamic", "f32")
 Message = Mapping[str, Any]
 Ids = Sequence[int] | NDArray[Any]
 Prompt = str | Ids | Sequence[Message]
-Tools = Sequence[Mapping[str, Any]]
+Tools = Sequence[template.Tool]
 
 
 class Rendered(list[int]):
@@ -716,10 +716,12 @@ class Model:
             Whether pieces tell their token's log-probability, or also those of so many of
             the likeliest tokens. Each token has a piece of its own then, if it shows
             text or not. The tokens are the same ones.
-        tools : sequence of mappings, optional
+        tools : sequence of mappings or functions, optional
             With messages: functions that the model may call, in the form of the OpenAI
             API, ``{"type": "function", "function": {"name": ..., "description": ...,
-            "parameters": {...}}}`` with a JSON schema (Gemma 4).
+            "parameters": {...}}}`` with a JSON schema (Gemma 4). One of Python is made
+            such a mapping by ``transformers.utils.get_json_schema``, of its type hints
+            and docstring; it is not called.
         enable_thinking : bool
             With messages: ask for thoughts before the answer (Gemma 4).
 
@@ -738,6 +740,8 @@ class Model:
         ModelError
             If messages are given and the files have no chat template, or if they have no
             tokenizer.
+        MissingExtraError
+            If a tool is a function of Python, and Transformers is not installed.
         RuntimeError
             From the iterator, if the session was used for something else meanwhile.
         FileChangedError, NumericalError

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Literal, NamedTuple, Protocol
 
-from halfbyte.errors import ArgumentError, DTypeError
+from halfbyte.errors import ArgumentError, DTypeError, MissingExtraError
 
 __all__ = [
     "ChatFormat",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 Message = Mapping[str, Any]
+Tool = Mapping[str, Any] | Callable[..., Any]
 
 _ROLES = {"system", "developer", "user", "assistant", "model", "tool"}
 _QUOTE = '<|"|>'
@@ -77,7 +79,7 @@ class ChatFormat:
         self,
         messages: Sequence[Message],
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Tool] | None = None,
         add_generation_prompt: bool = True,
         enable_thinking: bool = False,
         preserve_thinking: bool = False,
@@ -90,8 +92,9 @@ class ChatFormat:
             In the form of the OpenAI API: ``role``, ``content`` (a string, or a list of
             text parts) and, for an assistant, ``tool_calls``, ``tool_responses`` and
             ``reasoning``. The arguments of a call are a mapping, or its JSON text.
-        tools : sequence of mappings, optional
-            Declarations of functions in the form of the OpenAI API (Gemma 4).
+        tools : sequence of mappings or functions, optional
+            Declarations in the form of the OpenAI API, or functions for Transformers to
+            make them of (Gemma 4).
         add_generation_prompt : bool
             End with the start of the model's turn.
         enable_thinking : bool
@@ -108,10 +111,12 @@ class ChatFormat:
         ------
         ArgumentError
             If a role is unknown or out of order, a part of a content is no text, a
-            function has no name, or the text of arguments is no JSON.
+            function has no name or no description, or the text of arguments is no JSON.
         DTypeError
             If a message, a tool or the arguments of a call are no mapping, or a content
             is neither a string nor a list.
+        MissingExtraError
+            If a tool is a function, and Transformers is not installed.
         """
         for index, message in enumerate(messages):
             _check(message, index)
@@ -311,7 +316,7 @@ class _Gemma4:
             (i for i, m in enumerate(messages) if m["role"] == "user"), default=-1
         )
 
-    def write_system(self, tools: Sequence[Mapping[str, Any]]) -> None:
+    def write_system(self, tools: Sequence[Tool]) -> None:
         self.out.mark("<bos>")
         system = bool(self.messages) and _is_system(self.messages[0])
         if not (self.thinking or tools or system):
@@ -328,7 +333,7 @@ class _Gemma4:
             self.out.text("".join(text + space for text in texts))
         for index, tool in enumerate(tools):
             self.out.mark("<|tool>")
-            self._declaration(_function(tool, f"tools[{index}]"))
+            self._declaration(_declared(tool, f"tools[{index}]"))
             self.out.mark("<tool|>")
         self._close_turn()
 
@@ -568,6 +573,23 @@ def _mapping(value: Any, what: str) -> Mapping[str, Any]:
         got = type(value).__name__
         raise DTypeError(f"{what}: found {got}; expected a mapping")
     return value
+
+
+def _declared(tool: Any, what: str) -> Mapping[str, Any]:
+    """Return a declared function: one of Python is declared as Transformers does."""
+    if callable(tool):
+        try:
+            utils = import_module("transformers.utils")
+        except ImportError as error:
+            raise MissingExtraError(
+                f"{what}: found a function; expected a mapping, or Transformers to make "
+                f'one of it ({error}): run pip install "halfbyte[transformers]"'
+            ) from None
+        try:
+            tool = utils.get_json_schema(tool)
+        except Exception as error:  # noqa: BLE001 - its own, and those of type hints
+            raise ArgumentError(f"{what}: {' '.join(str(error).split())}") from None
+    return _function(tool, what)
 
 
 def _function(value: Any, what: str) -> Mapping[str, Any]:

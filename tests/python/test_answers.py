@@ -492,8 +492,8 @@ def test_what_is_no_tool() -> None:
     for tools, message in (
         (TOOL, "^tools: expected a list of declarations, got dict$"),
         (
-            [print],
-            r"^tools\[0\]: found builtin_function_or_method; expected a mapping$",
+            [5],
+            r"^tools\[0\]: found int; expected a mapping$",
         ),
     ):
         with pytest.raises(errors.DTypeError, match=message):

@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import pytest
+import transformers.utils
+from halfbyte.errors import MissingExtraError
 from halfbyte.template import (
     ChatFormat,
     Part,
@@ -54,6 +57,25 @@ def declaration(**function: Any) -> str:
 
 def render(chat: ChatFormat, messages: Messages, **options: Any) -> str:
     return render_text(chat.render(messages, **options))
+
+
+def get_weather(city: str, days: int = 1) -> str:
+    """
+    The weather in a city.
+
+    Args:
+        city: Its name
+        days: How many
+    """
+    raise AssertionError(city, days)
+
+
+def undescribed(city: str) -> None:
+    """The weather in a city."""
+
+
+def unresolved(city: Nowhere) -> None:  # type: ignore[name-defined]  # noqa: F821
+    """The weather in a city."""
 
 
 HELLO = [user("Hello.")]
@@ -431,10 +453,10 @@ class TestGemma4:
     @pytest.mark.parametrize(
         ("tool", "message"),
         [
-            (
-                print,
-                r"^tools\[0\]: found builtin_function_or_method; expected a mapping",
-            ),
+            (5, r"^tools\[0\]: found int; expected a mapping"),
+            (print, r"^tools\[0\]: .* missing a type hint in function print"),
+            (undescribed, r"^tools\[0\]: .*no description for the argument 'city'$"),
+            (unresolved, r"^tools\[0\]: name 'Nowhere' is not defined$"),
             ({"type": "function"}, r"^tools\[0\]: found no name"),
             ({"name": "f", "parameters": "a"}, "^parameters of 'f': found str"),
             (
@@ -444,8 +466,22 @@ class TestGemma4:
         ],
     )
     def test_tools_that_are_no_declarations(self, tool: Any, message: str) -> None:
-        with pytest.raises((ValueError, TypeError), match=message):
+        with pytest.raises((ValueError, TypeError), match=message) as caught:
             SMALL.render(HELLO, tools=[tool])
+        assert len(str(caught.value).splitlines()) == 1
+
+    def test_functions_are_declared_as_transformers_does(self) -> None:
+        declared = transformers.utils.get_json_schema(get_weather)
+        expected = SMALL.render(HELLO, tools=[declared])
+        assert SMALL.render(HELLO, tools=[get_weather]) == expected
+        assert "declaration:get_weather{" in render_text(expected)
+
+    def test_functions_take_transformers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "transformers.utils", None)
+        with pytest.raises(
+            MissingExtraError, match=r"^tools\[1\]: found a function; .*run"
+        ):
+            SMALL.render(HELLO, tools=[{"name": "f"}, get_weather])
 
     def test_a_message_is_a_mapping(self) -> None:
         with pytest.raises(TypeError, match="no mapping"):
