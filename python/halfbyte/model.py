@@ -335,7 +335,7 @@ class Session:
         )
 
     def _generate(self, progress: Progress, request: _Request) -> Iterator[Piece]:
-        cut, reader = request.cut, request.reader
+        cut, reader, called = request.cut, request.reader, False
         cached = self._keep_prefix(request.ids)
         progress.start(cached)
         turn = self._sequence.turn
@@ -357,7 +357,10 @@ class Session:
                     rest = answers.Said() if ended else reader.finish()
                     text += cut.push(rest.text)[0] + cut.finish()
                     said = said.joined(rest)
-                reason = "stop" if ended or stopped else "length" if last else None
+                called = called or bool(said.calls)
+                reason = "length" if last else None
+                if ended or stopped:
+                    reason = "tool_calls" if called else "stop"
                 apart = (said.thought, said.calls, said.error)
                 if text or any(apart) or reason or logprob is not None:
                     yield Piece(text, token, reason, logprob, likeliest, *apart)

@@ -156,8 +156,9 @@ class Piece(NamedTuple):
         Whole characters; may be empty.
     token : int
         The token that brought it.
-    finish_reason : {None, "stop", "length"}
-        Set on the last piece: the model or a stop string ended it, or the limit did.
+    finish_reason : {None, "stop", "tool_calls", "length"}
+        Set on the last piece: the model or a stop string ended it, which is
+        ``"tool_calls"`` of an answer that has any; or the limit did.
     logprob : float or None
         With ``logprobs``: natural logarithm of the token's probability by the model
         itself, the softmax of its logits, before penalty, temperature and filters.
@@ -188,7 +189,7 @@ class Reply:
     text: str
     """Without thoughts, and without calls of tools."""
     finish_reason: str
-    """``"stop"`` or ``"length"``, as of the last `Piece`."""
+    """``"stop"``, ``"tool_calls"`` or ``"length"``, as of the last `Piece`."""
     stats: Stats
     pieces: tuple[Piece, ...] = field(repr=False)
     thought: str = ""

@@ -269,7 +269,7 @@ def test_an_answer_has_its_thought_and_calls_apart(says: Say) -> None:
     assert reply.thought == "Is it é?\n\nIt is."
     assert reply.tool_calls == [called("get_weather", city="Pa{r,is", n=2)]
     assert reply.tool_call_error is None
-    assert reply.finish_reason == "stop"
+    assert reply.finish_reason == "tool_calls"
     assert json.loads(json.dumps(reply.message)) == {
         "role": "assistant",
         "content": reply.text,
@@ -305,6 +305,7 @@ def test_a_tool_is_called_and_answered(says: Say) -> None:
     says("So it is\n<channel|>It is sunny.")
     reply = session.chat(messages, **options)
     assert (reply.thought, reply.text) == ("So it is", "It is sunny.")
+    assert reply.finish_reason == "stop"
     prompt = asked(session, reply.stats)
     assert prompt == rendered(messages, **options)
     assert THOUGHT + "<|tool_call>call:get_weather{" in prompt
@@ -342,7 +343,26 @@ def test_the_limit_may_come_anywhere(says: Say, size: int) -> None:
         *(said.text, said.thought, said.error),
     )
     assert reply.tool_calls == [*said.calls]
-    assert reply.finish_reason == ("length" if size <= len(whole) else "stop")
+    assert reply.finish_reason == ("length" if size <= len(whole) else "tool_calls")
+
+
+@pytest.mark.parametrize(
+    ("answer", "stop", "reason"),
+    [
+        (CALL, None, "tool_calls"),
+        ("<|tool_call>call:f{}", None, "tool_calls"),  # closed by the end alone
+        (CALL + "B. C", "B", "tool_calls"),
+        ("B. C" + CALL, "B", "stop"),
+        ("<|tool_call>call:f{", None, "stop"),
+    ],
+)
+def test_an_answer_with_calls_ends_in_tool_calls(
+    says: Say, answer: str, stop: str | None, reason: str
+) -> None:
+    says(answer)
+    reply = MODEL.chat([USER], stop=stop)
+    assert reply.finish_reason == reason
+    assert bool(reply.tool_calls) == (reason == "tool_calls")
 
 
 def test_half_a_call_is_text_with_an_error(says: Say) -> None:
