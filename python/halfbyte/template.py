@@ -236,6 +236,11 @@ def _check(message: Message, index: int) -> None:
             f"messages[{index}]: found role {role!r}; expected one of "
             + ", ".join(sorted(_ROLES))
         )
+    for name in ("tool_calls", "tool_responses"):
+        value = message.get(name) or ()
+        if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
+            got = type(value).__name__
+            raise DTypeError(f"messages[{index}]: {name}: found {got}; expected a list")
 
 
 def _texts(message: Message) -> list[str]:
@@ -426,16 +431,18 @@ class _Gemma4:
         calls: Sequence[tuple[Mapping[str, Any], Any]],
     ) -> list[tuple[str, Any]]:
         """Return name and value of each result that belongs to a message."""
-        own = message.get("tool_responses")
+        own = [
+            _mapping(r, "a tool response") for r in message.get("tool_responses") or ()
+        ]
         if own:
             return [(r.get("name") or "unknown", r.get("response")) for r in own]
         # A result without an id is of a call without one, the last.
-        names = {call_id: function["name"] for function, call_id in calls}
+        names = {repr(call_id): function["name"] for function, call_id in calls}
         results: list[tuple[str, Any]] = []
         for follower in self.messages[index + 1 :]:
             if follower["role"] != "tool":
                 break
-            name = names.get(follower.get("tool_call_id"))
+            name = names.get(repr(follower.get("tool_call_id")))
             value = follower.get("content")
             if isinstance(value, str | Sequence | Mapping):
                 value = "".join(_texts(follower))

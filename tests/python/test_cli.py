@@ -915,6 +915,42 @@ def test_chat_commands(halfbyte: Command, talking: Path, tmp_path: Path) -> None
     assert len(anew["messages"]) == 2
 
 
+def test_chat_loads_what_it_saved(halfbyte: Command, tmp_path: Path) -> None:
+    saved, again = tmp_path / "talk.json", tmp_path / "again.json"
+    call = {"id": "call_0", "type": "function"}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "Weather? \u00e9\U0001f600\u2028"},
+        {
+            "role": "assistant",
+            "content": "",
+            "reasoning": "I ask.",
+            "tool_calls": [{**call, "function": {"name": "f", "arguments": {"a": 1}}}],
+        },
+        {"role": "tool", "tool_call_id": "call_0", "content": "sunny"},
+        {"role": "assistant", "content": "It is sunny."},
+    ]
+    saved.write_text(json.dumps({"schema": 1, "system": None, "messages": messages}))
+    lines = f"/load {saved}\n/save {again}\n"
+    done = halfbyte("chat", "tiny", "--quiet", stdin=lines.encode())
+    assert done.stderr.decode().splitlines() == [
+        "loaded 4 messages",
+        "saved 4 messages",
+    ]
+    assert json.loads(again.read_text())["messages"] == messages
+
+    # What the template cannot write is told with the next message, and nothing ends.
+    for broken in ({"tool_calls": 5}, {"tool_calls": [{"function": {}}]}):
+        messages[1] |= broken
+        document = {"system": None, "messages": messages[:2]}
+        saved.write_text(json.dumps(document))
+        lines = f"/load {saved}\nhello\n/reset\nhello\n"
+        done = halfbyte("chat", "tiny", "--quiet", "-n", 2, stdin=lines.encode())
+        _, refused, forgotten = done.stderr.decode().splitlines()
+        assert "found" in refused
+        assert forgotten == "forgotten"
+        assert done.stdout.decode().strip()
+
+
 @pytest.mark.parametrize(
     "content",
     ["", "[]", '{"system": 1, "messages": []}', '{"messages": [{"role": "tool"}]}'],

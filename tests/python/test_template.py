@@ -365,6 +365,14 @@ class TestGemma4:
     ) -> None:
         assert declaration(**function) == "declaration:f{description:~F~" + expected
 
+    def test_ids_may_be_anything(self) -> None:
+        messages = [
+            user("?"),
+            assistant(tool_calls=[call({}, call_id=["c"])]),  # type: ignore[arg-type]
+            {"role": "tool", "tool_call_id": ["c"], "content": "1"},
+        ]
+        assert "response:get_weather{" in render(SMALL, messages)
+
     def test_names_of_results(self) -> None:
         calls = [call({}, "c1"), call({}, "c2")]
         messages = [
@@ -432,6 +440,15 @@ class TestGemma4:
             ([user("?"), assistant(tool_calls=[call("[1]")])], "found list"),
             ([user("?"), assistant(tool_calls=[{"function": {}}])], "found no name"),
             ([user("?"), assistant(tool_calls=["f"])], "tool call: found str"),
+            (
+                [user("?"), assistant(tool_calls=5)],
+                r"^messages\[1\]: tool_calls: found int; expected a list$",
+            ),
+            (
+                [user("?"), assistant(tool_responses={"name": "f"})],
+                r"^messages\[1\]: tool_responses: found dict; expected a list$",
+            ),
+            ([user("?"), assistant(tool_responses=["f"])], "tool response: found str"),
             ([user({"text": "x"})], "found dict"),
             ([user([{"type": "image", "image": "x"}])], "only text parts"),
             ([user(5)], "found int"),

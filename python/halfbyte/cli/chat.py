@@ -20,7 +20,7 @@ import typer
 
 from halfbyte.cli import models, options, terminal
 from halfbyte.cli.errors import UsageError, one_line
-from halfbyte.errors import ContextOverflowError
+from halfbyte.errors import ContextOverflowError, DTypeError
 
 if TYPE_CHECKING:
     from halfbyte import Conversation, Stream
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["EXAMPLES", "chat"]
 
 _SCHEMA = 1  # of a saved conversation
+_ROLES = {"user", "assistant", "tool"}
 
 EXAMPLES = """\b
 Examples:
@@ -170,7 +171,7 @@ class _Talk:
             shown.close()
             terminal.answer("\n")
             terminal.note("(stopped)")
-        except ValueError as error:
+        except (ValueError, DTypeError) as error:
             is_full = isinstance(error, ContextOverflowError)
             hint = "; /reset starts anew" if is_full else ""
             terminal.note(f"{one_line(error)}{hint}")
@@ -249,17 +250,15 @@ def _write(path: Path, text: str) -> None:
 
 
 def _parsed(saved: Any) -> tuple[str | None, list[dict[str, Any]]]:
-    """Check what /load read."""
-    system = saved["system"]
-    messages = [
-        {"role": message["role"], "content": message["content"]}
-        for message in saved["messages"]
-    ]
-    texts = [system or "", *(m["content"] for m in messages)]
-    roles = {m["role"] for m in messages}
+    """Check what /load read, as far as every conversation has it.
+
+    Thoughts and calls of tools are for the template to judge, with the next message.
+    """
+    system, messages = saved["system"], [dict(m) for m in saved["messages"]]
+    texts = [system or "", *(message["content"] for message in messages)]
     if not all(isinstance(text, str) for text in texts):
         raise TypeError
-    if not roles <= {"user", "assistant"}:
+    if not {message["role"] for message in messages} <= _ROLES:
         raise ValueError
     return system, messages
 
