@@ -125,8 +125,11 @@ class ChatFormat:
                 raise ArgumentError("Gemma 3 knows neither tools nor thinking")
             return _render_gemma3(messages, add_generation_prompt)
         writer = _Gemma4(messages, enable_thinking, preserve_thinking)
-        writer.write_system(tools or ())
-        writer.write_messages()
+        try:
+            writer.write_system(tools or ())
+            writer.write_messages()
+        except RecursionError:
+            raise ArgumentError("a tool or a call is nested too deeply") from None
         if add_generation_prompt:
             writer.write_generation_prompt(self.empty_thought)
         return writer.out.parts
@@ -231,7 +234,7 @@ def _check(message: Message, index: int) -> None:
     if not isinstance(message, Mapping):
         raise DTypeError(f"messages[{index}] is no mapping: {type(message).__name__}")
     role = message.get("role")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise ArgumentError(
             f"messages[{index}]: found role {role!r}; expected one of "
             + ", ".join(sorted(_ROLES))
@@ -257,9 +260,17 @@ def _texts(message: Message) -> list[str]:
         )
     texts: list[str] = []
     for part in content:
-        text = part.get("text") if isinstance(part, Mapping) else None
-        if not isinstance(text, str) or part.get("type", "text") != "text":
-            raise ArgumentError(f"only text parts are supported, found {part!r}")
+        what = f"content of a {message['role']} message"
+        kind = str(_mapping(part, what).get("type", "text"))
+        if kind != "text":
+            raise ArgumentError(
+                f"{what}: found a part of type {kind[:20]!r}; expected text: images and "
+                "sound are not read"
+            )
+        text = part.get("text")
+        if not isinstance(text, str):
+            got = type(text).__name__
+            raise DTypeError(f"{what}: found {got} as text; expected a string")
         texts.append(text)
     return texts
 

@@ -450,7 +450,13 @@ class TestGemma4:
             ),
             ([user("?"), assistant(tool_responses=["f"])], "tool response: found str"),
             ([user({"text": "x"})], "found dict"),
-            ([user([{"type": "image", "image": "x"}])], "only text parts"),
+            (
+                [user([{"type": "image_url", "image_url": {"url": "A" * 10**6}}])],
+                "^content of a user message: found a part of type 'image_url'; expected text",
+            ),
+            ([user(["x"])], "found str; expected a mapping"),
+            ([user([{"type": "text"}])], "found NoneType as text; expected a string"),
+            ([{"role": ["user"], "content": "x"}], r"found role \['user'\]; expected"),
             ([user(5)], "found int"),
             (
                 [
@@ -499,6 +505,14 @@ class TestGemma4:
             MissingExtraError, match=r"^tools\[1\]: found a function; .*run"
         ):
             SMALL.render(HELLO, tools=[{"name": "f"}, get_weather])
+
+    def test_what_is_nested_too_deeply(self) -> None:
+        arguments: dict[str, Any] = {}
+        for _ in range(sys.getrecursionlimit()):
+            arguments = {"a": arguments}
+        messages = [user("?"), assistant(tool_calls=[call(arguments)])]
+        with pytest.raises(ValueError, match="nested too deeply"):
+            SMALL.render(messages)
 
     def test_a_message_is_a_mapping(self) -> None:
         with pytest.raises(TypeError, match="no mapping"):
