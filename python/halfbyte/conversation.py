@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from halfbyte._arguments import flag, instance, string, takes_options_of
@@ -185,16 +184,24 @@ class Conversation:
         return runs + [_Run(*part, encode_parts([part], tokenizer)) for part in rest]
 
     def _answered(self) -> list[_Run]:
-        """What the last answer was generated in."""
-        if self._stream is None:
-            return []
-        tokenizer = self.model.tokenizer
-        made = [id for id in self._stream.tokens if not tokenizer.is_end(id)]
-        return [
-            _Run(tokenizer.decode(ids, special=True), marker, ids, made=True)
-            for marker, group in groupby(made, tokenizer.is_control)
-            for ids in ([[id] for id in group] if marker else [list(group)])
-        ]
+        """What the last answer was generated in: a run up to where a character ends.
+
+        Bytes that make none end no run: what stands for them depends on what follows.
+        """
+        tokenizer, runs, ids = self.model.tokenizer, list[_Run](), list[int]()
+        decoder, text = tokenizer.stream_decoder(special=True), ""
+        for id in self._stream.tokens if self._stream is not None else ():
+            if tokenizer.is_end(id):
+                break
+            text += decoder.push(id)
+            ids.append(id)
+            if text and not text.endswith("\ufffd"):
+                runs.append(_Run(text, tokenizer.is_control(id), ids, made=True))
+                text, ids = "", []
+        if ids:
+            text = tokenizer.decode(ids, special=True)
+            runs.append(_Run(text, False, ids, made=True))
+        return runs
 
 
 def _written_down(stream: Stream, answer: dict[str, Any]) -> Iterator[Piece]:

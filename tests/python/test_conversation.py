@@ -230,12 +230,15 @@ def test_a_stop_string_is_no_part_of_what_was_said(
     long = HOT | {"max_tokens": 60}
     chat = halfbyte.Conversation(model)
     say(chat, "hello", **long)
-    stop = chat.messages[-1]["content"][20 : 20 + size]
+    stop = chat.messages[-1]["content"][60 : 60 + size]
     chat = halfbyte.Conversation(model)
     say(chat, "hello", **long, stop=stop)
     assert stop not in chat.messages[-1]["content"]
+    held = chat._session.position
     stats = say(chat, "more", **HOT)
     assert asked(chat, stats) == rendered(chat)
+    # All but the tokens that the string was in.
+    assert held - size - 1 <= stats.cached_tokens <= held
 
 
 def test_messages_may_be_changed(model: halfbyte.Model) -> None:
