@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -155,6 +156,31 @@ class Conversation:
         """Forget the messages; not `system`, nor what was computed of it."""
         self._stop()
         self.messages.clear()
+
+    def copy(self) -> Conversation:
+        """Begin another conversation with the same messages.
+
+        Keys and values are copied: nothing is computed again. An answer in progress goes
+        on in this one alone.
+
+        Returns
+        -------
+        Conversation
+        """
+        other = Conversation(self.model)
+        other.system, other.enable_thinking = self.system, self.enable_thinking
+        other.tools, other.messages = self.tools, copy.deepcopy(self.messages)
+        other._session = self._session.copy()
+        other._asked = [*self._asked, *self._answered()]
+        return other
+
+    def __copy__(self) -> Conversation:
+        """Copy as `copy` does."""
+        return self.copy()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Conversation:
+        """Copy as `copy` does."""
+        return self.copy()
 
     def _stop(self) -> None:
         if self._stream is not None:

@@ -8,6 +8,7 @@ the model's chat format makes of the messages, so no test here trusts the bookke
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -270,6 +271,27 @@ def test_reset_keeps_what_the_system_text_cost(model: halfbyte.Model) -> None:
     assert stats.cached_tokens == stats.prompt_tokens - 1
     assert chat.messages[-1]["content"] == first
     assert len(chat.messages) == 2
+
+
+@pytest.mark.parametrize("way", [halfbyte.Conversation.copy, copy.copy, copy.deepcopy])
+def test_a_copy_goes_its_own_way(
+    model: halfbyte.Model, way: Callable[[halfbyte.Conversation], halfbyte.Conversation]
+) -> None:
+    chat = halfbyte.Conversation(model, system="Be odd.")
+    say(chat, "hello", **HOT)
+    held = chat._session.position
+    stream = chat.send("more", **HOT | {"max_tokens": 9})
+    heard = [next(stream).text for _ in range(3)]
+    before = [dict(m) for m in chat.messages]
+    other = way(chat)
+    stats = say(other, "other", **HOT)
+    assert stats.cached_tokens > held
+    assert asked(other, stats) == rendered(other)
+    assert other.messages[:4] == before == chat.messages
+    heard += [piece.text for piece in stream]  # undisturbed
+    assert chat.messages[-1]["content"] == "".join(heard)
+    assert len(stream.tokens) == 9
+    assert asked(chat, say(chat, "on", **HOT)) == rendered(chat)
 
 
 # --- Answers that are stopped ----------------------------------------------------------
