@@ -967,6 +967,12 @@ def test_chat_refuses_what_is_no_conversation(
     ]
 
 
+def test_chat_says_what_it_did_not_send(halfbyte: Command, plain: Path) -> None:
+    done = halfbyte("chat", plain, "--quiet", stdin=b'"""one\ntwo\n')
+    assert done.stderr.decode() == '(not sent: a message without its closing """)\n'
+    assert done.stdout == b""
+
+
 def test_chat_saves_where_it_is_told(
     halfbyte: Command, plain: Path, tmp_path: Path
 ) -> None:

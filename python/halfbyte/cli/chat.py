@@ -274,6 +274,9 @@ def _read_message() -> str:
             text += "\n" + _read_line("  ", keep_on=False)
         except KeyboardInterrupt:
             return ""
+        except _End:
+            terminal.note(f"(not sent: a message without its closing {_QUOTES})")
+            raise
     return text.partition(_QUOTES)[0].strip("\n")
 
 
