@@ -168,6 +168,17 @@ def test_export_and_run() -> None:
         same(program.module()(x), module(x))
 
 
+def test_an_exported_program_takes_other_weights() -> None:
+    """It would go on with the first ones, in the order of `repack`."""
+    module, other = (nn.Sequential(layer("w4").repack()) for _ in range(2))
+    x = torch.randn(3, K)
+    program = torch.export.export(module, (x,))
+    exported = program.module()
+    same(exported(x), module(x))
+    exported.load_state_dict(other.state_dict())
+    same(exported(x), other(x))
+
+
 # ---- memory
 
 
@@ -692,6 +703,15 @@ def by_rows(layer: Any, x: Tensor) -> Any:
 
 def through_fx(layer: Any, x: Tensor) -> Any:
     return make_fx(layer)(torch.ones_like(x))(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_types_alone(dtype: torch.dtype) -> None:
+    module, x = layer(), torch.randn(3, K)
+    want = module(x)
+    with torch.autocast("cpu", dtype=dtype):
+        same(module(x), want)
+        assert module(x.to(dtype)).dtype == dtype
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

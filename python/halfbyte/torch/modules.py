@@ -27,6 +27,10 @@ from halfbyte.torch.packed import PackedModule, PackedParameter, frozen
 __all__ = ["QuantEmbedding", "QuantLinear", "repack"]
 
 
+# torch 2.6 only knows that it compiles.
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
 def _check_length(name: str, k: int, info: FormatInfo) -> None:
     if k % info.block_len:
         raise ShapeError(
@@ -338,18 +342,22 @@ class QuantLinear(PackedModule, nn.Linear):
         bias = parameters["bias"]
         if at_once(x, bias):
             return ops.product(*self._packed(), x, bias, self.activations)
-        held = self.weight
+        held, panels = self.weight, self.panels
+        # A program that is exported may be given other weights, and lie elsewhere.
+        if _is_exporting() or not isinstance(held, nn.Parameter):
+            panels = None
         weight: Tensor = held
         if isinstance(held, PackedParameter) and not torch.compiler.is_compiling():
-            if self.panels is not None:
+            if panels is not None:
                 self._packed()  # which forgets them if they are of other weights
+                panels = self.panels
             weight = held.as_subclass(Tensor)  # make_fx knows no other class
         return ops.linear(
             x,
             weight,
             self.format,
             scales=self.weight_scale,
-            panels=self.panels if isinstance(held, nn.Parameter) else None,
+            panels=panels,
             bias=bias,
             x_step=self.input_activation_scale,
             y_step=self.output_activation_scale,
