@@ -11,7 +11,7 @@ import copy
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -415,6 +415,39 @@ def test_other_devices_are_refused_before_anything_moves() -> None:
         with pytest.raises(ArgumentError, match=f"device: {name} computes on the CPU"):
             module._apply(to_gpu)
         assert all(p.is_cpu for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: QuantLinear(K, N, "w8", device="meta")(torch.ones(1, K)),
+        lambda: QuantLinear(K, N, "w8", device="meta")(
+            torch.ones(1, K).requires_grad_()
+        ),
+        lambda: QuantEmbedding(N, K, "w8", device="meta")(torch.tensor([1])),
+        lambda: QuantEmbedding(N, K, "w8", device="meta").weight[1],
+        lambda: experts().to("meta")(
+            torch.ones(1, 32), torch.tensor([[0]]), torch.ones(1, 1)
+        ),
+    ],
+)
+def test_a_skeleton_that_is_not_filled_says_so(call: Callable[[], Any]) -> None:
+    with pytest.raises(ArgumentError, match=r"no memory yet: .*assign=True") as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_skeleton_computes_whatever_the_default_type(dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
+    try:
+        module = QuantLinear(K, N, "w8", bias=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    wanted = layer("w8")
+    module.load_state_dict(wanted.state_dict())
+    x = torch.randn(2, K)
+    torch.testing.assert_close(module(x), wanted(x), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ __all__ = [
     "aligned",
     "as_vector",
     "at_once",
+    "check_filled",
     "check_float",
     "check_indices",
     "check_optional_tensors",
@@ -108,6 +109,15 @@ def check_float(x: Tensor, name: str) -> None:
     if not x.is_cpu and x.device.type not in ("cpu", "meta"):
         raise ArgumentError(
             f"{name}: expected a tensor in CPU memory, got {x.device}: call .cpu()"
+        )
+
+
+def check_filled(w: Tensor, x: Tensor | None = None) -> None:
+    """Refuse the weights of a skeleton, but for an `x` that has no memory either."""
+    if w.device.type == "meta" and (x is None or x.device.type != "meta"):
+        raise ArgumentError(
+            "w: expected weights in CPU memory, got some on meta, which have no memory "
+            "yet: load a state dict with assign=True"
         )
 
 

@@ -157,8 +157,10 @@ class QuantLinear(PackedModule, nn.Linear):
         self.register_parameter("weight_scale", scale)
         self.register_parameter("input_activation_scale", floats(static))
         self.register_parameter("output_activation_scale", floats(static))
-        added = frozen(torch.zeros(out_features, device=device)) if bias else None
-        self.register_parameter("bias", added)
+        added = torch.zeros(out_features, device=device) if bias else None
+        if added is not None and added.dtype == torch.float64:
+            added = added.float()  # no product takes it
+        self.register_parameter("bias", None if added is None else frozen(added))
 
     @classmethod
     def from_packed(

@@ -24,6 +24,7 @@ from halfbyte.torch._dispatch import (
     TYPES,
     aligned,
     as_vector,
+    check_filled,
     check_float,
     check_indices,
     check_optional_tensors,
@@ -122,6 +123,7 @@ def weight_of(
     """
     info = format_info(format)
     k = features(w, info)
+    check_filled(w)
     if not w.is_contiguous():
         raise ShapeError(
             f"w: expected a contiguous matrix, got strides {w.stride()}: "
@@ -231,6 +233,7 @@ def _linear(
 
 def _linear_fake(x: Tensor, w: Tensor, *args: Any) -> Tensor:
     bias, format = args[2], args[5]
+    check_filled(w, x)
     _check_input(x, features(w, format_info(format)))
     if bias is not None:
         check_vector(bias, "bias", w.shape[0])
@@ -408,6 +411,7 @@ def _embedding_rows_fake(
     format: str,
 ) -> Tensor:
     check_indices(ids, "ids")
+    check_filled(w, ids)
     k = features(w, format_info(format))
     return w.new_empty((*ids.shape, k), dtype=torch.float32)
 
