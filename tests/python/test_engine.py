@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 import sys
 import threading
 import warnings
@@ -932,6 +933,15 @@ def test_what_forward_refuses(named: str, kwargs: dict[str, Any], fast: Any) -> 
     with pytest.raises(errors.Error, match=f"^{named}: ") as caught:
         fast(torch.tensor([IDS]), **kwargs)
     assert "\n" not in str(caught.value)
+
+
+def test_copies_and_pickles(fast: Any) -> None:
+    twin = copy.deepcopy(fast)
+    assert type(twin) is type(fast)
+    ids = torch.tensor([IDS])
+    assert torch.equal(twin(ids).logits, fast(ids).logits)
+    with pytest.raises(errors.UnsupportedError, match="is not pickled: call halfbyte"):
+        pickle.dumps(fast)
 
 
 def test_what_forward_takes(fast: Any) -> None:

@@ -108,6 +108,10 @@ class EngineModel(PreTrainedModel, GenerationMixin):
             f"{self.core!r}: an engine has no weights of its own - copy its files"
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let copies find their class, which no module has, and pickles the refusal."""
+        return _blank, (self.config.model_type,), self.__dict__
+
     def detach(self) -> None:
         """Give the model that `engine` was called with its own `generate` back."""
         model = None if self._serves is None else self._serves()
@@ -434,6 +438,11 @@ def _class_named_for(model_type: str) -> type[EngineModel]:
     """Name the class as Transformers does: `pipeline` complains of names it has not."""
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
     return type(name if isinstance(name, str) else name[0], (EngineModel,), {})
+
+
+def _blank(model_type: str) -> EngineModel:
+    made = _class_named_for(model_type)
+    return made.__new__(made)
 
 
 def _configs_of(core: Model) -> tuple[PreTrainedConfig, GenerationConfig]:
