@@ -284,12 +284,15 @@ def rope(
     x : float32, float16 or bfloat16 array, shape (T, heads, head_dim)
         head_dim is even.
     positions : integers, shape (T,)
-        At most 2**24: angles stay within 1e-5.
+        0 to 2**24: with a `freq_scale` of at most 1 angles stay within 1e-5.
     freq_base : float
+        Above 0: ``rope_theta`` in a model's configuration.
     rotary_dims : int, optional
         Only the first ``rotary_dims // 2`` pairs turn; all by default. Gemma 4 turns a
         quarter of the 512 dimensions of its full-attention heads.
     freq_scale : float
+        Above 0: what positions are multiplied by. Models with linear scaling have 1 over
+        its factor: 0.125 in the full-attention layers of Gemma 3 from 4B on.
     out : float32 array, shape of `x`, optional
         Written and returned; may be `x`.
 
@@ -301,6 +304,12 @@ def rope(
     ------
     ArgumentError, DTypeError, ShapeError
         If an argument does not fit.
+
+    Examples
+    --------
+    >>> x = np.array([[[1, 0, 0, 0]]], np.float32)
+    >>> rope(x, [8], freq_scale=0.125).round(4)  # as at position 1: cosine and sine of 1
+    array([[[0.5403, 0.    , 0.8415, 0.    ]]], dtype=float32)
     """
     values = _input(x, "x")
     if values.ndim != 3 or values.shape[-1] % 2 != 0:

@@ -1158,6 +1158,7 @@ def rope(
     rotary_dims : int, optional
         Only the first ``rotary_dims // 2`` pairs turn; all by default.
     freq_scale : float
+        Above 0: what positions are multiplied by, 1 over the factor of linear scaling.
     out : float32 array, shape of `x`, optional
         Written and returned; may be `x`.
 

@@ -9,6 +9,8 @@ in other forms. So do the command lines that `halfbyte` begins.
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import os
 import re
 import shlex
@@ -25,6 +27,7 @@ from halfbyte.transformers import from_gguf
 from test_docs import ROOT, blocks, command_lines
 from transformers.utils import logging
 
+PACKAGE = ROOT / "python/halfbyte"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CODE = [p for p in PAGES if list(blocks(p.read_text(encoding="utf-8"), "python"))]
 
@@ -107,6 +110,20 @@ def python_of(page: Path) -> str:
 def test_python(page: Path, shelf: Path) -> None:
     done = run([sys.executable, "-c", python_of(page)], shelf)
     assert done.returncode == 0, done.stderr
+
+
+EXAMPLES = sorted(
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if ">>>" in path.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("module", EXAMPLES)
+def test_examples_in_docstrings(module: str) -> None:
+    done = doctest.testmod(importlib.import_module(module))
+    assert done.attempted
+    assert not done.failed
 
 
 def commands() -> list[str]:

@@ -213,9 +213,11 @@ def rope(
     positions : integer tensor, shape ``x.shape[:-2]``
         0 to 2**24.
     freq_base : float
+        Above 0: ``rope_theta`` in a model's configuration.
     rotary_dims : int, optional
         Only the first ``rotary_dims // 2`` pairs turn; all by default.
     freq_scale : float
+        Above 0: what positions are multiplied by, 1 over the factor of linear scaling.
 
     Returns
     -------
