@@ -23,6 +23,7 @@ from halfbyte.errors import (
     ArgumentError,
     DTypeError,
     ModelError,
+    ShapeError,
     UnsupportedError,
 )
 from halfbyte.qat import loss as losses
@@ -550,6 +551,59 @@ def test_hard_labels_are_the_tokens() -> None:
     assert log[0]["loss"] == pytest.approx(math.log(before["ppl"]), rel=1e-5)
     assert after["ppl"] < before["ppl"] / 2
     assert after["kl"] > before["kl"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"steps": 1.5}, DTypeError, "steps: expected a whole number, got float"),
+        (
+            {"lr": float("nan")},
+            ArgumentError,
+            "lr: expected a finite number, 0 or more",
+        ),
+        ({"step_lr": -1.0}, ArgumentError, "step_lr: expected a finite number"),
+        ({"act_lr": "1"}, DTypeError, "act_lr: expected a number, got str"),
+        ({"warmup": -0.1}, ArgumentError, "warmup: expected a finite number"),
+        ({"final": float("inf")}, ArgumentError, "final: expected a finite number"),
+        ({"clip": 0}, ArgumentError, "clip: expected a finite number above 0, got 0"),
+        ({"chunk": 0}, ArgumentError, "chunk: expected 1 or more, got 0"),
+        ({"limit": float("nan")}, ArgumentError, "limit: expected a number above 0"),
+    ],
+)
+def test_numbers_are_refused_before_anything_is_trained(
+    options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    teacher, student = tiny.build("gemma3"), tiny.build("gemma3")
+    qat.prepare(student)
+    before = {name: p.clone() for name, p in student.named_parameters()}
+    with pytest.raises(error, match=f"^{words}"):
+        qat.distill(student, teacher, [IDS], **({"steps": 1} | options))
+    for name, p in student.named_parameters():
+        assert torch.equal(p, before[name])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "words"),
+    [
+        (IDS.float(), DTypeError, "expected integers, got torch.float32"),
+        (IDS[0], ShapeError, r"expected shape \(texts, tokens\), got \(\d+,\)"),
+        (IDS.tolist(), DTypeError, "expected tensors of tokens, got list"),
+    ],
+)
+def test_what_is_no_text_is_named(
+    wrong: Any, error: type[Exception], words: str
+) -> None:
+    teacher, student = tiny.build("gemma3"), tiny.build("gemma3")
+    qat.prepare(student)
+    with pytest.raises(error, match=f"^batches: {words}"):
+        qat.distill(student, teacher, [wrong], steps=1)
+    with pytest.raises(error, match=f"^tokens: {words}"):
+        qat.compare(student, teacher, [wrong])
+    model = tiny.build("gemma3")
+    qat.prepare(model, "mobile")
+    with pytest.raises(error, match=f"^batches: {words}"):
+        qat.calibrate(model, [wrong])
 
 
 def test_batches_may_run_out() -> None:

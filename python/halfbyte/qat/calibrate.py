@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from halfbyte.errors import ArgumentError, NumericalError
 from halfbyte.qat.fake import fake_quant
-from halfbyte.qat.gemma import hidden_states
+from halfbyte.qat.gemma import hidden_states, texts
 from halfbyte.qat.modules import FakeQuantLinear
 
 __all__ = ["calibrate"]
@@ -44,7 +44,7 @@ def calibrate(model: Any, batches: Iterable[Tensor]) -> int:
 
     Raises
     ------
-    ArgumentError
+    ArgumentError, DTypeError, ShapeError
         If there is nothing to set, or no tokens.
     NumericalError
         If an activation is not finite.
@@ -54,7 +54,7 @@ def calibrate(model: Any, batches: Iterable[Tensor]) -> int:
         for name, module in model.named_modules()
         if isinstance(module, FakeQuantLinear) and module.static
     }
-    tokens = [batch for batch in batches if batch.numel()]
+    tokens = [batch for batch in batches if texts(batch, "batches").numel()]
     if not layers or not tokens:
         what = "tokens" if layers else "layers with static activations"
         raise ArgumentError(f"calibrate: expected {what}, got none")

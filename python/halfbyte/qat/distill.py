@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halfbyte._arguments import one_of
+from halfbyte._arguments import not_negative, number, one_of, positive, whole
 from halfbyte.errors import ArgumentError, NumericalError
 from halfbyte.qat import loss as losses
-from halfbyte.qat.gemma import hidden_states, text_model
+from halfbyte.qat.gemma import hidden_states, text_model, texts
 from halfbyte.qat.modules import FakeQuantEmbedding, FakeQuantLinear
 from halfbyte.qat.prepare import fake_modules, prepared
 
@@ -134,7 +134,7 @@ def distill(
 
     Raises
     ------
-    ArgumentError
+    ArgumentError, DTypeError, ShapeError
         If the student is not prepared or not calibrated, batches run out, or an
         argument does not fit.
     DivergenceError
@@ -143,6 +143,8 @@ def distill(
     """
     plan = _Plan(steps, warmup, final, clip, loss, chunk, limit, compile)
     _check(student, plan)
+    for rate, name in ((lr, "lr"), (step_lr, "step_lr"), (act_lr, "act_lr")):
+        not_negative(rate, name)
     groups = _trained(student, (lr, step_lr, act_lr), train_norms, train_embeddings)
     if compile:
         _compile_layers(student)
@@ -170,8 +172,14 @@ def distill(
 
 def _check(student: Any, plan: _Plan) -> None:
     prepared(student)
-    if plan.steps < 1:
-        raise ArgumentError(f"steps: expected 1 or more, got {plan.steps}")
+    whole(plan.steps, "steps", 1)
+    whole(plan.chunk, "chunk", 1)
+    not_negative(plan.warmup, "warmup")
+    not_negative(plan.final, "final")
+    if plan.clip is not None:
+        positive(plan.clip, "clip")
+    if not number(plan.limit, "limit") > 0:
+        raise ArgumentError(f"limit: expected a number above 0, got {plan.limit}")
     one_of(plan.loss, "loss", ("kl", "hard"))
     for name, module in fake_modules(student):
         if isinstance(module, FakeQuantLinear) and module.static > module.calibrated:
@@ -241,7 +249,7 @@ def _next(source: Iterator[Tensor], step: int, device: torch.device) -> Tensor:
     tokens = next(source, None)
     if tokens is None:
         raise ArgumentError(f"batches: expected one a step, they ended after {step}")
-    return tokens.to(device, torch.int64, non_blocking=True)
+    return texts(tokens, "batches").to(device, torch.int64, non_blocking=True)
 
 
 def _backward(student: Any, teacher: Any, tokens: Tensor, plan: _Plan) -> Tensor:

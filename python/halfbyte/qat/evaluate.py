@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halfbyte._arguments import whole
 from halfbyte.errors import ArgumentError
-from halfbyte.qat.gemma import hidden_states
+from halfbyte.qat.gemma import hidden_states, texts
 from halfbyte.qat.loss import CHUNK, head_of
 
 __all__ = ["compare"]
@@ -48,12 +49,14 @@ def compare(
 
     Raises
     ------
-    ArgumentError
-        If no text has two tokens.
+    ArgumentError, DTypeError, ShapeError
+        If no text has two tokens, or an argument does not fit.
     """
     sums = torch.zeros(4, dtype=torch.float64)
     count, groups = 0, [tokens] if isinstance(tokens, Tensor) else tokens
-    for part in (part for group in groups for part in group.split(batch)):
+    whole(batch, "batch", 1)
+    whole(chunk, "chunk", 1)
+    for part in (part for g in groups for part in texts(g, "tokens").split(batch)):
         pairs = [_hidden(model, part) for model in (student, teacher)]
         labels = part[:, 1:].reshape(-1)
         for begin in range(0, len(labels), chunk):

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from halfbyte._arguments import instance
-from halfbyte.errors import UnsupportedError
+from halfbyte.errors import DTypeError, ShapeError, UnsupportedError
 
-__all__ = ["hidden_states", "text_model"]
+__all__ = ["hidden_states", "text_model", "texts"]
 
 _FAMILIES = ("gemma3", "gemma4")
 
@@ -36,6 +36,17 @@ def text_model(model: nn.Module) -> tuple[str, Any]:
     if hasattr(inner, "language_model"):
         return "model.language_model", inner.language_model
     return "model", inner
+
+
+def texts(tokens: Any, name: str) -> Tensor:
+    """Return `tokens` if they are texts of one length: integers, (B, T)."""
+    given = instance(tokens, name, Tensor, "tensors of tokens")
+    if given.is_floating_point() or given.is_complex():
+        raise DTypeError(f"{name}: expected integers, got {given.dtype}")
+    if given.dim() != 2:
+        got = tuple(given.shape)
+        raise ShapeError(f"{name}: expected shape (texts, tokens), got {got}")
+    return given
 
 
 def hidden_states(model: nn.Module, tokens: Tensor) -> Tensor:
