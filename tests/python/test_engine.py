@@ -880,6 +880,19 @@ def test_what_the_engine_cannot_falls_back_with_one_warning(
         fast.generate(**ASKED[name](loaded), max_new_tokens=4)
 
 
+def test_a_vocabulary_that_changed_falls_back(loaded: Any) -> None:
+    engine(loaded)
+    loaded.resize_token_embeddings(loaded.config.vocab_size + 8, mean_resizing=False)
+    with pytest.warns(UserWarning, match="vocab_size: .*Transformers runs this itself"):
+        out = loaded.generate(
+            torch.tensor([IDS]),
+            max_new_tokens=2,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    assert out.logits[0].shape[-1] == loaded.config.vocab_size
+
+
 def test_adapters_fall_back(loaded: Any) -> None:
     engine(loaded)
     loaded._hf_peft_config_loaded = True

@@ -566,6 +566,9 @@ def _install(made: EngineModel, model: PreTrainedModel) -> None:
             self, "peft_config"
         ):
             reason = "adapters: the engine has the weights of the files alone"
+        size = self.config.get_text_config(decoder=True).vocab_size
+        if size != made.core.config.vocab_size:
+            reason = f"vocab_size: the files have {made.core.config.vocab_size} tokens"
         if reason is None:
             return made.generate(inputs, generation_config, *args, **kwargs)
         if reason not in warned:
