@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from halfbyte.errors import ArgumentError, ModelError
+from halfbyte.errors import ArgumentError, DTypeError, ModelError
 from halfbyte.torch import QuantEmbedding, QuantLinear, dequantize
 from halfbyte.torch.experts import QuantExperts
 from halfbyte.transformers import HalfbyteConfig, quantizer, swap
@@ -274,6 +274,31 @@ def test_other_devices_are_refused(device_map: Any) -> None:
     for fine in (None, {"": "cpu"}, {"": torch.device("cpu")}, "cpu"):
         made.validate_environment(device_map=fine, weights_only=True)
     assert made.update_device_map(None) == {"": "cpu"}
+
+
+def test_a_type_that_no_layer_computes_in_is_refused_first(e2b: Path) -> None:
+    for given in (torch.float64, {"model": torch.float64}):
+        made = HalfbyteQuantizer(HalfbyteConfig(), pre_quantized=False)
+        with pytest.raises(DTypeError, match=r"^dtype: expected float32, .*float64"):
+            made.update_dtype(given)
+    with pytest.raises(DTypeError, match=r"^dtype: "):
+        AutoModelForCausalLM.from_pretrained(
+            e2b, dtype=torch.float64, quantization_config=HalfbyteConfig()
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_type_has_no_say(dtype: torch.dtype, e2b: Path) -> None:
+    wanted, config = quantized(e2b, format="w8"), HalfbyteConfig(format="w8")
+    torch.set_default_dtype(dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            e2b, dtype=torch.float32, quantization_config=config
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for key, value in wanted.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value), key
 
 
 @pytest.mark.parametrize("device_map", ["auto", "balanced", "sequential"])

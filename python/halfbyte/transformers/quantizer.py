@@ -20,7 +20,7 @@ from transformers.quantizers.auto import (
 )
 from transformers.quantizers.base import HfQuantizer
 
-from halfbyte.errors import ArgumentError, UnsupportedError
+from halfbyte.errors import ArgumentError, DTypeError, UnsupportedError
 from halfbyte.formats import format_info
 from halfbyte.torch import QuantEmbedding, QuantLinear
 from halfbyte.torch.experts import QuantExperts
@@ -150,6 +150,21 @@ class HalfbyteQuantizer(HfQuantizer):
                 "reads it: upgrade it, or use halfbyte.accelerate(model, quantize=...)"
             )
         check_device_map(kwargs.get("device_map", args[0] if args else None))
+
+    def update_dtype(self, dtype: Any) -> Any:
+        """As it is.
+
+        Raises
+        ------
+        DTypeError
+            If no layer computes in it.
+        """
+        asked = dtype.values() if isinstance(dtype, dict) else [dtype]
+        if torch.float64 in asked:
+            raise DTypeError(
+                "dtype: expected float32, float16 or bfloat16, got torch.float64"
+            )
+        return dtype
 
     def update_device_map(self, device_map: dict[str, Any] | None) -> dict[str, Any]:
         """Everything on the CPU."""

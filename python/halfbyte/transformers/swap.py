@@ -421,7 +421,7 @@ def pack(dense: Tensor, format: str) -> tuple[Tensor, Tensor | None]:
     rows = dense.reshape(-1, dense.shape[-1])
     n, k = rows.shape
     packed = torch.empty(n, ops.row_bytes(info, k), dtype=torch.uint8)
-    scales = torch.empty(n) if info.row_scaled else None
+    scales = torch.empty(n, dtype=torch.float32) if info.row_scaled else None
     step = max(1, _CHUNK // k)
     for at in range(0, n, step):
         part = rows[at : at + step]
