@@ -180,6 +180,21 @@ def test_padding_on_the_left(fast: Any) -> None:
     assert distance(logits[2, -1:], fast(torch.tensor([IDS[:1]])).logits[0]) <= CLOSE
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_default_types_and_devices_have_no_say(dtype: torch.dtype, fast: Any) -> None:
+    batch = rows(IDS, IDS[:5])
+    wanted = fast(**batch).logits
+    torch.set_default_dtype(dtype)
+    try:
+        found = fast(**batch).logits
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, wanted)
+    with torch.device("meta"):
+        assert torch.equal(fast(**batch).logits, wanted)
+
+
 def test_a_row_may_begin_in_a_later_piece(fast: Any) -> None:
     batch = rows(IDS[:5], IDS)
     ids, mask, whole = *batch.values(), fast(**batch).logits

@@ -24,6 +24,7 @@ from halfbyte import ArgumentError, DTypeError, ShapeError
 from halfbyte.formats import format_info
 from halfbyte.torch import QuantEmbedding, QuantLinear, linear, ops, quantize
 from halfbyte.torch.experts import QuantExperts
+from halfbyte.torch.fused import FusedRotary, Turns
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
@@ -640,6 +641,20 @@ def test_the_weight_of_an_embedding_is_indexed_as_a_tensor_is() -> None:
         (-1,),
     ):
         same(table.weight[index], dense[index])
+
+
+def test_the_default_device_has_no_say() -> None:
+    table = QuantEmbedding.from_packed(bytes_of("q4_0"), "q4_0")
+    picked, at = torch.tensor([True, False, True, True]), torch.zeros(2, 3).long()
+    wanted = table.weight[picked]
+    fused = FusedRotary({"full": Turns(8, 2, 10.0, 1.0)})
+    angles = fused(torch.ones(1), at, "full")
+    with torch.device("meta"):
+        same(table.weight[picked], wanted)
+        for got, want in zip(fused(torch.ones(1), at, "full"), angles, strict=True):
+            same(got, want)
+    # What comes out of a place without memory has none, and is no memory as it was.
+    assert table(torch.tensor([1], device="meta")).is_meta
 
 
 def test_an_embeddings_state_dict_survives(tmp_path: Path) -> None:

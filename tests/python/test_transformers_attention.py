@@ -410,3 +410,12 @@ def test_what_would_be_wrong_is_refused(name: str) -> None:
     with pytest.raises(UnsupportedError, match=f'{name}.*attn_implementation="eager"'):
         attention.forward(LAYER, *tensors(3, 9), None, **{name: 1.0})
     attention.forward(LAYER, *tensors(3, 9), None, **{name: None})
+
+
+def test_the_default_device_has_no_say() -> None:
+    x = torch.randn(1, 2, 5, 8)
+    layer: Any = SimpleNamespace(is_causal=True, training=False)
+    wanted, _ = attention.forward(layer, x, x, x, None)
+    with torch.device("meta"):
+        got, _ = attention.forward(layer, x, x, x, None)
+    assert torch.equal(got, wanted)

@@ -118,7 +118,7 @@ class FusedRotary(nn.Module):
         head_dim, pairs, base, factor = self.turns[layer_type]
         half = head_dim // 2
         # Turned, the pair (1, 0) is the cosine and the sine.
-        unit = torch.zeros(head_dim, dtype=torch.float32)
+        unit = torch.zeros(head_dim, dtype=torch.float32, device=position_ids.device)
         unit[:half] = 1.0
         turned = rope(
             unit.expand(*position_ids.shape, 1, head_dim),

@@ -581,7 +581,7 @@ class TableView:
         first, *rest = index if isinstance(index, tuple) else (index,)
         n = self._table.num_embeddings
         plain = isinstance(first, (int, slice))  # pick of a range, without N integers
-        picked = range(n)[first] if plain else torch.arange(n)[first]
-        ids = torch.as_tensor(picked, dtype=torch.int64)
+        picked = range(n)[first] if plain else torch.arange(n, device="cpu")[first]
+        ids = torch.as_tensor(picked, dtype=torch.int64, device="cpu")
         rows = self._table.rows(ids)
         return rows[(..., *rest)] if rest else rows

@@ -413,7 +413,7 @@ def _embedding_rows_fake(
     check_indices(ids, "ids")
     check_filled(w, ids)
     k = features(w, format_info(format))
-    return w.new_empty((*ids.shape, k), dtype=torch.float32)
+    return ids.new_empty((*ids.shape, k), dtype=torch.float32)
 
 
 register(

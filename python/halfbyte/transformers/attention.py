@@ -126,7 +126,8 @@ def forward(
         )
         return answer
     batch, heads, tokens, head_dim = query.shape
-    out = torch.empty(batch, tokens, heads, head_dim, dtype=torch.float32)
+    shape = batch, tokens, heads, head_dim
+    out = torch.empty(shape, dtype=torch.float32, device="cpu")
     with threads():
         ops.attention(
             *(tensor.detach().float().numpy() for tensor in tensors),

@@ -268,7 +268,8 @@ class SessionCache(Cache):
     def _run(self, fed: list[Ids], keep: int) -> torch.Tensor:
         if len(fed) == 1 and keep <= len(fed[0]):  # decoding: nothing to copy
             return torch.from_numpy(self._rows[0].run(fed[0], keep))[None]
-        logits = torch.zeros(len(fed), keep, self._model.config.vocab_size)
+        shape = len(fed), keep, self._model.config.vocab_size
+        logits = torch.zeros(shape, dtype=torch.float32, device="cpu")
         begun: dict[bytes, int] = {}  # prompts that are run: beams share theirs
         for at, (row, new) in enumerate(zip(self._rows, fed, strict=True)):
             rows = min(keep, len(new))
