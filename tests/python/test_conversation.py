@@ -165,11 +165,13 @@ def test_what_is_kept(
 def test_answers_that_end_by_themselves(bundled: halfbyte.Model) -> None:
     ended = 0
     resplit = False  # the text of an answer has other tokens than it was made of
-    for seed in range(6):
+    for seed in range(60):  # on every instruction set some are of the kind wanted
+        if ended > 6 and resplit:
+            break
         chat = halfbyte.Conversation(bundled)
         for text in ("What is love?", "And what is kindness?", "Define a house."):
             held = chat._session.position
-            stats = say(chat, text, max_tokens=300, temperature=1.2, seed=seed)
+            stats = say(chat, text, max_tokens=300, temperature=1.4, seed=seed)
             if stats.generated_tokens == 300:
                 break  # cut off, as some are, on some instruction set
             ended += 1
