@@ -49,10 +49,10 @@ HWY_INLINE void StoreChannel(const ChannelArgs& a, hn::Vec<TileI32> sum, size_t 
 }
 
 // Codes in place for so few sums that half the registers hold those of every plane.
-template <class Fmt, class Dot, size_t kSums>
-using CodesFor = std::conditional_t<Dot::kTakesBytes && kSums * kPlanes<InPlace<Fmt>> <=
-                                                            HALFBYTE_REGISTERS / 2,
-                                    InPlace<Fmt>, Fmt>;
+template <class Fmt, class Dot, size_t kSums, class Codes = InPlace<Fmt, Dot::kField>>
+using CodesFor = std::conditional_t<kPlanes<Codes> != 1 && kSums * kPlanes<Codes> <=
+                                                               HALFBYTE_REGISTERS / 2,
+                                    Codes, Fmt>;
 
 // Rows [row[v], row[v] + kTileRows) against tokens [m, m + T).
 template <class Fmt, class Dot, size_t V, size_t T, class Fetch>

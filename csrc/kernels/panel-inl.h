@@ -288,26 +288,34 @@ void SpreadPanel(const uint8_t* panel, size_t K, uint8_t* spread) noexcept {
   }
 }
 
-// Codes that stay where they are in their bytes: 2^(kBits * plane) times as large, and
-// no shift to get them. Their sums are shifted in the end, so each plane needs its own.
-template <class Fmt>
+// Codes that stay where they are in fields of kField bits: 2^(kBits * plane) times as
+// large, and one shift, or none, for all planes of a field. Their sums are shifted in
+// the end, so each plane needs its own.
+template <class Fmt, size_t kField>
 struct InPlace : Fmt {};
 template <class Fmt>
 inline constexpr size_t kPlanes = 1;
-template <class Fmt>
-inline constexpr size_t kPlanes<InPlace<Fmt>> = 8 / Panel<Fmt>::kBits;
+template <class Fmt, size_t kField>
+inline constexpr size_t kPlanes<InPlace<Fmt, kField>> = HWY_MAX(kField /
+                                                                    Panel<Fmt>::kBits,
+                                                                size_t{1});
 
-// The plane that group g of a unit is in: all of a plane's chunks come before the next.
+// The plane of a field that group g of a unit is in.
 template <class Fmt>
 constexpr size_t PlaneOf(size_t g) {
-  return g * kPlanes<Fmt> / (kUnitLen / 4);
+  return g / Panel<Fmt>::kBits % kPlanes<Fmt>;
 }
 
 template <class Fmt, size_t g, class DU8>
 HWY_INLINE hn::Vec<DU8> UnitCodesInPlace(DU8 du8, const uint8_t* HWY_RESTRICT unit) {
   constexpr size_t kBits = Panel<Fmt>::kBits, kChunk = Panel<Fmt>::kChunk;
-  constexpr uint8_t kMask = ((1 << kBits) - 1) << (kBits * PlaneOf<Fmt>(g));
-  return hn::And(hn::Load(du8, unit + g % kBits * kChunk), hn::Set(du8, kMask));
+  constexpr size_t kPlane = PlaneOf<Fmt>(g);
+  constexpr int kShift = static_cast<int>(kBits * (g / kBits - kPlane));
+  constexpr uint8_t kMask = ((1 << kBits) - 1) << (kBits * kPlane);
+  const hn::RepartitionToWide<DU8> du16;
+  const auto pairs = hn::BitCast(du16, hn::Load(du8, unit + g % kBits * kChunk));
+  const auto fields = hn::BitCast(du8, hn::ShiftRight<kShift>(pairs));
+  return hn::And(fields, hn::Set(du8, kMask));
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

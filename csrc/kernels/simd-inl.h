@@ -5,9 +5,9 @@
 // A policy sums u8 codes times i8 activations, four products a 32-bit lane, over a run
 // of kRun groups of four: Begin, then Add for each group g, with what Load gives of the
 // activations, then End. Between Begin and End the sum may live in 16 bits, where that
-// is what the multiplier gives. kTakesBytes: any u8 will do, whatever a format's
-// largest code is. kSigns<Fmt>: the format's codes are taken as signed, less 128.
-// SPDX-License-Identifier: Apache-2.0
+// is what the multiplier gives. kField: the bits of a byte that a code may be anywhere
+// in, whatever a format's largest is; 0 where that does not pay. kSigns<Fmt>: the
+// format's codes are taken as signed, less 128. SPDX-License-Identifier: Apache-2.0
 
 #if defined(HALFBYTE_KERNELS_SIMD_INL_TOGGLE) == defined(HWY_TARGET_TOGGLE)
 #ifdef HALFBYTE_KERNELS_SIMD_INL_TOGGLE
@@ -46,7 +46,7 @@ struct DotQuads : LoadQuad {
   static constexpr const char* kName = "VNNI";
   template <class Fmt>
   static constexpr size_t kRun = 8;
-  static constexpr bool kTakesBytes = true;
+  static constexpr size_t kField = 8;
   template <class Fmt>
   static constexpr bool kSigns = false;
 
@@ -96,7 +96,7 @@ struct DotPairs : LoadQuad {
                                  : Fmt::kMaxCode <= 31 ? 4
                                  : Fmt::kMaxCode <= 63 ? 2
                                                        : 8;
-  static constexpr bool kTakesBytes = false;
+  static constexpr size_t kField = 4;
   template <class Fmt>
   static constexpr bool kSigns =
       kIsWide<Fmt> && !kHasRowScale<Fmt> && HWY_TARGET <= HWY_SSSE3;
@@ -162,7 +162,7 @@ struct DotPairs : LoadQuad {
 // Both factors signed: codes up to 127 are valid ones as they are.
 struct DotSigned : DotQuads {
   static constexpr const char* kName = "SIGNED";
-  static constexpr bool kTakesBytes = false;
+  static constexpr size_t kField = 0;
   template <class Fmt>
   static constexpr bool kSigns = kIsWide<Fmt>;
 
