@@ -165,28 +165,20 @@ HWY_INLINE float* ScoresOf(const AttendArgs& a, size_t ld, size_t token, size_t 
   return a.scores + (token * a.num_queries + query) * ld;
 }
 
-// score[n, r] = scale * q[n] . k[r] for R keys, N queries n at a time; rows of scores
-// are `ld` apart.
+// score[n, r] = scale * q[n] . k[r] for R keys and queries from n on, N at a time while
+// there are as many; rows of scores are `ld` apart.
 template <class Row, size_t N, size_t R>
 HWY_INLINE void ScoreKeys(const AttendArgs& a, const float* q, const typename Row::T* k,
-                          bool first, size_t ld, float* score) {
-  float dot[N * R];
-  size_t n = 0;
-  const auto store = [&](size_t count) {
-    for (size_t i = 0; i < count; ++i) {
-      memcpy(score + (n + i) * ld, dot + i * R, R * sizeof(float));
-    }
-  };
+                          bool first, size_t n, size_t ld, float* score) {
   for (; n + N <= a.num_queries; n += N) {
+    float dot[N * R];
     DotRows<Row, N, R>(q + n * a.q_ld, a.q_ld, k, a.k_ld, a.head_dim, a.scale,
                        first && n == 0, dot);
-    store(N);
+    for (size_t i = 0; i < N; ++i) {
+      memcpy(score + (n + i) * ld, dot + i * R, R * sizeof(float));
+    }
   }
-  for (; n < a.num_queries; ++n) {
-    DotRows<Row, 1, R>(q + n * a.q_ld, a.q_ld, k, a.k_ld, a.head_dim, a.scale,
-                       first && n == 0, dot);
-    store(1);
-  }
+  if constexpr (N > 1) ScoreKeys<Row, N / 2, R>(a, q, k, first, n, ld, score);
 }
 
 // All scores.
@@ -199,12 +191,12 @@ HWY_INLINE void Score(const AttendArgs& a, size_t ld) {
         static_cast<const typename Row::T*>(run.span.k) + run.offset * a.k_ld;
     size_t left = run.len;
     for (; left >= kScoreKeys; left -= kScoreKeys) {
-      ScoreKeys<Row, kScoreQueries, kScoreKeys>(a, q, k, run.first, ld, score);
+      ScoreKeys<Row, kScoreQueries, kScoreKeys>(a, q, k, run.first, 0, ld, score);
       k += kScoreKeys * a.k_ld;
       score += kScoreKeys;
     }
     for (; left != 0; --left, ++score, k += a.k_ld) {
-      ScoreKeys<Row, kScoreQueries, 1>(a, q, k, run.first, ld, score);
+      ScoreKeys<Row, kScoreQueries, 1>(a, q, k, run.first, 0, ld, score);
     }
   });
 }
@@ -226,6 +218,18 @@ HWY_INLINE void Scale(float scale, size_t head_dim, float* out) {
   });
 }
 
+// out[n] += p[n, 0] v[0] + … + p[n, 3] v[3] for queries from n on, N at a time while
+// there are as many.
+template <class Row, size_t N>
+HWY_INLINE void MixRows(const AttendArgs& a, const float* p, size_t ld,
+                        const typename Row::T* v, bool first, size_t n, float* out) {
+  for (; n + N <= a.num_queries; n += N) {
+    Add4Rows<Row, N>(p + n * ld, ld, v, a.v_ld, a.head_dim, first && n == 0,
+                     out + n * a.out_ld, a.out_ld);
+  }
+  if constexpr (N > 1) MixRows<Row, N / 2>(a, p, ld, v, first, n, out);
+}
+
 // out[n] += sum of scores[n, j] v[j].
 template <class Row>
 HWY_INLINE void Mix(const AttendArgs& a, size_t ld) {
@@ -236,15 +240,7 @@ HWY_INLINE void Mix(const AttendArgs& a, size_t ld) {
         static_cast<const typename Row::T*>(run.span.v) + run.offset * a.v_ld;
     size_t left = run.len;
     for (; left >= 4; left -= 4, p += 4, v += 4 * a.v_ld) {
-      size_t n = 0;
-      for (; n + kMixQueries <= a.num_queries; n += kMixQueries) {
-        Add4Rows<Row, kMixQueries>(p + n * ld, ld, v, a.v_ld, a.head_dim,
-                                   run.first && n == 0, out + n * a.out_ld, a.out_ld);
-      }
-      for (; n < a.num_queries; ++n) {
-        Add4Rows<Row, 1>(p + n * ld, ld, v, a.v_ld, a.head_dim, run.first && n == 0,
-                         out + n * a.out_ld, a.out_ld);
-      }
+      MixRows<Row, kMixQueries>(a, p, ld, v, run.first, 0, out);
     }
     for (; left != 0; --left, ++p, v += a.v_ld) {
       for (size_t n = 0; n < a.num_queries; ++n) {
