@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <math.h>
 #include <stddef.h>
+#include <string.h>
 
 #include <algorithm>
 #include <vector>
@@ -109,6 +110,55 @@ TEST(KvLayerTest, AttentionOverPagesAndRingsEqualsTheDefinition) {
         }
       }
     }
+  }
+}
+
+// Tiles of 8 tokens, which share a pass over the pages, begin anywhere in a page.
+TEST(KvLayerTest, QueriesTogetherHaveTheBitsOfEachAlone) {
+  constexpr size_t kLen = 832, kChunk = 64;
+  const Sequence s(kLen);
+  for (KvType type : {KvType::kF32, KvType::kF16}) {
+    for (size_t window : {0, 1, 5, 8, 300}) {
+      KvLayer layer({kHeads, kDim, kLen, window, kChunk, type});
+      for (size_t begin = 0; begin < kLen; begin += kChunk) {
+        s.AppendTo(layer, begin, begin + kChunk);
+        for (size_t first : {begin, begin + 5}) {
+          const size_t end = begin + kChunk;
+          const std::vector<float> together = s.Attend(layer, first, end);
+          for (size_t p = first; p < end; ++p) {
+            const std::vector<float> alone = s.Attend(layer, p, p + 1);
+            ASSERT_EQ(0, memcmp(&together[(p - first) * alone.size()], alone.data(),
+                                alone.size() * sizeof(float)))
+                << "window " << window << ", position " << p;
+          }
+        }
+      }
+    }
+  }
+}
+
+// Where the scores of 8 tokens are too many, a tile takes a few of them at a time.
+TEST(KvLayerTest, TilesOfALongContextAreTakenInParts) {
+  constexpr size_t kMany = 64, kLen = 3000, kRows = 13, kFirst = kLen - kRows;
+  ASSERT_LT(TokensTogether(8, kMany, kFirst), 8u);
+  for (size_t window : {size_t{0}, kLen - 100}) {
+    KvLayer layer({1, kDim, kLen, window, kLen, KvType::kF32});
+    const std::vector<float> k = Normal(kLen * kDim, 41), v = Normal(kLen * kDim, 42);
+    const std::vector<float> q = Normal(kRows * kMany * kDim, 43);
+    // One thread, or the heads would be shared out.
+    const Context context = {.num_threads = 1, .poll = {}};
+    layer.Append(context, 0, Mat<const float>(k.data(), kLen, kDim),
+                 Mat<const float>(v.data(), kLen, kDim));
+    std::vector<float> together(q.size()), alone(q.size());
+    const auto attend = [&](size_t row, size_t rows, std::vector<float>& out) {
+      constexpr size_t kRow = kMany * kDim;
+      Attention(context, layer, Mat<const float>(&q[row * kRow], rows, kRow), kMany,
+                kFirst + row, 0.25f, Mat<float>(&out[row * kRow], rows, kRow));
+    };
+    attend(0, kRows, together);
+    for (size_t row = 0; row < kRows; ++row) attend(row, 1, alone);
+    EXPECT_EQ(0, memcmp(together.data(), alone.data(), alone.size() * sizeof(float)))
+        << "window " << window;
   }
 }
 
