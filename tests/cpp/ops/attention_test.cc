@@ -3,9 +3,12 @@
 #include "ops/attention.h"
 
 #include <gtest/gtest.h>
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
+#include <algorithm>
 #include <atomic>
 #include <vector>
 
@@ -82,6 +85,71 @@ TEST(AttentionTest, NoByteOutsideIsRead) {
                    .out = View<float>(out.data(), 2, 3, kDim)});
         EXPECT_TRUE(mask.Intact() && out.Intact());
       }
+    }
+  }
+}
+
+// Keys and values that no query sees are NaN.
+void ExpectBitsOfEachAlone(size_t heads, size_t tokens, size_t kv_tokens, bool causal,
+                           size_t window) {
+  constexpr size_t kDim = 9;
+  const std::vector<float> q = Normal(heads * tokens * kDim, 1);
+  std::vector<float> k = Normal(kv_tokens * kDim, 2), v = Normal(kv_tokens * kDim, 3);
+  const size_t seen = window == 0 ? kv_tokens : tokens - 1 + window;
+  for (size_t i = 0; i + seen * kDim < k.size(); ++i) k[i] = v[i] = kNaN;
+  std::vector<float> together(q.size(), kNaN), alone(q.size(), kNaN);
+  const AttentionArgs all = {.q = View<const float>(q.data(), heads, tokens, kDim),
+                             .k = View<const float>(k.data(), 1, kv_tokens, kDim),
+                             .v = View<const float>(v.data(), 1, kv_tokens, kDim),
+                             .mask = {},
+                             .scale = 0.3f,
+                             .causal = causal,
+                             .window = window,
+                             .out = View<float>(together.data(), heads, tokens, kDim)};
+  const Context context = {.num_threads = 1, .poll = {}};
+  Attention(context, all);
+  for (size_t token = 0; token < tokens; ++token) {
+    AttentionArgs one = all;
+    one.out.data = alone.data();
+    one.q.data += token * kDim, one.out.data += token * kDim;
+    one.q.tokens = one.out.tokens = 1;
+    const size_t later = causal ? tokens - 1 - token : 0;
+    one.k.tokens = one.v.tokens = kv_tokens - std::min(kv_tokens, later);
+    Attention(context, one);
+  }
+  for (float x : together) ASSERT_FALSE(isnan(x));
+  EXPECT_EQ(0, memcmp(together.data(), alone.data(), alone.size() * sizeof(float)))
+      << heads << " heads, " << tokens << " of " << kv_tokens << ", window " << window;
+}
+
+TEST(AttentionTest, TokensTogetherHaveTheBitsOfEachAlone) {
+  for (size_t tokens : {1, 7, 8, 9, 20}) {
+    for (size_t kv_tokens : {0, 3, 19, 20, 100}) {  // fewer: some see none
+      ExpectBitsOfEachAlone(3, tokens, kv_tokens, false, 0);
+      for (size_t window : {0, 1, 5, 8, 40}) {
+        ExpectBitsOfEachAlone(3, tokens, kv_tokens, true, window);
+      }
+    }
+  }
+}
+
+// Where the scores of 8 tokens are too many, a tile takes a few of them at a time.
+TEST(AttentionTest, TilesOfALongContextAreTakenInParts) {
+  ASSERT_LT(TokensTogether(8, 64, 3000), 8u);
+  for (size_t window : {0, 2900}) ExpectBitsOfEachAlone(64, 13, 3000, true, window);
+  ExpectBitsOfEachAlone(64, 13, 3000, false, 0);
+}
+
+TEST(AttentionTest, SoManyTokensTogetherThatScoresStayNear) {
+  constexpr size_t kMost = size_t{1} << 20;
+  for (size_t queries : {1, 8, 64}) {
+    for (size_t positions : {0, 1, 2047, 2048, 131072, 1 << 26}) {
+      const size_t tokens = TokensTogether(8, queries, positions);
+      const auto fits = [&](size_t n) {
+        return NumScores(n, queries, positions) <= kMost;
+      };
+      EXPECT_TRUE(tokens == 1 || fits(tokens)) << queries << " x " << positions;
+      EXPECT_TRUE(tokens == 8 || !fits(tokens + 1)) << queries << " x " << positions;
     }
   }
 }
