@@ -128,16 +128,16 @@ void Attention(const Context& context, const KvLayer& layer, Mat<const float> q,
                          .group = group,
                          .together = group};
   ForEachTile(context, grid, [&](const HeadTile& tile) {
-    AttendScratch scratch;
-    for (size_t m = tile.begin; m < tile.end; m += scratch.sees.size()) {
+    AttendLists lists;
+    for (size_t m = tile.begin; m < tile.end; m += lists.sees.size()) {
       const size_t first = layer.FirstVisible(first_position + m);
       const size_t positions = first_position + tile.end - first;
       const size_t count = TokensTogether(tile.end - m, tile.num_heads, positions);
       const size_t end = first_position + m + count;
-      layer.Spans(tile.kv_head, first, end, scratch.spans);
-      scratch.sees.clear();
+      layer.Spans(tile.kv_head, first, end, lists.spans);
+      lists.sees.clear();
       for (size_t at = first_position + m; at < end; ++at) {
-        scratch.sees.push_back({layer.FirstVisible(at) - first, at + 1 - first});
+        lists.sees.push_back({layer.FirstVisible(at) - first, at + 1 - first});
       }
       Attend({.q = q.Row(m) + tile.head * dim,
               .num_tokens = count,
@@ -146,13 +146,13 @@ void Attention(const Context& context, const KvLayer& layer, Mat<const float> q,
               .q_ld = dim,
               .head_dim = dim,
               .scale = scale,
-              .spans = scratch.spans.data(),
-              .num_spans = scratch.spans.size(),
-              .sees = scratch.sees.data(),
+              .spans = lists.spans.data(),
+              .num_spans = lists.spans.size(),
+              .sees = lists.sees.data(),
               .k_ld = dim,
               .v_ld = dim,
               .f16 = layer.shape().type == KvType::kF16,
-              .scores = scratch.Scores(count, tile.num_heads, end - first),
+              .scores = ScoreScratch(count, tile.num_heads, end - first),
               .out = out.Row(m) + tile.head * dim,
               .out_token_ld = out.ld,
               .out_ld = dim});

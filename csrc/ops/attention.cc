@@ -62,15 +62,15 @@ size_t FindSpans(const AttentionArgs& a, const HeadTile& tile, KvRange range,
 // The heads of a tile, which share keys and mask, at `count` of its tokens from `token`
 // on: at one, if there is a mask.
 void AttendTile(const AttentionArgs& a, const HeadTile& tile, size_t token,
-                size_t count, AttendScratch& scratch) {
+                size_t count, AttendLists& lists) {
   const uint8_t* mask =
       a.mask.data == nullptr ? nullptr : a.mask.Row(tile.batch, tile.head, token);
   const KvRange range = {Visible(a, token).begin, Visible(a, token + count - 1).end};
-  const size_t num = FindSpans(a, tile, range, mask, scratch.spans);
-  scratch.sees.clear();
+  const size_t num = FindSpans(a, tile, range, mask, lists.spans);
+  lists.sees.clear();
   for (size_t i = 0; i < count; ++i) {
     const KvRange sees = Visible(a, token + i);
-    scratch.sees.push_back(
+    lists.sees.push_back(
         mask != nullptr ? KvRange{0, num}
                         : KvRange{sees.begin - range.begin, sees.end - range.begin});
   }
@@ -81,13 +81,13 @@ void AttendTile(const AttentionArgs& a, const HeadTile& tile, size_t token,
           .q_ld = a.q.head_ld,
           .head_dim = a.q.row_len,
           .scale = a.scale,
-          .spans = scratch.spans.data(),
-          .num_spans = scratch.spans.size(),
-          .sees = scratch.sees.data(),
+          .spans = lists.spans.data(),
+          .num_spans = lists.spans.size(),
+          .sees = lists.sees.data(),
           .k_ld = a.k.token_ld,
           .v_ld = a.v.token_ld,
           .f16 = false,
-          .scores = scratch.Scores(count, tile.num_heads, num),
+          .scores = ScoreScratch(count, tile.num_heads, num),
           .out = a.out.Row(tile.batch, tile.head, token),
           .out_token_ld = a.out.token_ld,
           .out_ld = a.out.head_ld});
@@ -129,11 +129,11 @@ void Attention(const Context& context, const AttentionArgs& a) {
                          .group = group,
                          .together = one_mask ? group : 1};
   ForEachTile(context, grid, [&](const HeadTile& tile) {
-    AttendScratch scratch;
-    for (size_t token = tile.begin; token < tile.end; token += scratch.sees.size()) {
+    AttendLists lists;
+    for (size_t token = tile.begin; token < tile.end; token += lists.sees.size()) {
       const size_t left = a.mask.data == nullptr ? tile.end - token : 1;
       const size_t count = TokensTogether(left, tile.num_heads, a.k.tokens);
-      AttendTile(a, tile, token, count, scratch);
+      AttendTile(a, tile, token, count, lists);
     }
   });
 }

@@ -13,6 +13,7 @@
 
 #include "base/view.h"
 #include "kernels/attention.h"
+#include "runtime/pages.h"
 #include "runtime/thread_pool.h"
 
 namespace halfbyte {
@@ -34,18 +35,17 @@ struct AttentionArgs {
 // a query depend on it and on the keys and values it sees, in their order, alone.
 void Attention(const Context& context, const AttentionArgs& args);
 
-// One task's buffers, kept from call to call.
-struct AttendScratch {
+// What a task lists of its calls, kept from one to the next.
+struct AttendLists {
   std::vector<KvSpan> spans;
   std::vector<KvRange> sees;
-  std::vector<float> scores;
-
-  float* Scores(size_t tokens, size_t queries, size_t positions) {
-    const size_t num = NumScores(tokens, queries, positions);
-    if (scores.size() < num) scores.resize(num + num / 16);
-    return scores.data();
-  }
 };
+
+// Memory of the calling thread for the scores of a call.
+inline float* ScoreScratch(size_t tokens, size_t queries, size_t positions) {
+  const size_t num = NumScores(tokens, queries, positions);
+  return reinterpret_cast<float*>(ThreadScratch(num * sizeof(float)));
+}
 
 // The heads and tokens that share their keys, to be cut into tasks.
 struct HeadGrid {

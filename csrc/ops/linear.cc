@@ -279,7 +279,8 @@ WeightView WeightView::Rows(size_t begin, size_t count) const {
 }
 
 void PackPanels(const Context& context, const WeightView& w, uint8_t* panels) {
-  const Slices slices = SlicesOf(w, 1, context.num_threads);
+  constexpr size_t kTokens = 16;  // rounding floats computes as long as so many do
+  const Slices slices = SlicesOf(w, kTokens, context.num_threads);
   context.ParallelFor(slices.size(), [&](size_t i) {
     const size_t begin = slices.begin(i);
     PackRows(w, begin, slices.end(i), panels + begin / kPanelRows * w.panel_bytes(),

@@ -31,9 +31,10 @@ std::vector<FormatInfo> RowScaledFormats() {
   return infos;
 }
 
-// A problem whose weights, activations and scales are drawn, or all at one end.
+// A problem whose weights, activations and scales are drawn, or all at one end;
+// opposed, the codes at the upper and the activations at the lower.
 struct Problem {
-  enum Kind { kRandom, kLowest, kHighest };
+  enum Kind { kRandom, kLowest, kHighest, kOpposed };
 
   Problem(const FormatInfo& info, size_t m, size_t n, size_t k, Kind kind)
       : M(m), N(n), K(k), kernels(KernelsFor(info.format)), rng(m + 31 * n + k) {
@@ -46,9 +47,8 @@ struct Problem {
       b = kind == kRandom ? static_cast<uint8_t>(rng()) : kind == kLowest ? low : high;
     }
     for (size_t i = 0; i < M * K; ++i) {
-      x.push_back(kind == kRandom ? static_cast<int8_t>(rng())
-                                  : static_cast<int8_t>(i % 2 ? -128 : 127));
-      if (kind == kLowest) x.back() = -128;
+      const int8_t end = kind == kHighest ? 127 : -128;
+      x.push_back(kind == kRandom ? static_cast<int8_t>(rng()) : end);
     }
     panel_bytes = kernels.panel_bytes(K);
     panels.resize((N + kPanelRows - 1) / kPanelRows * panel_bytes + 64);
@@ -186,7 +186,8 @@ TEST_P(ChannelTest, StreamsFarApartGiveTheExactSum) {
 // Codes and activations at the ends of their ranges, over the longest row there is.
 TEST_P(ChannelTest, NoSumOverflowsAtTheExtremes) {
   for (const FormatInfo& info : RowScaledFormats()) {
-    for (Problem::Kind kind : {Problem::kLowest, Problem::kHighest}) {
+    for (Problem::Kind kind :
+         {Problem::kLowest, Problem::kHighest, Problem::kOpposed}) {
       for (size_t M : {1, 3, 9}) {
         Problem p(info, M, 17, 65536, kind);
         std::vector<float> y(M * p.N);
