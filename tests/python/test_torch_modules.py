@@ -22,7 +22,14 @@ import tiny
 import torch
 from halfbyte import ArgumentError, DTypeError, ShapeError
 from halfbyte.formats import format_info
-from halfbyte.torch import QuantEmbedding, QuantLinear, linear, ops, quantize
+from halfbyte.torch import (
+    QuantEmbedding,
+    QuantLinear,
+    linear,
+    ops,
+    quantize,
+    rms_norm,
+)
 from halfbyte.torch.experts import QuantExperts
 from halfbyte.torch.fused import FusedRotary, Turns
 from safetensors.torch import load_file, save_file
@@ -64,6 +71,15 @@ def product_of_ones(**options: Any) -> Tensor:
     return linear(
         torch.ones(2, 32), bytes_of("w8"), "w8", scales=torch.ones(4), **options
     )
+
+
+def half_filled(missing: str) -> QuantLinear:
+    """A skeleton whose state dict lacked a tensor."""
+    skeleton = QuantLinear(K, N, "w8", bias=True, device="meta")
+    state = layer("w8").state_dict()
+    del state[missing]
+    skeleton.load_state_dict(state, assign=True, strict=False)
+    return skeleton
 
 
 def experts() -> QuantExperts:
@@ -430,6 +446,12 @@ def test_other_devices_are_refused_before_anything_moves() -> None:
         lambda: experts().to("meta")(
             torch.ones(1, 32), torch.tensor([[0]]), torch.ones(1, 1)
         ),
+        lambda: half_filled("bias")(torch.ones(1, K)),
+        lambda: half_filled("bias")(torch.ones(1, K).requires_grad_()),
+        lambda: half_filled("weight_scale")(torch.ones(1, K)),
+        lambda: half_filled("weight_scale")(torch.ones(1, K).requires_grad_()),
+        lambda: half_filled("weight_scale").dequantize(),
+        lambda: rms_norm(torch.ones(1, K), torch.ones(K, device="meta")),
     ],
 )
 def test_a_skeleton_that_is_not_filled_says_so(call: Callable[[], Any]) -> None:

@@ -52,7 +52,9 @@ def register(
     _library.impl(name, kernel, "CPU")
     # Of every other backend; torch's own words would be of keys and fallbacks.
     _library.impl(name, _refusal(name), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"halfbyte::{name}", fake, lib=_library)
+    torch.library.register_fake(
+        f"halfbyte::{name}", _of_tensors_alike(name, fake), lib=_library
+    )
     if backward is not None:
         torch.library.register_autograd(
             f"halfbyte::{name}", backward, setup_context=context, lib=_library
@@ -70,6 +72,22 @@ def _refusal(name: str) -> Callable[..., Any]:
         )
 
     return refuse
+
+
+def _of_tensors_alike(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """`fake`, which torch also calls where the first tensor has memory and others not.
+
+    What it makes then has memory too, with anything in it.
+    """
+
+    def checked(*args: Any) -> Any:
+        if args[0].device.type != "meta":
+            schema = getattr(torch.ops.halfbyte, name).default._schema
+            names = (argument.name for argument in schema.arguments)
+            check_filled(**dict(zip(names, args, strict=False)))
+        return fake(*args)
+
+    return checked
 
 
 def num_threads() -> int:
@@ -112,13 +130,14 @@ def check_float(x: Tensor, name: str) -> None:
         )
 
 
-def check_filled(w: Tensor, x: Tensor | None = None) -> None:
-    """Refuse the weights of a skeleton, but for an `x` that has no memory either."""
-    if w.device.type == "meta" and (x is None or x.device.type != "meta"):
-        raise ArgumentError(
-            "w: expected weights in CPU memory, got some on meta, which have no memory "
-            "yet: load a state dict with assign=True"
-        )
+def check_filled(**tensors: object) -> None:
+    """Refuse tensors of a skeleton; what is no tensor is no matter."""
+    for name, x in tensors.items():
+        if isinstance(x, Tensor) and x.device.type == "meta":
+            raise ArgumentError(
+                f"{name}: expected a tensor in CPU memory, got one on meta, which has no "
+                "memory yet: load a state dict with assign=True"
+            )
 
 
 def check_indices(ids: Tensor, name: str) -> None:
@@ -137,6 +156,7 @@ def check_vector(x: Tensor, name: str, size: int) -> None:
 def as_vector(x: Tensor, name: str, size: int) -> Tensor:
     """`x` as a contiguous float32 vector of `size` elements: itself if it is that."""
     check_vector(x, name, size)
+    check_filled(**{name: x})
     return aligned(x.detach().float().contiguous())
 
 

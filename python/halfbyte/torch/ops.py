@@ -123,7 +123,7 @@ def weight_of(
     """
     info = format_info(format)
     k = features(w, info)
-    check_filled(w)
+    check_filled(w=w, scales=scales, x_step=x_step, y_step=y_step)
     if not w.is_contiguous():
         raise ShapeError(
             f"w: expected a contiguous matrix, got strides {w.stride()}: "
@@ -233,7 +233,6 @@ def _linear(
 
 def _linear_fake(x: Tensor, w: Tensor, *args: Any) -> Tensor:
     bias, format = args[2], args[5]
-    check_filled(w, x)
     _check_input(x, features(w, format_info(format)))
     if bias is not None:
         check_vector(bias, "bias", w.shape[0])
@@ -411,7 +410,6 @@ def _embedding_rows_fake(
     format: str,
 ) -> Tensor:
     check_indices(ids, "ids")
-    check_filled(w, ids)
     k = features(w, format_info(format))
     return ids.new_empty((*ids.shape, k), dtype=torch.float32)
 
