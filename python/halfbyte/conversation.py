@@ -167,11 +167,11 @@ class Conversation:
         -------
         Conversation
         """
-        other = Conversation(self.model)
-        other.system, other.enable_thinking = self.system, self.enable_thinking
-        other.tools, other.messages = self.tools, copy.deepcopy(self.messages)
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        other.messages = copy.deepcopy(self.messages)
         other._session = self._session.copy()
-        other._asked = [*self._asked, *self._answered()]
+        other._asked, other._stream = [*self._asked, *self._answered()], None
         return other
 
     def __copy__(self) -> Conversation:

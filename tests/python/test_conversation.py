@@ -296,6 +296,21 @@ def test_a_copy_goes_its_own_way(
     assert asked(chat, say(chat, "on", **HOT)) == rendered(chat)
 
 
+def test_a_copy_is_of_the_same_class(model: halfbyte.Model) -> None:
+    class Named(halfbyte.Conversation):
+        def __init__(self, name: str) -> None:
+            super().__init__(model, system="Be odd.")
+            self.name = name
+
+    chat = Named("Ada")
+    say(chat, "hello", **HOT)
+    other = copy.copy(chat)
+    assert isinstance(other, Named)
+    assert (other.name, other.system) == ("Ada", "Be odd.")
+    other.messages[0]["content"] = "changed"
+    assert chat.messages[0]["content"] == "hello"
+
+
 # --- Answers that are stopped ----------------------------------------------------------
 
 
