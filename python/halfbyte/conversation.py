@@ -142,6 +142,11 @@ class Conversation:
         ArgumentError, DTypeError, ModelError
             As by `Model.stream`. The conversation stays as it was.
         """
+        for name in CHAT_ONLY:
+            if name in options:
+                raise ArgumentError(
+                    f"{name}: expected as an attribute of the conversation"
+                )
         self._stop()
         said = [dict(message) for message in as_messages(messages)]
         runs = self._runs(self._parts([*self.messages, *said]))
@@ -189,10 +194,11 @@ class Conversation:
     def _parts(self, messages: Sequence[Message]) -> list[Part]:
         if self.system is not None:
             messages = [{"role": "system", "content": self.system}, *messages]
+        thinking = flag(self.enable_thinking, "enable_thinking")
         if self.model._format is not None:
-            return self.model._render(messages, self.tools, self.enable_thinking)
-        if self.enable_thinking or self.tools:
-            what = "enable_thinking" if self.enable_thinking else "tools"
+            return self.model._render(messages, self.tools, thinking)
+        if thinking or self.tools:
+            what = "enable_thinking" if thinking else "tools"
             raise ArgumentError(f"{what}: this model has no chat template")
         return [Part(_joined(messages), marker=False)]
 

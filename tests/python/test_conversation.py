@@ -386,6 +386,12 @@ def test_a_full_context_is_the_error_of_any_prompt(tiny_gguf: Make) -> None:
         (3, {}, "messages: expected a str, or a list of messages, got int"),
         ("more", {"top_k": -1}, "top_k: expected 0 or more, got -1"),
         ("more", {"stop": 3}, "stop: expected a str or several, got int"),
+        ("more", {"tools": []}, "tools: expected as an attribute of the conversation"),
+        (
+            [{"role": "user", "content": "more"}],
+            {"enable_thinking": True},
+            "enable_thinking: expected as an attribute of the conversation",
+        ),
     ],
 )
 def test_what_is_refused_changes_nothing(
@@ -408,6 +414,10 @@ def test_what_no_conversation_is_made_of(
         halfbyte.Conversation("tiny")  # type: ignore[arg-type]
     with pytest.raises(errors.DTypeError, match=r"^system: expected a str, got int$"):
         halfbyte.Conversation(model, system=3)  # type: ignore[arg-type]
+    chat = halfbyte.Conversation(model)
+    chat.enable_thinking = "no"  # type: ignore[assignment]
+    with pytest.raises(errors.DTypeError, match=r"^enable_thinking: expected a bool"):
+        chat.send("more")
     chat = halfbyte.Conversation(plain)
     chat.messages = [{"role": "user"}]
     with pytest.raises(errors.DTypeError, match=r"^messages\[0\]: content: expected a"):
