@@ -587,6 +587,7 @@ def test_numbers_are_refused_before_anything_is_trained(
     ("wrong", "error", "words"),
     [
         (IDS.float(), DTypeError, "expected integers, got torch.float32"),
+        (IDS.bool(), DTypeError, "expected integers, got torch.bool"),
         (IDS[0], ShapeError, r"expected shape \(texts, tokens\), got \(\d+,\)"),
         (IDS.tolist(), DTypeError, "expected tensors of tokens, got list"),
     ],

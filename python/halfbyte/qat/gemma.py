@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from halfbyte._arguments import instance
@@ -41,8 +42,9 @@ def text_model(model: nn.Module) -> tuple[str, Any]:
 def texts(tokens: Any, name: str) -> Tensor:
     """Return `tokens` if they are texts of one length: integers, (B, T)."""
     given = instance(tokens, name, Tensor, "tensors of tokens")
-    if given.is_floating_point() or given.is_complex():
-        raise DTypeError(f"{name}: expected integers, got {given.dtype}")
+    kind = given.dtype
+    if kind.is_floating_point or kind.is_complex or kind == torch.bool:
+        raise DTypeError(f"{name}: expected integers, got {kind}")
     if given.dim() != 2:
         got = tuple(given.shape)
         raise ShapeError(f"{name}: expected shape (texts, tokens), got {got}")
