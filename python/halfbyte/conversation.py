@@ -69,7 +69,8 @@ class Conversation:
     messages : list of dict
         What the user, the assistant and its tools have said, in the form of `Model.chat`.
         The last one grows as it is generated. They may be changed, taken away or
-        replaced: the next turn computes what follows the change again.
+        replaced: the next turn computes what follows the change again; all, if sliding
+        layers have forgotten what was just before it, as they do after 500 tokens or so.
 
     Raises
     ------
@@ -85,8 +86,8 @@ class Conversation:
     user's on a line of its own.
 
     Earlier answers count as the template has them. Where it writes one in another way, as
-    Gemma 4's leaves out thoughts, the next turn computes that answer once more. A thought
-    is the ``reasoning`` of its message.
+    Gemma 4's leaves out thoughts, the next turn goes on as after a change. A thought is
+    the ``reasoning`` of its message.
 
     One thread uses a conversation at a time.
     """
