@@ -953,7 +953,14 @@ def test_chat_loads_what_it_saved(halfbyte: Command, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", '{"system": 1, "messages": []}', '{"messages": [{"role": "tool"}]}'],
+    [
+        "",
+        "[]",
+        '{"system": 1, "messages": []}',
+        '{"system": 0, "messages": []}',
+        '{"messages": [{"role": "tool"}]}',
+        '{"system": null, "messages": [[["role", "user"], ["content", "x"]]]}',
+    ],
 )
 def test_chat_refuses_what_is_no_conversation(
     halfbyte: Command, plain: Path, tmp_path: Path, content: str

@@ -254,8 +254,9 @@ def _parsed(saved: Any) -> tuple[str | None, list[dict[str, Any]]]:
 
     Thoughts and calls of tools are for the template to judge, with the next message.
     """
-    system, messages = saved["system"], [dict(m) for m in saved["messages"]]
-    texts = [system or "", *(message["content"] for message in messages)]
+    system, messages = saved["system"], [*saved["messages"]]
+    texts = [message["content"] for message in messages]
+    texts += [] if system is None else [system]
     if not all(isinstance(text, str) for text in texts):
         raise TypeError
     if not {message["role"] for message in messages} <= _ROLES:
