@@ -972,6 +972,15 @@ def test_copies_and_pickles(fast: Any) -> None:
         pickle.dumps(fast)
 
 
+def test_a_copy_serves_no_model(loaded: Any) -> None:
+    fast = engine(loaded)
+    copy.deepcopy(fast).detach()
+    copy.copy(fast).detach()
+    assert "generate" in vars(loaded)
+    fast.detach()
+    assert "generate" not in vars(loaded)
+
+
 def test_what_forward_takes(fast: Any) -> None:
     ids, wanted = torch.tensor([IDS]), fast(torch.tensor([IDS])).logits
     options = {

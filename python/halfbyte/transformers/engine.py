@@ -110,7 +110,8 @@ class EngineModel(PreTrainedModel, GenerationMixin):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let copies find their class, which no module has, and pickles the refusal."""
-        return _blank, (self.config.model_type,), self.__dict__
+        state = self.__dict__ | {"_serves": None}  # the model asks this one
+        return _blank, (self.config.model_type,), state
 
     def detach(self) -> None:
         """Give the model that `engine` was called with its own `generate` back."""
