@@ -231,8 +231,7 @@ class _Parts:
 
 
 def _check(message: Message, index: int) -> None:
-    if not isinstance(message, Mapping):
-        raise DTypeError(f"messages[{index}] is no mapping: {type(message).__name__}")
+    _mapping(message, f"messages[{index}]")
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise ArgumentError(

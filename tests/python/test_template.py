@@ -515,7 +515,9 @@ class TestGemma4:
             SMALL.render(messages)
 
     def test_a_message_is_a_mapping(self) -> None:
-        with pytest.raises(TypeError, match="no mapping"):
+        with pytest.raises(
+            TypeError, match=r"^messages\[0\]: found str; expected a mapping$"
+        ):
             SMALL.render(["Hello."])  # type: ignore[list-item]
 
 
