@@ -64,7 +64,7 @@ struct FetchStream {
     // CoverStreams reads in two places instead.
     constexpr bool kFar = T == 1 && kTileRows == kPanelRows && !Fmt::kSubScales;
     if (core == Core::kZen5) return !kFar;
-    return core == Core::kIntel;
+    return core == Core::kIntel && HWY_TARGET != HWY_AVX3_ZEN4;
   }
 
   template <class Fmt, size_t kUnitBytes, size_t V>
