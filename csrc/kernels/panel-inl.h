@@ -312,10 +312,8 @@ HWY_INLINE hn::Vec<DU8> UnitCodesInPlace(DU8 du8, const uint8_t* HWY_RESTRICT un
   constexpr size_t kPlane = PlaneOf<Fmt>(g);
   constexpr int kShift = static_cast<int>(kBits * (g / kBits - kPlane));
   constexpr uint8_t kMask = ((1 << kBits) - 1) << (kBits * kPlane);
-  const hn::RepartitionToWide<DU8> du16;
-  const auto pairs = hn::BitCast(du16, hn::Load(du8, unit + g % kBits * kChunk));
-  const auto fields = hn::BitCast(du8, hn::ShiftRight<kShift>(pairs));
-  return hn::And(fields, hn::Set(du8, kMask));
+  const auto bytes = hn::Load(du8, unit + g % kBits * kChunk);
+  return hn::And(MoveBits<-kShift>(du8, bytes), hn::Set(du8, kMask));
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
