@@ -27,11 +27,11 @@ class Slices {
     constexpr size_t kLeastBytes = 16 * 1024, kSmallShare = 128 * 1024;
     // Ctrl-C waits for the end of a slice.
     constexpr size_t kMostMacs = 1024 * 1024 * 1024;
-    // A round leaves this part of the rows for the next. Few tokens read for longer
-    // than they compute: to begin costs what 20 to 40 KB cost, and threads read at one
-    // speed. Computing, two cores may differ by a factor of two.
+    // A round leaves one row of so many for the next. Few tokens read for longer than
+    // they compute: to begin costs what 8 to 40 KB cost, and threads read at one speed.
+    // Computing, two cores may differ by a factor of two.
     constexpr size_t kFewTokens = 8;
-    const size_t left = num_tokens <= kFewTokens ? 8 : 2;
+    const size_t leaves = num_tokens <= kFewTokens ? 8 : 2;
     const size_t bytes = std::max<size_t>(row_bytes, 1);
     const size_t most = kMostMacs / std::max<size_t>(K * num_tokens, 1);
     const size_t share = (N + num_threads - 1) / num_threads;
@@ -40,7 +40,7 @@ class Slices {
     size_t part = share;
     for (size_t begin = 0; begin < N; begin = ends_.back()) {
       if (!at_once && ends_.size() % num_threads == 0) {
-        part = (N - begin) / left * (left - 1) / num_threads;
+        part = (N - begin) / leaves * (leaves - 1) / num_threads;
       }
       const size_t rows = std::max(std::min(part, most), kLeastBytes / bytes);
       const size_t tiles = std::max<size_t>((rows + kTileRows - 1) / kTileRows, 1);
