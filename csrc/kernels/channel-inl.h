@@ -54,6 +54,15 @@ using CodesFor = std::conditional_t<kPlanes<Codes> != 1 && kSums * kPlanes<Codes
                                                                HALFBYTE_REGISTERS / 2,
                                     Codes, Fmt>;
 
+// Units that a run spans: each adds eight groups, to C chains in turn.
+template <class Fmt, class Dot, size_t C>
+constexpr size_t RunUnits() {
+  constexpr size_t kGroupsOfUnit = kUnitLen / 4;
+  constexpr size_t kUnits = Dot::template kRun<Fmt> / (kGroupsOfUnit / C);
+  static_assert(kGroupsOfUnit % C == 0 && kUnits != 0);
+  return kUnits;
+}
+
 // Rows [row[v], row[v] + kTileRows) against tokens [m, m + T).
 template <class Fmt, class Dot, size_t V, size_t T, class Fetch>
 HWY_NOINLINE void ChannelTile(const ChannelArgs& a, const size_t (&row)[V], size_t m,
@@ -85,13 +94,20 @@ HWY_NOINLINE void ChannelTile(const ChannelArgs& a, const size_t (&row)[V], size
       for (size_t c = 1; c < C; ++c) sum[c][v][t] = hn::Zero(di32);
     }
   }
-  for (size_t unit = 0; unit < a.K / kUnitLen; ++unit) {
-    fetch.template Unit<Fmt, P::kUnitBytes>(codes);
-    AddRuns<Codes, Dot, 0, kUnitLen / 4>(codes, q, sum);
-    HALFBYTE_UNROLL
-    for (size_t v = 0; v < V; ++v) codes[v] += P::kUnitBytes;
-    HALFBYTE_UNROLL
-    for (size_t t = 0; t < T; ++t) q[t] += kUnitLen;
+  for (size_t left = a.K / kUnitLen; left != 0;) {
+    const size_t units = HWY_MIN(left, (RunUnits<Codes, Dot, C>()));
+    RunOf<Codes, Dot> run[C][V][T];
+    BeginRuns<Codes, Dot>(sum, run);
+    for (size_t unit = 0; unit < units; ++unit) {
+      fetch.template Unit<Fmt, P::kUnitBytes>(codes);
+      AddGroups<Codes, Dot, 0, kUnitLen / 4>(codes, q, run);
+      HALFBYTE_UNROLL
+      for (size_t v = 0; v < V; ++v) codes[v] += P::kUnitBytes;
+      HALFBYTE_UNROLL
+      for (size_t t = 0; t < T; ++t) q[t] += kUnitLen;
+    }
+    EndRuns<Codes, Dot>(run, sum);
+    left -= units;
   }
   HALFBYTE_UNROLL
   for (size_t i = 0; i < V * T; ++i) {

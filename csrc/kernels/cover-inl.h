@@ -43,9 +43,10 @@ template <size_t T>
 inline constexpr size_t kRegisters =
     HWY_MAX(HWY_MIN(kPanelRows / kTileRows, kMaxSums / T), size_t{1});
 
-// Streams of weights that V registers of rows are in: a panel each, or all in one.
+// Streams of weights that V registers of rows are in, panel by panel.
+inline constexpr size_t kPanelV = kPanelRows / kTileRows;
 template <size_t V>
-inline constexpr size_t kStreams = kTileRows == kPanelRows ? V : 1;
+inline constexpr size_t kStreams = hwy::DivCeil(V, kPanelV);
 
 // What a tile asks memory for with each unit that it computes. A pass of few tokens
 // reads on in its own stream of weights.
@@ -64,6 +65,7 @@ struct FetchStream {
     // CoverStreams reads in two places instead.
     constexpr bool kFar = T == 1 && kTileRows == kPanelRows && !Fmt::kSubScales;
     if (core == Core::kZen5) return !kFar;
+    if (core == Core::kZen3) return T == 2 && Fmt::kMaxCode <= 15;
     return core == Core::kIntel && HWY_TARGET != HWY_AVX3_ZEN4;
   }
 
@@ -71,8 +73,8 @@ struct FetchStream {
   HWY_INLINE void Unit(const uint8_t* const (&stream)[V]) const {
     if (!Pays<Fmt>()) return;
     HALFBYTE_UNROLL
-    for (size_t v = 0; v < kStreams<V>; ++v) {
-      PrefetchAhead<kUnitBytes>(stream[v], core);
+    for (size_t i = 0; i < kStreams<V>; ++i) {
+      PrefetchAhead<kUnitBytes>(stream[i * kPanelV], core);
     }
   }
 };
@@ -131,17 +133,20 @@ void CoverUpTo(const typename Tiles::Args& a, size_t begin, size_t end, size_t m
   if constexpr (T > 1) CoverUpTo<Tiles, T - 1>(a, begin, end, m, count);
 }
 
-// T tokens, V streams of weights far apart: more of memory's pages are open than with
-// one, and the streams share the activations.
-template <class Tiles, size_t V, size_t T>
+// T tokens, S streams of weights far apart, a panel each: more of memory's pages are
+// open than with one, and the streams share the activations.
+template <class Tiles, size_t S, size_t T>
 void CoverFar(const typename Tiles::Args& a) {
-  const size_t far = (a.row_end - a.row_begin) / kPanelRows / V * kPanelRows;
+  constexpr size_t V = S * kPanelV;
+  const size_t far = (a.row_end - a.row_begin) / kPanelRows / S * kPanelRows;
   for (size_t row = a.row_begin; row < a.row_begin + far; row += kPanelRows) {
     size_t rows[V];
-    for (size_t v = 0; v < V; ++v) rows[v] = row + v * far;
+    for (size_t v = 0; v < V; ++v) {
+      rows[v] = row + v / kPanelV * far + v % kPanelV * kTileRows;
+    }
     Tiles::template Run<V, T>(a, rows, 0, FetchStream<T>());
   }
-  CoverTokens<Tiles, T>(a, a.row_begin + V * far, a.row_end, 0);
+  CoverTokens<Tiles, T>(a, a.row_begin + S * far, a.row_end, 0);
 }
 
 // The same for as many tokens as there are, at most T.
@@ -154,7 +159,7 @@ void CoverFarUpTo(const typename Tiles::Args& a) {
 // True if it has covered everything. On Intel's cores several streams pay for all that
 // is no longer prompt; on Zen 5 for one token, unless sub-scales have it prefetch, and
 // from five on, unless codes fill bytes; on Zen 4 for one token whose codes fill much
-// of the first cache.
+// of the first cache; on Zen 3 for one and two, again unless there are sub-scales.
 template <class Tiles>
 bool CoverStreams(const typename Tiles::Args& a) {
   constexpr size_t kStreamBytes = 10 * 1024, kManyTokens = 5;
@@ -168,6 +173,11 @@ bool CoverStreams(const typename Tiles::Args& a) {
     const bool wide = Tiles::ActivationBytes(a.K) >= kStreamBytes;
     if (a.M == 1 && (zen5 ? !Tiles::kSubScales : wide)) {
       CoverFar<Tiles, 2, 1>(a);
+      return true;
+    }
+  } else if constexpr (kPanelV == 2 && !Tiles::kSubScales) {
+    if (ThisCore() == Core::kZen3 && a.M <= 2) {
+      a.M == 1 ? CoverFar<Tiles, 3, 1>(a) : CoverFar<Tiles, 2, 2>(a);
       return true;
     }
   }

@@ -299,6 +299,9 @@ template <class Fmt, size_t kField>
 inline constexpr size_t kPlanes<InPlace<Fmt, kField>> = HWY_MAX(kField /
                                                                     Panel<Fmt>::kBits,
                                                                 size_t{1});
+template <class Fmt, size_t kField>
+inline constexpr int kLargestCode<InPlace<Fmt, kField>> =
+    Fmt::kMaxCode << Panel<Fmt>::kBits * (kPlanes<InPlace<Fmt, kField>> - 1);
 
 // The plane of a field that group g of a unit is in.
 template <class Fmt>

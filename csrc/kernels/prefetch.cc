@@ -21,7 +21,10 @@ Core DetectCore() {
   if (ebx != signature_AMD_ebx) return Core::kOther;
   __get_cpuid(1, &eax, &ebx, &ecx, &edx);
   const unsigned family = (eax >> 8 & 15) + (eax >> 20 & 255);
-  return family >= 0x1A ? Core::kZen5 : Core::kOther;
+  if (family >= 0x1A) return Core::kZen5;
+  // Zen 3 and 4 share a family, and the models of either are not in a row.
+  const bool leaf7 = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0;
+  return leaf7 && (ebx & bit_AVX512F) != 0 ? Core::kOther : Core::kZen3;
 }
 
 }  // namespace

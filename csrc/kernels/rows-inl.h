@@ -78,8 +78,8 @@ void FloatRows(const LinearArgs& a, size_t begin, size_t end, size_t m) {
   for (; n < end; ++n) FloatTile<Fmt, 1, T>(a, n, 1, m);
 }
 
-// All T tokens against four rows at a time that are far apart: Zen 5's prefetcher
-// follows those, and asking ahead as well takes longer.
+// All T tokens against four rows at a time that are far apart: the prefetchers of Zen 3
+// and 5 follow those, and asking ahead as well takes longer.
 template <class Fmt, size_t T>
 void FarRows(const LinearArgs& a) {
   constexpr size_t R = 4;
@@ -103,7 +103,7 @@ template <class Fmt>
 void LinearRows(const LinearArgs& a) noexcept {
   constexpr size_t kRows = HALFBYTE_REGISTERS == 32 ? 4 : 3;
   constexpr size_t kT = HALFBYTE_REGISTERS == 32 ? 6 : 4;
-  if (ThisCore() == Core::kZen5) {
+  if (ThisCore() == Core::kZen3 || ThisCore() == Core::kZen5) {
     if (a.M == 1) return FarRows<Fmt, 1>(a);
     if (a.M == 2) return FarRows<Fmt, 2>(a);
   }

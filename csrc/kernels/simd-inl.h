@@ -3,11 +3,12 @@
 // file with `#if HWY_TARGET`.
 //
 // A policy sums u8 codes times i8 activations, four products a 32-bit lane, over a run
-// of kRun groups of four: Begin, then Add for each group g, with what Load gives of the
-// activations, then End. Between Begin and End the sum may live in 16 bits, where that
-// is what the multiplier gives. kField: the bits of a byte that a code may be anywhere
-// in, whatever a format's largest is; 0 where that does not pay. kSigns<Fmt>: the
-// format's codes are taken as signed, less 128. SPDX-License-Identifier: Apache-2.0
+// of at most kRun groups of four: Begin, then Add for each group g, with what Load gives
+// of the activations, then End. Between Begin and End the sum may live in 16 bits, where
+// that is what the multiplier gives. kField: the bits of a byte that a code may be
+// anywhere in, whatever a format's largest is; 0 where that does not pay. kSigns<Fmt>:
+// the format's codes are taken as signed, less 128.
+// SPDX-License-Identifier: Apache-2.0
 
 #if defined(HALFBYTE_KERNELS_SIMD_INL_TOGGLE) == defined(HWY_TARGET_TOGGLE)
 #ifdef HALFBYTE_KERNELS_SIMD_INL_TOGGLE
@@ -31,6 +32,13 @@ namespace halfbyte {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// The largest byte that is multiplied as a code.
+template <class Fmt>
+inline constexpr int kLargestCode = Fmt::kMaxCode;
+
+// A run without end.
+inline constexpr size_t kEndless = ~size_t{0};
+
 // The four activations of group g in every lane.
 struct LoadQuad {
   template <size_t g, class DI8>
@@ -45,7 +53,7 @@ struct LoadQuad {
 struct DotQuads : LoadQuad {
   static constexpr const char* kName = "VNNI";
   template <class Fmt>
-  static constexpr size_t kRun = 8;
+  static constexpr size_t kRun = kEndless;
   static constexpr size_t kField = 8;
   template <class Fmt>
   static constexpr bool kSigns = false;
@@ -86,16 +94,14 @@ struct DotVnni : DotQuads {
 #endif
 
 // Pairs of products are summed in 16 bits, with saturation: a run is as long as the
-// largest codes allow, 2 * kMaxCode * 128 * kRun < 2^15. Codes above 127 allow none:
-// their products are widened to 32 bits at once. Signed, a pair of them fits, if the
+// largest codes allow, 2 * kLargestCode * 128 * kRun < 2^15. Codes above 127 allow
+// none: their products are widened to 32 bits at once. Signed, a pair of them fits, if the
 // activations can take over the signs: a step for each block leaves out -128.
 struct DotPairs : LoadQuad {
   static constexpr const char* kName = "MADD";
   template <class Fmt>
-  static constexpr size_t kRun = Fmt::kMaxCode <= 15   ? 8
-                                 : Fmt::kMaxCode <= 31 ? 4
-                                 : Fmt::kMaxCode <= 63 ? 2
-                                                       : 8;
+  static constexpr size_t kRun = kIsWide<Fmt> ? kEndless
+                                              : 32767 / (2 * 128 * kLargestCode<Fmt>);
   static constexpr size_t kField = 4;
   template <class Fmt>
   static constexpr bool kSigns =

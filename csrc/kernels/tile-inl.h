@@ -70,25 +70,39 @@ HWY_INLINE void AddGroups(const uint8_t* const (&unit)[V], const int8_t* const (
   if constexpr (kBegin + 1 < kEnd) AddGroups<Fmt, Dot, kBegin + 1, kEnd>(unit, q, run);
 }
 
-// sum[c][v][t] += codes of groups [kBegin, kEnd) . activations, in runs.
-template <class Fmt, class Dot, size_t kBegin, size_t kEnd, size_t C, size_t V,
-          size_t T>
-HWY_INLINE void AddRuns(const uint8_t* const (&unit)[V], const int8_t* const (&q)[T],
+template <class Fmt, class Dot>
+using RunOf = decltype(Dot::template Begin<Fmt>(TileI32(), hn::Vec<TileI32>()));
+
+template <class Fmt, class Dot, size_t C, size_t V, size_t T>
+HWY_INLINE void BeginRuns(const hn::Vec<TileI32> (&sum)[C][V][T],
+                          RunOf<Fmt, Dot> (&run)[C][V][T]) {
+  HALFBYTE_UNROLL
+  for (size_t i = 0; i < C * V * T; ++i) {
+    const size_t c = i / (V * T), v = i / T % V, t = i % T;
+    run[c][v][t] = Dot::template Begin<Fmt>(TileI32(), sum[c][v][t]);
+  }
+}
+
+template <class Fmt, class Dot, size_t C, size_t V, size_t T>
+HWY_INLINE void EndRuns(const RunOf<Fmt, Dot> (&run)[C][V][T],
                         hn::Vec<TileI32> (&sum)[C][V][T]) {
-  const TileI32 di32;
-  constexpr size_t kRunEnd = HWY_MIN(kBegin + Dot::template kRun<Fmt>, kEnd);
-  decltype(Dot::template Begin<Fmt>(di32, sum[0][0][0])) run[C][V][T];
   HALFBYTE_UNROLL
   for (size_t i = 0; i < C * V * T; ++i) {
     const size_t c = i / (V * T), v = i / T % V, t = i % T;
-    run[c][v][t] = Dot::template Begin<Fmt>(di32, sum[c][v][t]);
+    sum[c][v][t] = Dot::template End<Fmt>(TileI32(), run[c][v][t], sum[c][v][t]);
   }
+}
+
+// sum[0][v][t] += codes of groups [kBegin, kEnd) . activations, in runs.
+template <class Fmt, class Dot, size_t kBegin, size_t kEnd, size_t V, size_t T>
+HWY_INLINE void AddRuns(const uint8_t* const (&unit)[V], const int8_t* const (&q)[T],
+                        hn::Vec<TileI32> (&sum)[1][V][T]) {
+  constexpr size_t kRunEnd =
+      kBegin + HWY_MIN(Dot::template kRun<Fmt>, kEnd - kBegin);
+  RunOf<Fmt, Dot> run[1][V][T];
+  BeginRuns<Fmt, Dot>(sum, run);
   AddGroups<Fmt, Dot, kBegin, kRunEnd>(unit, q, run);
-  HALFBYTE_UNROLL
-  for (size_t i = 0; i < C * V * T; ++i) {
-    const size_t c = i / (V * T), v = i / T % V, t = i % T;
-    sum[c][v][t] = Dot::template End<Fmt>(di32, run[c][v][t], sum[c][v][t]);
-  }
+  EndRuns<Fmt, Dot>(run, sum);
   if constexpr (kRunEnd < kEnd) AddRuns<Fmt, Dot, kRunEnd, kEnd>(unit, q, sum);
 }
 

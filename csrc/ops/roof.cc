@@ -40,9 +40,9 @@ Rate MeasureCounts(const Context& context, uint64_t (*count)(size_t) noexcept,
 Rate MeasureRead(const Context& context, std::span<const uint8_t> data,
                  size_t num_streams) {
   Require(!data.empty(), "data: expected at least one byte");
-  if (num_streams != 1 && num_streams != 2) {
+  if (num_streams != 1 && num_streams != 2 && num_streams != 4) {
     throw Error(ErrorClass::kValue,
-                "streams: expected 1 or 2, got " + std::to_string(num_streams));
+                "streams: expected 1, 2 or 4, got " + std::to_string(num_streams));
   }
   constexpr size_t kPage = 4096;  // no piece begins inside of one
   const size_t n = context.num_threads, piece = data.size() / n / kPage * kPage;

@@ -21,8 +21,8 @@ struct Rate {
   double seconds = 0;
 };
 
-// Reads `data` once, a contiguous piece a thread, with one stream a thread or with two.
-// Throws ShapeError if there is nothing to read.
+// Reads `data` once, a contiguous piece a thread, with one, two or four streams a
+// thread. Throws ShapeError if there is nothing to read.
 Rate MeasureRead(const Context& context, std::span<const uint8_t> data,
                  size_t num_streams);
 

@@ -50,7 +50,7 @@ def huge_buffer(bytes: int, threads: int) -> _U8:
     """Memory in huge pages, every page of it written."""
 
 def read_bandwidth(data: _U8, streams: int, threads: int) -> float:
-    """GB/s of reading `data` once, with one or two streams a thread."""
+    """GB/s of reading `data` once, with one, two or four streams a thread."""
 
 def dot_peak(threads: int) -> float:
     """GMAC/s of dot products of bytes on registers."""

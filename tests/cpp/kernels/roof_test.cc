@@ -45,7 +45,7 @@ TEST_P(RoofTest, ReadsEveryByteOnceAndNoneOutside) {
       const std::vector<uint8_t> bytes = RandomBytes(n + more);
       for (Guard guard : kGuards) {
         Guarded<uint8_t> data(bytes, guard, n % 3);
-        for (size_t num_streams : {1, 2}) {
+        for (size_t num_streams : {1, 2, 4}) {
           EXPECT_EQ(XorOfWords(bytes), ReadAll(data.data(), bytes.size(), num_streams))
               << bytes.size() << " bytes, " << num_streams << " streams";
         }

@@ -21,7 +21,7 @@ TEST(RoofTest, CountsWhatItDid) {
   for (size_t num_threads : {1, 3, 64}) {
     const Context context = {.num_threads = num_threads, .poll = {}};
     for (size_t bytes : {size_t{1}, size_t{4095}, data.size()}) {
-      for (size_t num_streams : {1, 2}) {
+      for (size_t num_streams : {1, 2, 4}) {
         const Rate read =
             MeasureRead(context, std::span(data).first(bytes), num_streams);
         EXPECT_EQ(static_cast<double>(bytes), read.count);
