@@ -19,8 +19,8 @@ inline constexpr size_t kPrefetchTokens = 3;
 // Cores that want to be asked in a way of their own. Intel's hold too few waiting
 // instructions to look further ahead than some lines: computing and reading would take
 // turns. Zen 5 computes twice as fast as Zen 4, whose core and prefetcher do well alone
-// for one token and for two. Before Zen 4, AMD's prefetchers are too slow for one stream
-// of weights, and do well with several.
+// for one token and for two. Before Zen 4, AMD's prefetchers are too slow for one
+// stream of weights, and do well with several.
 enum class Core { kOther, kIntel, kZen3, kZen5 };
 Core ThisCore();
 

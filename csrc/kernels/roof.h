@@ -12,9 +12,9 @@
 namespace halfbyte {
 
 // Reads every byte once: from front to back with one stream, halves or quarters side by
-// side with two or four. Which of them is fastest depends on the prefetchers of the CPU.
-// Returns the exclusive or of the 64-bit words, the last one filled up with zeros. Any
-// alignment.
+// side with two or four. Which of them is fastest depends on the prefetchers of the
+// CPU. Returns the exclusive or of the 64-bit words, the last one filled up with zeros.
+// Any alignment.
 uint64_t ReadAll(const uint8_t* data, size_t bytes, size_t num_streams) noexcept;
 
 // Of the two functions below: the accumulators count in i32, and in f32.

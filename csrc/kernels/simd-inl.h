@@ -3,11 +3,11 @@
 // file with `#if HWY_TARGET`.
 //
 // A policy sums u8 codes times i8 activations, four products a 32-bit lane, over a run
-// of at most kRun groups of four: Begin, then Add for each group g, with what Load gives
-// of the activations, then End. Between Begin and End the sum may live in 16 bits, where
-// that is what the multiplier gives. kField: the bits of a byte that a code may be
-// anywhere in, whatever a format's largest is; 0 where that does not pay. kSigns<Fmt>:
-// the format's codes are taken as signed, less 128.
+// of at most kRun groups of four: Begin, then Add for each group g, with what Load
+// gives of the activations, then End. Between Begin and End the sum may live in 16
+// bits, where that is what the multiplier gives. kField: the bits of a byte that a code
+// may be anywhere in, whatever a format's largest is; 0 where that does not pay.
+// kSigns<Fmt>: the format's codes are taken as signed, less 128.
 // SPDX-License-Identifier: Apache-2.0
 
 #if defined(HALFBYTE_KERNELS_SIMD_INL_TOGGLE) == defined(HWY_TARGET_TOGGLE)
@@ -95,8 +95,8 @@ struct DotVnni : DotQuads {
 
 // Pairs of products are summed in 16 bits, with saturation: a run is as long as the
 // largest codes allow, 2 * kLargestCode * 128 * kRun < 2^15. Codes above 127 allow
-// none: their products are widened to 32 bits at once. Signed, a pair of them fits, if the
-// activations can take over the signs: a step for each block leaves out -128.
+// none: their products are widened to 32 bits at once. Signed, a pair of them fits, if
+// the activations can take over the signs: a step for each block leaves out -128.
 struct DotPairs : LoadQuad {
   static constexpr const char* kName = "MADD";
   template <class Fmt>

@@ -97,8 +97,7 @@ HWY_INLINE void EndRuns(const RunOf<Fmt, Dot> (&run)[C][V][T],
 template <class Fmt, class Dot, size_t kBegin, size_t kEnd, size_t V, size_t T>
 HWY_INLINE void AddRuns(const uint8_t* const (&unit)[V], const int8_t* const (&q)[T],
                         hn::Vec<TileI32> (&sum)[1][V][T]) {
-  constexpr size_t kRunEnd =
-      kBegin + HWY_MIN(Dot::template kRun<Fmt>, kEnd - kBegin);
+  constexpr size_t kRunEnd = kBegin + HWY_MIN(Dot::template kRun<Fmt>, kEnd - kBegin);
   RunOf<Fmt, Dot> run[1][V][T];
   BeginRuns<Fmt, Dot>(sum, run);
   AddGroups<Fmt, Dot, kBegin, kRunEnd>(unit, q, run);
