@@ -98,7 +98,7 @@ HWY_NOINLINE void ChannelTile(const ChannelArgs& a, const size_t (&row)[V], size
     const size_t units = HWY_MIN(left, (RunUnits<Codes, Dot, C>()));
     RunOf<Codes, Dot> run[C][V][T];
     BeginRuns<Codes, Dot>(sum, run);
-    for (size_t unit = 0; unit < units; ++unit) {
+    for (size_t unit = units; unit != 0; --unit) {
       fetch.template Unit<Fmt, P::kUnitBytes>(codes);
       AddGroups<Codes, Dot, 0, kUnitLen / 4>(codes, q, run);
       HALFBYTE_UNROLL
