@@ -915,6 +915,25 @@ def test_chat_commands(halfbyte: Command, talking: Path, tmp_path: Path) -> None
     assert len(anew["messages"]) == 2
 
 
+@pytest.mark.parametrize("empty", ['""', "''"])
+def test_chat_takes_instructions_away(
+    halfbyte: Command, talking: Path, tmp_path: Path, empty: str
+) -> None:
+    saved = tmp_path / "talk.json"
+    lines = f"hello\n/system {empty}\n/system\nhello\n/save {saved}\n"
+    options = ("-n", 4, "--temp", 0, "-s", "Be odd.")
+    done = halfbyte("chat", talking, *options, "--quiet", stdin=lines.encode())
+    assert done.stderr.decode().splitlines() == [
+        "forgotten",
+        "no instructions",
+        "saved 2 messages",
+    ]
+    document = json.loads(saved.read_text())
+    assert document["system"] is None
+    once = halfbyte.json("run", talking, "hello", "-n", 4, "--temp", 0)
+    assert document["messages"][1]["content"] == once["text"]
+
+
 def test_chat_loads_what_it_saved(halfbyte: Command, tmp_path: Path) -> None:
     saved, again = tmp_path / "talk.json", tmp_path / "again.json"
     call = {"id": "call_0", "type": "function"}

@@ -44,6 +44,7 @@ Ctrl-D does.
 _HELP = """\
 /reset               forget the conversation
 /system [TEXT]       set the instructions and start anew; without TEXT, show them
+/system ""           take them away and start anew
 /save [--force] FILE write the conversation to a file
 /load FILE           go on with a saved one
 /help                this list
@@ -187,8 +188,8 @@ class _Talk:
         terminal.note("forgotten")
 
     def _set_system(self, rest: str) -> None:
-        if rest:
-            self.conversation.system = rest
+        if rest:  # quotes with nothing between them are how a shell says so
+            self.conversation.system = None if rest in {'""', "''"} else rest
             self._reset(rest)
         else:
             system = self.conversation.system or "no instructions"
