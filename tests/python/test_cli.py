@@ -999,6 +999,26 @@ def test_chat_says_what_it_did_not_send(halfbyte: Command, plain: Path) -> None:
     assert done.stdout == b""
 
 
+@pytest.mark.parametrize(
+    ("typed", "sent"),
+    [
+        ('"""\none\ntwo\n"""', "one\ntwo"),
+        ('"""one\ntwo\n"""  ', "one\ntwo"),
+        ('"""one\ntwo""" and three', "one\ntwo and three"),
+        ('"""one\n"""\ttwo', "one\n\ttwo"),
+        ('"""one""" """two"""', 'one """two"""'),
+    ],
+)
+def test_chat_sends_all_of_several_lines(
+    halfbyte: Command, plain: Path, tmp_path: Path, typed: str, sent: str
+) -> None:
+    saved = tmp_path / "talk.json"
+    lines = f"{typed}\n/save {saved}\n"
+    halfbyte("chat", plain, "--quiet", "-n", 1, stdin=lines.encode())
+    messages = json.loads(saved.read_text())["messages"]
+    assert [m["content"] for m in messages if m["role"] == "user"] == [sent]
+
+
 def test_chat_saves_where_it_is_told(
     halfbyte: Command, plain: Path, tmp_path: Path
 ) -> None:

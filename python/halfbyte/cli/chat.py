@@ -49,7 +49,7 @@ _HELP = """\
 /load FILE           go on with a saved one
 /help                this list
 /bye                 end
-\"\"\"                  begins a message of several lines, and ends it"""
+\"\"\"                  begins a message of several lines; one with \"\"\" is the last"""
 
 _QUOTES = '"""'
 _HISTORY_LINES = 1000
@@ -266,7 +266,7 @@ def _parsed(saved: Any) -> tuple[str | None, list[dict[str, Any]]]:
 
 
 def _read_message() -> str:
-    """Read a line, or several between triple quotes."""
+    """Read a line, or several between triple quotes, with what follows on the last."""
     first = _read_line("> ")
     if not first.lstrip().startswith(_QUOTES):
         return first
@@ -279,7 +279,8 @@ def _read_message() -> str:
         except _End:
             terminal.note(f"(not sent: a message without its closing {_QUOTES})")
             raise
-    return text.partition(_QUOTES)[0].strip("\n")
+    within, _, behind = text.partition(_QUOTES)
+    return (within + behind.rstrip()).strip("\n")
 
 
 def _read_line(prompt: str, *, keep_on: bool = True) -> str:
