@@ -150,7 +150,7 @@ class Conversation:
                 )
         self._stop()
         said = [dict(message) for message in as_messages(messages)]
-        runs = self._runs(self._parts([*self.messages, *said]))
+        runs = self._runs(self._parts(said))
         ids = Rendered(id for run in runs for id in run.ids)
         stream = self._session.stream(ids, **options)
         answer: dict[str, Any] = {"role": "assistant", "content": ""}
@@ -192,16 +192,23 @@ class Conversation:
         if self._stream is not None:
             self._stream.close()
 
-    def _parts(self, messages: Sequence[Message]) -> list[Part]:
+    def _parts(self, said: Sequence[Message]) -> list[Part]:
+        """Parts of all messages and what is said now, whose errors count apart."""
+        messages = [*self.messages, *said]
+        names = [
+            f"messages[{i}] of the conversation" for i in range(len(self.messages))
+        ]
+        names += [f"messages[{i}]" for i in range(len(said))]
         if self.system is not None:
-            messages = [{"role": "system", "content": self.system}, *messages]
+            messages.insert(0, {"role": "system", "content": self.system})
+            names.insert(0, "system")
         thinking = flag(self.enable_thinking, "enable_thinking")
         if self.model._format is not None:
-            return self.model._render(messages, self.tools, thinking)
+            return self.model._render(messages, self.tools, thinking, names)
         if thinking or self.tools:
             what = "enable_thinking" if thinking else "tools"
             raise ArgumentError(f"{what}: this model has no chat template")
-        return [Part(_joined(messages), marker=False)]
+        return [Part(_joined(messages, names), marker=False)]
 
     def _runs(self, parts: list[Part]) -> list[_Run]:
         """Tokens of `parts`, those of answers as they were generated.
@@ -276,11 +283,11 @@ def _kept(runs: Sequence[_Run], parts: Sequence[Part]) -> tuple[list[_Run], list
     return [*runs[:kept]], rest
 
 
-def _joined(messages: Sequence[Mapping[str, Any]]) -> str:
+def _joined(messages: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     """The text to go on with: an answer follows at once, a message on a new line."""
     text = ""
-    for index, message in enumerate(messages):
-        content = string(message.get("content"), f"messages[{index}]: content")
+    for name, message in zip(names, messages, strict=True):
+        content = string(message.get("content"), f"{name}: content")
         joined = text.endswith(("\n", " ")) or message.get("role") == "assistant"
         text += ("" if joined or not text else "\n") + content
     return text

@@ -805,7 +805,11 @@ class Model:
         return ids
 
     def _render(
-        self, messages: Sequence[Message], tools: Tools | None, thinking: bool
+        self,
+        messages: Sequence[Message],
+        tools: Tools | None,
+        thinking: bool,
+        names: Sequence[str] | None = None,
     ) -> list[template.Part]:
         if self._format is None:
             raise self._lacks(
@@ -813,7 +817,9 @@ class Model:
             )
         if tools is not None:
             instance(tools, "tools", Sequence, "a list of declarations")
-        return self._format.render(messages, tools=tools, enable_thinking=thinking)
+        return self._format.render(
+            messages, tools=tools, enable_thinking=thinking, names=names
+        )
 
 
 def load(

@@ -407,6 +407,41 @@ def test_what_is_refused_changes_nothing(
     assert asked(chat, say(chat, "more", **HOT)) == rendered(chat)
 
 
+@pytest.mark.parametrize("system", [None, "Be odd."])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"role": "bogus", "content": "x"}, "found role 'bogus'; expected one of"),
+        ({"role": "user", "tool_calls": 3}, "tool_calls: found int; expected a list"),
+        ({"role": "tool", "content": "x"}, "a tool message must follow an assistant"),
+    ],
+)
+def test_errors_count_what_was_sent(
+    model: halfbyte.Model, system: str | None, bad: dict[str, Any], message: str
+) -> None:
+    chat = halfbyte.Conversation(model, system=system)
+    say(chat, "hello", **HOT)
+    say(chat, "more", **HOT)
+    good = {"role": "user", "content": "and this"}
+    for said in ([bad], [good, bad]):
+        with pytest.raises(errors.Error) as caught:
+            chat.send(said)
+        assert str(caught.value).startswith(f"messages[{len(said) - 1}]: {message}")
+    chat.messages[2] = bad  # one of those before, by its place there
+    with pytest.raises(errors.Error) as caught:
+        chat.send("on")
+    assert str(caught.value).startswith(f"messages[2] of the conversation: {message}")
+
+
+def test_errors_of_a_text_without_a_template_count_what_was_sent(
+    plain: halfbyte.Model,
+) -> None:
+    chat = halfbyte.Conversation(plain, system="the")
+    say(chat, "end", max_tokens=2)
+    with pytest.raises(errors.DTypeError, match=r"^messages\[0\]: content: expected a"):
+        chat.send([{"role": "user", "content": 3}])
+
+
 def test_what_no_conversation_is_made_of(
     model: halfbyte.Model, plain: halfbyte.Model, tiny_gguf: Make
 ) -> None:
@@ -420,7 +455,10 @@ def test_what_no_conversation_is_made_of(
         chat.send("more")
     chat = halfbyte.Conversation(plain)
     chat.messages = [{"role": "user"}]
-    with pytest.raises(errors.DTypeError, match=r"^messages\[0\]: content: expected a"):
+    with pytest.raises(
+        errors.DTypeError,
+        match=r"^messages\[0\] of the conversation: content: expected",
+    ):
         chat.send("more")
     mute = halfbyte.load(tiny_gguf("e2b", tokenizer=False))
     with pytest.raises(errors.ModelError) as caught:
