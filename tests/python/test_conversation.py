@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -357,6 +358,144 @@ def test_an_answer_that_nobody_read_is_empty(model: halfbyte.Model) -> None:
     chat.send("hello", **HOT)
     assert [message["content"] for message in chat.messages] == ["hello", ""]
     assert asked(chat, say(chat, "more", **HOT)) == rendered(chat)
+
+
+# --- Two threads -----------------------------------------------------------------------
+
+TOLD = "this conversation is in use by another thread; make one conversation a thread"
+
+
+def elsewhere(call: Callable[[], Any]) -> BaseException | None:
+    """What `call` raises in a thread of its own."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - the tests look at it
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return raised[0] if raised else None
+
+
+class Meanwhile:
+    """A session's core that does something before each token."""
+
+    def __init__(self, core: Any, act: Callable[[], Any]) -> None:
+        self._core, self._act = core, act
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    def step(self, *args: Any) -> Any:
+        self._act()
+        return self._core.step(*args)
+
+
+def test_a_second_thread_is_told_while_an_answer_is_computed(
+    model: halfbyte.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = halfbyte.Conversation(model)
+    say(alone, "hello", **HOT)
+    chat = halfbyte.Conversation(model)
+    stream = chat.send("hello", **HOT)
+    calls: list[Callable[[], Any]] = [
+        lambda: chat.send("more"),
+        chat.reset,
+        chat.copy,
+        lambda: next(stream),
+        stream.close,
+    ]
+    raised: list[BaseException | None] = []
+    sequence = chat._session._sequence
+    act = lambda: raised.extend(map(elsewhere, calls))
+    monkeypatch.setattr(sequence, "core", Meanwhile(sequence.core, act))
+    for _ in stream:
+        pass
+    assert len(raised) == len(calls) * HOT["max_tokens"]
+    assert {type(error) for error in raised} == {RuntimeError}
+    assert {str(error) for error in raised} == {TOLD}
+    assert chat.messages == alone.messages
+
+
+def test_a_second_thread_is_told_while_a_message_is_sent(
+    model: halfbyte.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = halfbyte.Conversation(model)
+    raised: list[BaseException | None] = []
+    parts = chat._parts
+
+    def slow(said: Any) -> list[Part]:
+        monkeypatch.setattr(chat, "_parts", parts)
+        raised.append(elsewhere(lambda: chat.send("more")))
+        return parts(said)
+
+    monkeypatch.setattr(chat, "_parts", slow)
+    chat.send("hello", **HOT)
+    assert [message["content"] for message in chat.messages] == ["hello", ""]
+    assert [str(error) for error in raised] == [TOLD]
+
+
+def test_who_reads_an_answer_that_another_thread_ended_is_told(
+    model: halfbyte.Model,
+) -> None:
+    chat = halfbyte.Conversation(model)
+    for end in (chat.reset, lambda: say(chat, "more", **HOT)):
+        for read in (0, 3):
+            stream = chat.send("hello", **HOT)
+            for _ in range(read):
+                next(stream)
+            assert elsewhere(end) is None
+            with pytest.raises(RuntimeError, match=r"^another thread went on with the"):
+                next(stream)
+            assert list(stream) == []
+    assert asked(chat, say(chat, "on", **HOT)) == rendered(chat)
+    stream = chat.send("hello", **HOT)  # the last piece is read, the end is not
+    while next(stream).finish_reason is None:
+        pass
+    assert elsewhere(lambda: say(chat, "more", **HOT)) is None
+    assert list(stream) == []
+
+
+@pytest.mark.parametrize("way", ["keep", "close", "leave", "fail", "interrupt"])
+def test_an_answer_that_is_left_keeps_no_other_thread_out(
+    model: halfbyte.Model, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise KeyboardInterrupt if way == "interrupt" else errors.NumericalError
+
+    chat = halfbyte.Conversation(model)
+    stream = chat.send("hello", **HOT)
+    next(stream)
+    if way == "close":
+        stream.close()
+    elif way == "leave":
+        del stream
+    elif way != "keep":
+        sequence = chat._session._sequence
+        with monkeypatch.context() as patch:
+            patch.setattr(sequence, "core", Meanwhile(sequence.core, fail))
+            with pytest.raises((KeyboardInterrupt, errors.NumericalError)):
+                next(stream)
+    assert elsewhere(lambda: say(chat, "more", **HOT)) is None
+    assert len(chat.messages) == 4
+
+
+def test_a_copy_is_used_by_another_thread(
+    model: halfbyte.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = halfbyte.Conversation(model)
+    say(chat, "hello", **HOT)
+    other = chat.copy()
+    raised: list[BaseException | None] = []
+    act = lambda: raised.append(elsewhere(lambda: other.send("on")))
+    sequence = chat._session._sequence
+    monkeypatch.setattr(sequence, "core", Meanwhile(sequence.core, act))
+    say(chat, "more", max_tokens=1)
+    assert raised == [None]
 
 
 # --- Errors ----------------------------------------------------------------------------
