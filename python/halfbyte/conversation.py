@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableSequence, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from halfbyte._arguments import flag, instance, string, takes_options_of
@@ -207,13 +207,15 @@ class Conversation:
 
     def _parts(self, said: Sequence[Message]) -> list[Part]:
         """Parts of all messages and what is said now, whose errors count apart."""
-        messages = [*self.messages, *said]
-        names = [
-            f"messages[{i}] of the conversation" for i in range(len(self.messages))
-        ]
+        before = instance(
+            self.messages, "messages of the conversation", MutableSequence, "a list"
+        )
+        messages = [*before, *said]
+        names = [f"messages[{i}] of the conversation" for i in range(len(before))]
         names += [f"messages[{i}]" for i in range(len(said))]
         if self.system is not None:
-            messages.insert(0, {"role": "system", "content": self.system})
+            system = string(self.system, "system")
+            messages.insert(0, {"role": "system", "content": system})
             names.insert(0, "system")
         thinking = flag(self.enable_thinking, "enable_thinking")
         if self.model._format is not None:
@@ -308,6 +310,7 @@ def _joined(messages: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     """The text to go on with: an answer follows at once, a message on a new line."""
     text = ""
     for name, message in zip(names, messages, strict=True):
+        instance(message, name, Mapping, '{"role": ..., "content": ...}')
         content = string(message.get("content"), f"{name}: content")
         joined = text.endswith(("\n", " ")) or message.get("role") == "assistant"
         text += ("" if joined or not text else "\n") + content

@@ -592,6 +592,27 @@ def test_what_no_conversation_is_made_of(
     chat.enable_thinking = "no"  # type: ignore[assignment]
     with pytest.raises(errors.DTypeError, match=r"^enable_thinking: expected a bool"):
         chat.send("more")
+    for kind in (model, plain):
+        chat = halfbyte.Conversation(kind)
+        chat.system = ["Be odd."]  # type: ignore[assignment]
+        with pytest.raises(
+            errors.DTypeError, match=r"^system: expected a str, got list$"
+        ):
+            chat.send("more")
+        chat.system = None
+        for messages in (None, 3, "hello", ({"role": "user", "content": "x"},)):
+            chat.messages = messages  # type: ignore[assignment]
+            with pytest.raises(errors.DTypeError) as told:
+                chat.send("more")
+            assert str(told.value) == (
+                "messages of the conversation: expected a list, got "
+                + type(messages).__name__
+            )
+        chat.messages = ["hello"]  # type: ignore[list-item]
+        with pytest.raises(
+            errors.DTypeError, match=r"^messages\[0\] of the conversation: .*expected"
+        ):
+            chat.send("more")
     chat = halfbyte.Conversation(plain)
     chat.messages = [{"role": "user"}]
     with pytest.raises(
