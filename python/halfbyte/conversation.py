@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, MutableSequence, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from halfbyte._arguments import flag, instance, string, takes_options_of
@@ -22,7 +23,7 @@ from halfbyte.model import (
     as_messages,
 )
 from halfbyte.records import Piece
-from halfbyte.streams import Stream
+from halfbyte.streams import OneThread, Stream
 from halfbyte.template import Part, encode_parts
 
 if sys.version_info >= (3, 11):
@@ -89,7 +90,9 @@ class Conversation:
     Gemma 4's leaves out thoughts, the next turn goes on as after a change. A thought is
     the ``reasoning`` of its message.
 
-    One thread uses a conversation at a time.
+    One thread uses a conversation at a time; a second one gets a `RuntimeError`. Between
+    two pieces of an answer any thread may go on: that ends the answer, and a thread that
+    still reads it gets the error.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class Conversation:
         self._session = model.session()
         self._asked: list[_Run] = []  # what the last answer followed
         self._stream: Stream | None = None
+        self._alone = OneThread("conversation")
         if self.enable_thinking or tools is not None:  # what cannot be is said at once
             self._runs(self._parts([]))
 
@@ -142,26 +146,32 @@ class Conversation:
             `reset` it, or take messages away.
         ArgumentError, DTypeError, ModelError
             As by `Model.stream`. The conversation stays as it was.
+        RuntimeError
+            If another thread is using the conversation, which stays as that one has it.
+            From the iterator, if another thread has gone on meanwhile.
         """
         for name in CHAT_ONLY:
             if name in options:
                 raise ArgumentError(
                     f"{name}: expected as an attribute of the conversation"
                 )
-        self._stop()
-        said = [dict(message) for message in as_messages(messages)]
-        runs = self._runs(self._parts([*self.messages, *said]))
-        ids = Rendered(id for run in runs for id in run.ids)
-        stream = self._session.stream(ids, **options)
-        answer: dict[str, Any] = {"role": "assistant", "content": ""}
-        self.messages += [*said, answer]
-        self._asked, self._stream = runs, stream
-        return Stream(_written_down(stream, answer), stream._progress)
+        with self._alone:
+            self._stop()
+            said = [dict(message) for message in as_messages(messages)]
+            runs = self._runs(self._parts(said))
+            ids = Rendered(id for run in runs for id in run.ids)
+            stream = self._session.stream(ids, **options)
+            answer: dict[str, Any] = {"role": "assistant", "content": ""}
+            self.messages += [*said, answer]
+            self._asked, self._stream = runs, stream
+            pieces = _written_down(stream, answer)
+            return Stream(pieces, stream._progress, self._alone)
 
     def reset(self) -> None:
         """Forget the messages; not `system`, nor what was computed of it."""
-        self._stop()
-        self.messages.clear()
+        with self._alone:
+            self._stop()
+            self.messages.clear()
 
     def copy(self) -> Conversation:
         """Begin another conversation with the same messages.
@@ -174,10 +184,12 @@ class Conversation:
         Conversation
         """
         other = object.__new__(type(self))
-        vars(other).update(vars(self))
-        other.messages = copy.deepcopy(self.messages)
-        other._session = self._session.copy()
-        other._asked, other._stream = [*self._asked, *self._answered()], None
+        with self._alone:
+            vars(other).update(vars(self))
+            other.messages = copy.deepcopy(self.messages)
+            other._session = self._session.copy()
+            other._asked, other._stream = [*self._asked, *self._answered()], None
+        other._alone = OneThread("conversation")
         return other
 
     def __copy__(self) -> Conversation:
@@ -189,19 +201,29 @@ class Conversation:
         return self.copy()
 
     def _stop(self) -> None:
-        if self._stream is not None:
+        if self._stream is not None and self._stream.stats is None:
+            self._stream._progress.ended_by = threading.get_ident()
             self._stream.close()
 
-    def _parts(self, messages: Sequence[Message]) -> list[Part]:
+    def _parts(self, said: Sequence[Message]) -> list[Part]:
+        """Parts of all messages and what is said now, whose errors count apart."""
+        before = instance(
+            self.messages, "messages of the conversation", MutableSequence, "a list"
+        )
+        messages = [*before, *said]
+        names = [f"messages[{i}] of the conversation" for i in range(len(before))]
+        names += [f"messages[{i}]" for i in range(len(said))]
         if self.system is not None:
-            messages = [{"role": "system", "content": self.system}, *messages]
+            system = string(self.system, "system")
+            messages.insert(0, {"role": "system", "content": system})
+            names.insert(0, "system")
         thinking = flag(self.enable_thinking, "enable_thinking")
         if self.model._format is not None:
-            return self.model._render(messages, self.tools, thinking)
+            return self.model._render(messages, self.tools, thinking, names)
         if thinking or self.tools:
             what = "enable_thinking" if thinking else "tools"
             raise ArgumentError(f"{what}: this model has no chat template")
-        return [Part(_joined(messages), marker=False)]
+        return [Part(_joined(messages, names), marker=False)]
 
     def _runs(self, parts: list[Part]) -> list[_Run]:
         """Tokens of `parts`, those of answers as they were generated.
@@ -239,14 +261,22 @@ class Conversation:
 
 def _written_down(stream: Stream, answer: dict[str, Any]) -> Iterator[Piece]:
     """Pieces of `stream`, what they say added to the message `answer`."""
+    whole = False
     try:
         for piece in stream:
+            whole = piece.finish_reason is not None
             answer["content"] += piece.text
             if piece.thought:
                 answer["reasoning"] = answer.get("reasoning", "") + piece.thought
             if piece.tool_calls:
                 answer.setdefault("tool_calls", []).extend(piece.tool_calls)
             yield piece
+        ended_by = stream._progress.ended_by
+        if not whole and ended_by not in (None, threading.get_ident()):
+            raise RuntimeError(
+                "another thread went on with the conversation, which ended this answer; "
+                "make one conversation a thread"
+            )
     finally:
         stream.close()
 
@@ -276,11 +306,12 @@ def _kept(runs: Sequence[_Run], parts: Sequence[Part]) -> tuple[list[_Run], list
     return [*runs[:kept]], rest
 
 
-def _joined(messages: Sequence[Mapping[str, Any]]) -> str:
+def _joined(messages: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     """The text to go on with: an answer follows at once, a message on a new line."""
     text = ""
-    for index, message in enumerate(messages):
-        content = string(message.get("content"), f"messages[{index}]: content")
+    for name, message in zip(names, messages, strict=True):
+        instance(message, name, Mapping, '{"role": ..., "content": ...}')
+        content = string(message.get("content"), f"{name}: content")
         joined = text.endswith(("\n", " ")) or message.get("role") == "assistant"
         text += ("" if joined or not text else "\n") + content
     return text

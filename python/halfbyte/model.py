@@ -37,7 +37,7 @@ from halfbyte.errors import (
 )
 from halfbyte.files import Load, PathLike, Tokenizer, checked_limits
 from halfbyte.records import LayerConfig, ModelConfig, Piece, Reply, Report
-from halfbyte.streams import Progress, StopStrings, Stream, stop_strings
+from halfbyte.streams import OneThread, Progress, StopStrings, Stream, stop_strings
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -81,6 +81,7 @@ class _Sequence:
     def __init__(self, core: _core.Session) -> None:
         self.core = core
         self.turn = 0  # counts what changes the tokens: an older stream cannot go on
+        self.alone = OneThread("session")
 
 
 class Sampling(TypedDict, total=False):
@@ -202,8 +203,9 @@ class Session:
             If `length` is below 0, or no whole number.
         """
         kept = whole(length, "length", 0)
-        self._sequence.turn += 1
-        return self._sequence.core.truncate(min(kept, self._model.context))
+        with self._sequence.alone:
+            self._sequence.turn += 1
+            return self._sequence.core.truncate(min(kept, self._model.context))
 
     def logits(self, ids: Ids, *, last: bool | int = False) -> F32Array:
         """Append tokens and return the logits that follow each of them.
@@ -232,8 +234,9 @@ class Session:
             int(last) if isinstance(last, bool | np.bool_) else whole(last, "last", 0)
         )
         rows = min(wanted, len(tokens)) if wanted else len(tokens)
-        self._sequence.turn += 1
-        return self._sequence.core.run(tokens, rows, self._model.threads)
+        with self._sequence.alone:
+            self._sequence.turn += 1
+            return self._sequence.core.run(tokens, rows, self._model.threads)
 
     def perplexity(
         self,
@@ -246,6 +249,18 @@ class Session:
         if len(tokens) < 2:
             raise ArgumentError(f"ids: expected two or more, got {len(tokens)}")
         context = whole(self._model.context, "context", 2)  # nothing is scored in 1
+        with self._sequence.alone:
+            total = self._scores(tokens, context, progress)
+        windows = -(-len(tokens) // context)
+        return math.exp(-total / (len(tokens) - windows))
+
+    def _scores(
+        self,
+        tokens: NDArray[np.int64],
+        context: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> float:
+        """Sum of the log-probabilities of `tokens`, in windows of `context`."""
         total, step = 0.0, 128
         for start in range(0, len(tokens), context):
             window = tokens[start : start + context]
@@ -259,8 +274,7 @@ class Session:
                 total += float(scores.sum())
                 if progress is not None:
                     progress(start + end, len(tokens))
-        windows = -(-len(tokens) // context)
-        return math.exp(-total / (len(tokens) - windows))
+        return total
 
     def stream(
         self,
@@ -307,7 +321,8 @@ class Session:
             self._model._reader(ids),
         )
         progress = Progress(len(ids))
-        return Stream(self._generate(progress, request), progress)
+        pieces = self._generate(progress, request)
+        return Stream(pieces, progress, self._sequence.alone)
 
     @takes_options_of(stream, but=CHAT_ONLY)
     def __call__(self, prompt: str | Ids, **options: Unpack[Options]) -> str:
@@ -604,8 +619,9 @@ class Model:
         FileChangedError
             If the file was changed in place since it was loaded.
         """
-        self._session.reset()
-        return self._session.logits(ids, last=last)
+        with self._sequence.alone:
+            self._session.reset()
+            return self._session.logits(ids, last=last)
 
     def perplexity(
         self,
@@ -805,7 +821,11 @@ class Model:
         return ids
 
     def _render(
-        self, messages: Sequence[Message], tools: Tools | None, thinking: bool
+        self,
+        messages: Sequence[Message],
+        tools: Tools | None,
+        thinking: bool,
+        names: Sequence[str] | None = None,
     ) -> list[template.Part]:
         if self._format is None:
             raise self._lacks(
@@ -813,7 +833,9 @@ class Model:
             )
         if tools is not None:
             instance(tools, "tools", Sequence, "a list of declarations")
-        return self._format.render(messages, tools=tools, enable_thinking=thinking)
+        return self._format.render(
+            messages, tools=tools, enable_thinking=thinking, names=names
+        )
 
 
 def load(

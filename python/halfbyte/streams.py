@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from halfbyte._arguments import string
 from halfbyte.errors import ArgumentError, DTypeError
 from halfbyte.records import Piece, Stats
 
-__all__ = ["Progress", "StopStrings", "Stream", "stop_strings"]
+__all__ = ["OneThread", "Progress", "StopStrings", "Stream", "stop_strings"]
 
 
 def stop_strings(stop: Any) -> list[str]:
@@ -61,11 +62,40 @@ class StopStrings:
         return held
 
 
+class OneThread:
+    """Holds what one thread uses at a time. A second one is told, and does not wait.
+
+    The same thread may come in again: from a callback, or after Ctrl-C on the way out.
+    """
+
+    def __init__(self, thing: str) -> None:
+        self._thing = thing
+        self._lock = threading.RLock()
+
+    def refusal(self) -> RuntimeError:
+        """What a second thread is told."""
+        thing = self._thing
+        return RuntimeError(
+            f"this {thing} is in use by another thread; make one {thing} a thread"
+        )
+
+    def __enter__(self) -> None:
+        """Take it, for as long as a call computes, not until an answer ends."""
+        if not self._lock.acquire(blocking=False):
+            raise self.refusal()
+
+    def __exit__(self, *_: object) -> None:
+        """Give it back."""
+        self._lock.release()
+
+
 class Stream:
     """Iterator over the pieces of an answer."""
 
-    def __init__(self, pieces: Iterator[Piece], progress: Progress) -> None:
-        self._pieces, self._progress = pieces, progress
+    def __init__(
+        self, pieces: Iterator[Piece], progress: Progress, alone: OneThread
+    ) -> None:
+        self._pieces, self._progress, self._alone = pieces, progress, alone
 
     @property
     def tokens(self) -> list[int]:
@@ -83,13 +113,17 @@ class Stream:
 
     def __next__(self) -> Piece:
         """Generate until there is a next piece."""
-        return next(self._pieces)
+        with self._alone:
+            return next(self._pieces)
 
     def close(self) -> None:
         """End the answer here."""
         close = getattr(self._pieces, "close", None)
         if close is not None:
-            close()
+            try:
+                close()
+            except ValueError:  # another thread is inside
+                raise self._alone.refusal() from None
         self._progress.stop()  # which pieces that never began have not done
 
 
@@ -99,6 +133,7 @@ class Progress:
     def __init__(self, prompt_tokens: int) -> None:
         self.tokens: list[int] = []
         self.stats: Stats | None = None  # when the answer has ended
+        self.ended_by: int | None = None  # thread that went on to something else
         self._prompt = prompt_tokens
         self.start(0)
 

@@ -83,6 +83,7 @@ class ChatFormat:
         add_generation_prompt: bool = True,
         enable_thinking: bool = False,
         preserve_thinking: bool = False,
+        names: Sequence[str] | None = None,
     ) -> list[Part]:
         """Turn messages into the parts of a prompt.
 
@@ -101,6 +102,8 @@ class ChatFormat:
             Ask for thoughts before the answer (Gemma 4).
         preserve_thinking : bool
             Keep the reasoning of earlier turns that called tools (Gemma 4).
+        names : sequence of str, optional
+            What errors call each message; ``messages[0]`` and so on by default.
 
         Returns
         -------
@@ -118,13 +121,14 @@ class ChatFormat:
         MissingExtraError
             If a tool is a function, and Transformers is not installed.
         """
-        for index, message in enumerate(messages):
-            _check(message, index)
+        names = names or [f"messages[{index}]" for index in range(len(messages))]
+        for name, message in zip(names, messages, strict=True):
+            _check(message, name)
         if self.family == "gemma3":
             if tools or enable_thinking:
                 raise ArgumentError("Gemma 3 knows neither tools nor thinking")
             return _render_gemma3(messages, add_generation_prompt)
-        writer = _Gemma4(messages, enable_thinking, preserve_thinking)
+        writer = _Gemma4(messages, names, enable_thinking, preserve_thinking)
         try:
             writer.write_system(tools or ())
             writer.write_messages()
@@ -230,19 +234,18 @@ class _Parts:
         self.parts.append(Part(text, marker=False))
 
 
-def _check(message: Message, index: int) -> None:
-    _mapping(message, f"messages[{index}]")
+def _check(message: Message, what: str) -> None:
+    _mapping(message, what)
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise ArgumentError(
-            f"messages[{index}]: found role {role!r}; expected one of "
-            + ", ".join(sorted(_ROLES))
+            f"{what}: found role {role!r}; expected one of " + ", ".join(sorted(_ROLES))
         )
     for name in ("tool_calls", "tool_responses"):
         value = message.get(name) or ()
         if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
             got = type(value).__name__
-            raise DTypeError(f"messages[{index}]: {name}: found {got}; expected a list")
+            raise DTypeError(f"{what}: {name}: found {got}; expected a list")
 
 
 def _texts(message: Message) -> list[str]:
@@ -319,10 +322,15 @@ class _Gemma4:
     """Writes one conversation."""
 
     def __init__(
-        self, messages: Sequence[Message], thinking: bool, preserve: bool
+        self,
+        messages: Sequence[Message],
+        names: Sequence[str],
+        thinking: bool,
+        preserve: bool,
     ) -> None:
         self.out = _Parts()
         self.messages = messages
+        self.names = names
         self.thinking = thinking
         self.preserve = preserve
         # What the last message ended with, for the generation prompt.
@@ -361,7 +369,7 @@ class _Gemma4:
             if message["role"] == "tool":
                 if not _is_model(previous) or not (previous or {}).get("tool_calls"):
                     raise ArgumentError(
-                        f"messages[{index}]: a tool message must follow an assistant "
+                        f"{self.names[index]}: a tool message must follow an assistant "
                         "message with tool_calls"
                     )
                 continue

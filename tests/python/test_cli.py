@@ -915,6 +915,25 @@ def test_chat_commands(halfbyte: Command, talking: Path, tmp_path: Path) -> None
     assert len(anew["messages"]) == 2
 
 
+@pytest.mark.parametrize("empty", ['""', "''"])
+def test_chat_takes_instructions_away(
+    halfbyte: Command, talking: Path, tmp_path: Path, empty: str
+) -> None:
+    saved = tmp_path / "talk.json"
+    lines = f"hello\n/system {empty}\n/system\nhello\n/save {saved}\n"
+    options = ("-n", 4, "--temp", 0, "-s", "Be odd.")
+    done = halfbyte("chat", talking, *options, "--quiet", stdin=lines.encode())
+    assert done.stderr.decode().splitlines() == [
+        "forgotten",
+        "no instructions",
+        "saved 2 messages",
+    ]
+    document = json.loads(saved.read_text())
+    assert document["system"] is None
+    once = halfbyte.json("run", talking, "hello", "-n", 4, "--temp", 0)
+    assert document["messages"][1]["content"] == once["text"]
+
+
 def test_chat_loads_what_it_saved(halfbyte: Command, tmp_path: Path) -> None:
     saved, again = tmp_path / "talk.json", tmp_path / "again.json"
     call = {"id": "call_0", "type": "function"}
@@ -978,6 +997,26 @@ def test_chat_says_what_it_did_not_send(halfbyte: Command, plain: Path) -> None:
     done = halfbyte("chat", plain, "--quiet", stdin=b'"""one\ntwo\n')
     assert done.stderr.decode() == '(not sent: a message without its closing """)\n'
     assert done.stdout == b""
+
+
+@pytest.mark.parametrize(
+    ("typed", "sent"),
+    [
+        ('"""\none\ntwo\n"""', "one\ntwo"),
+        ('"""one\ntwo\n"""  ', "one\ntwo"),
+        ('"""one\ntwo""" and three', "one\ntwo and three"),
+        ('"""one\n"""\ttwo', "one\n\ttwo"),
+        ('"""one""" """two"""', 'one """two"""'),
+    ],
+)
+def test_chat_sends_all_of_several_lines(
+    halfbyte: Command, plain: Path, tmp_path: Path, typed: str, sent: str
+) -> None:
+    saved = tmp_path / "talk.json"
+    lines = f"{typed}\n/save {saved}\n"
+    halfbyte("chat", plain, "--quiet", "-n", 1, stdin=lines.encode())
+    messages = json.loads(saved.read_text())["messages"]
+    assert [m["content"] for m in messages if m["role"] == "user"] == [sent]
 
 
 def test_chat_saves_where_it_is_told(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -359,6 +360,144 @@ def test_an_answer_that_nobody_read_is_empty(model: halfbyte.Model) -> None:
     assert asked(chat, say(chat, "more", **HOT)) == rendered(chat)
 
 
+# --- Two threads -----------------------------------------------------------------------
+
+TOLD = "this conversation is in use by another thread; make one conversation a thread"
+
+
+def elsewhere(call: Callable[[], Any]) -> BaseException | None:
+    """What `call` raises in a thread of its own."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - the tests look at it
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return raised[0] if raised else None
+
+
+class Meanwhile:
+    """A session's core that does something before each token."""
+
+    def __init__(self, core: Any, act: Callable[[], Any]) -> None:
+        self._core, self._act = core, act
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    def step(self, *args: Any) -> Any:
+        self._act()
+        return self._core.step(*args)
+
+
+def test_a_second_thread_is_told_while_an_answer_is_computed(
+    model: halfbyte.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = halfbyte.Conversation(model)
+    say(alone, "hello", **HOT)
+    chat = halfbyte.Conversation(model)
+    stream = chat.send("hello", **HOT)
+    calls: list[Callable[[], Any]] = [
+        lambda: chat.send("more"),
+        chat.reset,
+        chat.copy,
+        lambda: next(stream),
+        stream.close,
+    ]
+    raised: list[BaseException | None] = []
+    sequence = chat._session._sequence
+    act = lambda: raised.extend(map(elsewhere, calls))
+    monkeypatch.setattr(sequence, "core", Meanwhile(sequence.core, act))
+    for _ in stream:
+        pass
+    assert len(raised) == len(calls) * HOT["max_tokens"]
+    assert {type(error) for error in raised} == {RuntimeError}
+    assert {str(error) for error in raised} == {TOLD}
+    assert chat.messages == alone.messages
+
+
+def test_a_second_thread_is_told_while_a_message_is_sent(
+    model: halfbyte.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = halfbyte.Conversation(model)
+    raised: list[BaseException | None] = []
+    parts = chat._parts
+
+    def slow(said: Any) -> list[Part]:
+        monkeypatch.setattr(chat, "_parts", parts)
+        raised.append(elsewhere(lambda: chat.send("more")))
+        return parts(said)
+
+    monkeypatch.setattr(chat, "_parts", slow)
+    chat.send("hello", **HOT)
+    assert [message["content"] for message in chat.messages] == ["hello", ""]
+    assert [str(error) for error in raised] == [TOLD]
+
+
+def test_who_reads_an_answer_that_another_thread_ended_is_told(
+    model: halfbyte.Model,
+) -> None:
+    chat = halfbyte.Conversation(model)
+    for end in (chat.reset, lambda: say(chat, "more", **HOT)):
+        for read in (0, 3):
+            stream = chat.send("hello", **HOT)
+            for _ in range(read):
+                next(stream)
+            assert elsewhere(end) is None
+            with pytest.raises(RuntimeError, match=r"^another thread went on with the"):
+                next(stream)
+            assert list(stream) == []
+    assert asked(chat, say(chat, "on", **HOT)) == rendered(chat)
+    stream = chat.send("hello", **HOT)  # the last piece is read, the end is not
+    while next(stream).finish_reason is None:
+        pass
+    assert elsewhere(lambda: say(chat, "more", **HOT)) is None
+    assert list(stream) == []
+
+
+@pytest.mark.parametrize("way", ["keep", "close", "leave", "fail", "interrupt"])
+def test_an_answer_that_is_left_keeps_no_other_thread_out(
+    model: halfbyte.Model, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise KeyboardInterrupt if way == "interrupt" else errors.NumericalError
+
+    chat = halfbyte.Conversation(model)
+    stream = chat.send("hello", **HOT)
+    next(stream)
+    if way == "close":
+        stream.close()
+    elif way == "leave":
+        del stream
+    elif way != "keep":
+        sequence = chat._session._sequence
+        with monkeypatch.context() as patch:
+            patch.setattr(sequence, "core", Meanwhile(sequence.core, fail))
+            with pytest.raises((KeyboardInterrupt, errors.NumericalError)):
+                next(stream)
+    assert elsewhere(lambda: say(chat, "more", **HOT)) is None
+    assert len(chat.messages) == 4
+
+
+def test_a_copy_is_used_by_another_thread(
+    model: halfbyte.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = halfbyte.Conversation(model)
+    say(chat, "hello", **HOT)
+    other = chat.copy()
+    raised: list[BaseException | None] = []
+    act = lambda: raised.append(elsewhere(lambda: other.send("on")))
+    sequence = chat._session._sequence
+    monkeypatch.setattr(sequence, "core", Meanwhile(sequence.core, act))
+    say(chat, "more", max_tokens=1)
+    assert raised == [None]
+
+
 # --- Errors ----------------------------------------------------------------------------
 
 
@@ -407,6 +546,41 @@ def test_what_is_refused_changes_nothing(
     assert asked(chat, say(chat, "more", **HOT)) == rendered(chat)
 
 
+@pytest.mark.parametrize("system", [None, "Be odd."])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"role": "bogus", "content": "x"}, "found role 'bogus'; expected one of"),
+        ({"role": "user", "tool_calls": 3}, "tool_calls: found int; expected a list"),
+        ({"role": "tool", "content": "x"}, "a tool message must follow an assistant"),
+    ],
+)
+def test_errors_count_what_was_sent(
+    model: halfbyte.Model, system: str | None, bad: dict[str, Any], message: str
+) -> None:
+    chat = halfbyte.Conversation(model, system=system)
+    say(chat, "hello", **HOT)
+    say(chat, "more", **HOT)
+    good = {"role": "user", "content": "and this"}
+    for said in ([bad], [good, bad]):
+        with pytest.raises(errors.Error) as caught:
+            chat.send(said)
+        assert str(caught.value).startswith(f"messages[{len(said) - 1}]: {message}")
+    chat.messages[2] = bad  # one of those before, by its place there
+    with pytest.raises(errors.Error) as caught:
+        chat.send("on")
+    assert str(caught.value).startswith(f"messages[2] of the conversation: {message}")
+
+
+def test_errors_of_a_text_without_a_template_count_what_was_sent(
+    plain: halfbyte.Model,
+) -> None:
+    chat = halfbyte.Conversation(plain, system="the")
+    say(chat, "end", max_tokens=2)
+    with pytest.raises(errors.DTypeError, match=r"^messages\[0\]: content: expected a"):
+        chat.send([{"role": "user", "content": 3}])
+
+
 def test_what_no_conversation_is_made_of(
     model: halfbyte.Model, plain: halfbyte.Model, tiny_gguf: Make
 ) -> None:
@@ -418,9 +592,33 @@ def test_what_no_conversation_is_made_of(
     chat.enable_thinking = "no"  # type: ignore[assignment]
     with pytest.raises(errors.DTypeError, match=r"^enable_thinking: expected a bool"):
         chat.send("more")
+    for kind in (model, plain):
+        chat = halfbyte.Conversation(kind)
+        chat.system = ["Be odd."]  # type: ignore[assignment]
+        with pytest.raises(
+            errors.DTypeError, match=r"^system: expected a str, got list$"
+        ):
+            chat.send("more")
+        chat.system = None
+        for messages in (None, 3, "hello", ({"role": "user", "content": "x"},)):
+            chat.messages = messages  # type: ignore[assignment]
+            with pytest.raises(errors.DTypeError) as told:
+                chat.send("more")
+            assert str(told.value) == (
+                "messages of the conversation: expected a list, got "
+                + type(messages).__name__
+            )
+        chat.messages = ["hello"]  # type: ignore[list-item]
+        with pytest.raises(
+            errors.DTypeError, match=r"^messages\[0\] of the conversation: .*expected"
+        ):
+            chat.send("more")
     chat = halfbyte.Conversation(plain)
     chat.messages = [{"role": "user"}]
-    with pytest.raises(errors.DTypeError, match=r"^messages\[0\]: content: expected a"):
+    with pytest.raises(
+        errors.DTypeError,
+        match=r"^messages\[0\] of the conversation: content: expected",
+    ):
         chat.send("more")
     mute = halfbyte.load(tiny_gguf("e2b", tokenizer=False))
     with pytest.raises(errors.ModelError) as caught:

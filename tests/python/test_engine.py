@@ -1028,6 +1028,34 @@ def test_ids_and_lengths_out_of_range(fast: Any) -> None:
     fast(torch.tensor([IDS, IDS]), past_key_values=cache)  # still as good as new
 
 
+@pytest.mark.parametrize("ids", ["hello", ["hello"], [IDS], np.array([IDS]), {"a": 1}])
+def test_what_is_no_tensor_of_ids(ids: Any, fast: Any, loaded: Any) -> None:
+    engine(loaded)
+    wanted = (
+        r"^input_ids: expected an integer tensor of shape \(batch, tokens\), got "
+        rf"{type(ids).__name__} - tokenizer\(text, return_tensors='pt'\)"
+    )
+    for call in (fast.generate, fast, loaded.generate):
+        for kwargs in ({}, {"input_ids": ids}):
+            with pytest.raises(errors.DTypeError, match=wanted) as caught:
+                call(*(() if kwargs else (ids,)), **kwargs)
+            assert "\n" not in str(caught.value)
+
+
+def test_what_generate_refuses(fast: Any, loaded: Any) -> None:
+    engine(loaded)
+    ids = torch.tensor([IDS])
+    for model in (fast, loaded):
+        with pytest.raises(errors.ShapeError, match=r"^input_ids: expected shape \(b"):
+            model.generate(ids[0])
+        with pytest.raises(errors.DTypeError, match=r"^input_ids: expected integers"):
+            model.generate(ids.float())
+        with pytest.raises(
+            errors.DTypeError, match=r"^attention_mask: expected a tens"
+        ):
+            model.generate(ids, attention_mask=[[1] * 20])
+
+
 def test_it_is_not_for_training(folders: Make, tmp_path: Path) -> None:
     fast = engine(folders("e2b"))
     with pytest.raises(errors.UnsupportedError, match=r"eval\(\)"):

@@ -160,6 +160,62 @@ def test_a_second_thread_in_a_session_is_told(path: Path) -> None:
     assert session.position == 0
 
 
+class _Meanwhile:
+    """A session's core that does something before each call of its methods."""
+
+    def __init__(self, core: Any, act: Callable[[], None]) -> None:
+        self._core, self._act = core, act
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._core, name)
+        if not callable(found):
+            return found
+
+        def call(*args: Any) -> Any:
+            self._act()
+            return found(*args)
+
+        return call
+
+
+@pytest.mark.parametrize("use", ["stream", "logits", "truncate", "perplexity"])
+def test_a_second_thread_comes_between_no_two_steps(path: Path, use: str) -> None:
+    """What a call does to a session in several steps is done by one thread alone."""
+    model = halfbyte.load(path, threads=1)
+    begun = model.stream(IDS, max_tokens=2)
+    uses: dict[str, Callable[[], Any]] = {
+        "stream": lambda: [piece.text for piece in model.stream(IDS, max_tokens=3)],
+        "logits": lambda: bits(model.logits(IDS)),
+        "truncate": lambda: model._session.truncate(3),
+        "perplexity": lambda: model.perplexity(IDS),
+    }
+    alone = uses[use]()
+    raised: list[Exception] = []
+
+    def intrude() -> None:
+        for intruder in (*uses.values(), lambda: next(begun)):
+            try:
+                intruder()
+            except RuntimeError as error:
+                raised.append(error)
+
+    entered: list[threading.Thread] = []
+
+    def act() -> None:
+        if threading.current_thread() in entered:
+            return
+        entered.append(threading.Thread(target=intrude))
+        entered[-1].start()
+        entered[-1].join()
+
+    sequence = model._sequence
+    sequence.core = _Meanwhile(sequence.core, act)  # type: ignore[assignment]
+    assert uses[use]() == alone
+    assert entered
+    assert len(raised) == len(entered) * 5
+    assert all("session is in use by another thread" in str(e) for e in raised)
+
+
 def test_a_daemon_thread_may_compute_while_the_process_ends() -> None:
     """Python before 3.14 ends such a thread by unwinding it, when it wants the GIL.
 

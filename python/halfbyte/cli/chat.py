@@ -44,11 +44,12 @@ Ctrl-D does.
 _HELP = """\
 /reset               forget the conversation
 /system [TEXT]       set the instructions and start anew; without TEXT, show them
+/system ""           take them away and start anew
 /save [--force] FILE write the conversation to a file
 /load FILE           go on with a saved one
 /help                this list
 /bye                 end
-\"\"\"                  begins a message of several lines, and ends it"""
+\"\"\"                  begins a message of several lines; one with \"\"\" is the last"""
 
 _QUOTES = '"""'
 _HISTORY_LINES = 1000
@@ -187,8 +188,8 @@ class _Talk:
         terminal.note("forgotten")
 
     def _set_system(self, rest: str) -> None:
-        if rest:
-            self.conversation.system = rest
+        if rest:  # quotes with nothing between them are how a shell says so
+            self.conversation.system = None if rest in {'""', "''"} else rest
             self._reset(rest)
         else:
             system = self.conversation.system or "no instructions"
@@ -265,7 +266,7 @@ def _parsed(saved: Any) -> tuple[str | None, list[dict[str, Any]]]:
 
 
 def _read_message() -> str:
-    """Read a line, or several between triple quotes."""
+    """Read a line, or several between triple quotes, with what follows on the last."""
     first = _read_line("> ")
     if not first.lstrip().startswith(_QUOTES):
         return first
@@ -278,7 +279,8 @@ def _read_message() -> str:
         except _End:
             terminal.note(f"(not sent: a message without its closing {_QUOTES})")
             raise
-    return text.partition(_QUOTES)[0].strip("\n")
+    within, _, behind = text.partition(_QUOTES)
+    return (within + behind.rstrip()).strip("\n")
 
 
 def _read_line(prompt: str, *, keep_on: bool = True) -> str:

@@ -36,8 +36,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import can_return_tuple
 
 from halfbyte import names, targets
-from halfbyte._arguments import whole
-from halfbyte.errors import ArgumentError, ShapeError, UnsupportedError
+from halfbyte._arguments import instance, whole
+from halfbyte.errors import ArgumentError, DTypeError, ShapeError, UnsupportedError
 from halfbyte.model import Model, load
 from halfbyte.torch._dispatch import check_indices
 from halfbyte.transformers.draw import draw_among_few
@@ -170,7 +170,7 @@ class EngineModel(PreTrainedModel, GenerationMixin):
         ------
         UnsupportedError
             If something other than the logits of text is asked for.
-        ArgumentError
+        ArgumentError, DTypeError, ShapeError
             If shapes, positions or ids do not fit.
         ContextOverflowError
             If a row becomes longer than the context.
@@ -185,10 +185,7 @@ class EngineModel(PreTrainedModel, GenerationMixin):
             raise UnsupportedError("the engine has no gradients - call eval() on it")
         if input_ids is None:
             raise ArgumentError("input_ids: expected some")
-        check_indices(input_ids, "input_ids")
-        if input_ids.dim() != 2:
-            got = tuple(input_ids.shape)
-            raise ShapeError(f"input_ids: expected shape (batch, tokens), got {got}")
+        _check_ids(input_ids)
         past = only_cache(cache, past_key_values)
         if past is None:
             past = SessionCache(self.core)
@@ -227,6 +224,8 @@ class EngineModel(PreTrainedModel, GenerationMixin):
         ------
         UnsupportedError
             If something other than the logits of text is needed.
+        DTypeError, ShapeError
+            If what goes in is no integer tensor of shape (batch, tokens).
         """
         if reason := self._cannot(inputs, generation_config, kwargs):
             raise UnsupportedError(reason)
@@ -292,10 +291,28 @@ class EngineModel(PreTrainedModel, GenerationMixin):
         if assistant.startswith(("Gemma4Assistant", "Gemma4UnifiedAssistant")):
             return f"assistant_model: {assistant} reads keys and values of the model"
         ids, mask = given.get("input_ids", inputs), given.get("attention_mask")
+        if ids is not None:
+            _check_ids(ids)
+        if mask is not None:
+            instance(mask, "attention_mask", torch.Tensor, "a tensor")
         pad = given.get("pad_token_id", config.pad_token_id)
         if mask is None and ids is not None and pad is not None:
             mask = ids != pad  # as generate does, which says nothing about a hole
         return None if mask is None or mask.ndim != 2 else wrong_padding(mask != 0)
+
+
+def _check_ids(ids: Any) -> None:
+    """Demand ids of tokens; a text is for a tokenizer, which the engine has not."""
+    if not isinstance(ids, torch.Tensor):
+        raise DTypeError(
+            "input_ids: expected an integer tensor of shape (batch, tokens), got "
+            f"{type(ids).__name__} - tokenizer(text, return_tensors='pt').input_ids "
+            "is one"
+        )
+    check_indices(ids, "input_ids")
+    if ids.dim() != 2:
+        got = tuple(ids.shape)
+        raise ShapeError(f"input_ids: expected shape (batch, tokens), got {got}")
 
 
 def _cache_in(options: Mapping[str, Any]) -> Any:
