@@ -65,6 +65,7 @@ py::array_t<float> Run(GuardedSession& guarded, const py::array& ids, size_t row
   return guarded.Use([&](Session& s) {
     const size_t vocab = VocabSize(s);
     const std::vector<int32_t> tokens = AsIds(ids, "ids", vocab);
+    s.Check(tokens);  // before memory is asked for in vain
     rows = std::min(rows, tokens.size());
     py::array_t<float> logits({rows, vocab});
     const Mat<float> out(logits.mutable_data(), rows, vocab);

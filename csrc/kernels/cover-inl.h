@@ -159,7 +159,7 @@ void CoverFarUpTo(const typename Tiles::Args& a) {
 // True if it has covered everything. On Intel's cores several streams pay for all that
 // is no longer prompt; on Zen 5 for one token, unless sub-scales have it prefetch, and
 // from five on, unless codes fill bytes; on Zen 4 for one token whose codes fill much
-// of the first cache; on Zen 3 for one and two, again unless there are sub-scales.
+// of the first cache; on Zen 3 for one, and without sub-scales for two.
 template <class Tiles>
 bool CoverStreams(const typename Tiles::Args& a) {
   constexpr size_t kStreamBytes = 10 * 1024, kManyTokens = 5;
@@ -175,9 +175,14 @@ bool CoverStreams(const typename Tiles::Args& a) {
       CoverFar<Tiles, 2, 1>(a);
       return true;
     }
-  } else if constexpr (kPanelV == 2 && !Tiles::kSubScales) {
-    if (ThisCore() == Core::kZen3 && a.M <= 2) {
-      a.M == 1 ? CoverFar<Tiles, 3, 1>(a) : CoverFar<Tiles, 2, 2>(a);
+  } else if constexpr (kPanelV == 2) {
+    if (ThisCore() != Core::kZen3) return false;
+    if (a.M == 1) {
+      CoverFar<Tiles, Tiles::kSubScales ? 2 : 3, 1>(a);
+      return true;
+    }
+    if (a.M == 2 && !Tiles::kSubScales) {
+      CoverFar<Tiles, 2, 2>(a);
       return true;
     }
   }

@@ -30,8 +30,11 @@ class Session {
   // Tokens whose keys and values are held.
   const std::vector<int32_t>& tokens() const { return tokens_; }
 
-  // Appends `ids` to the sequence; the last logits.rows of them get logits. Throws
-  // TOK_ID_RANGE or CONTEXT_OVERFLOW before anything is computed. If the context's poll
+  // Throws TOK_ID_RANGE or CONTEXT_OVERFLOW if `ids` cannot be appended.
+  void Check(std::span<const int32_t> ids) const;
+
+  // Appends `ids` to the sequence; the last logits.rows of them get logits. Throws as
+  // Check does, before anything is computed. If the context's poll
   // throws, the sequence ends after the last chunk that was finished.
   void Run(const Context& context, std::span<const int32_t> ids, Mat<float> logits);
 
@@ -43,8 +46,6 @@ class Session {
   uint64_t kv_bytes() const;  // allocated
 
  private:
-  void Check(std::span<const int32_t> ids) const;
-
   std::shared_ptr<const Model> model_;
   std::vector<int32_t> tokens_;
   KvLayers kv_;

@@ -228,6 +228,8 @@ def test_tokens_beyond_the_context_are_refused_before_anything_is_done(
         session.logits([2])
     with pytest.raises(errors.ContextOverflowError):
         model.logits(tiny.prompt(65))
+    with pytest.raises(errors.ContextOverflowError):  # whose logits fit no memory
+        session.logits(np.zeros(1 << 24, np.int32))
 
 
 @pytest.mark.parametrize("length", [60, 63, 64])
