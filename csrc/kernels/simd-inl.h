@@ -303,7 +303,7 @@ HWY_INLINE V Hide(V& v) {
 
 // kBytes of a stream of weights, some KiB ahead: into the first cache on Zen 4 and 5,
 // else into the second. Intel's cores fetch them from there into the first, which has
-// too few buffers for lines that come from memory. Measured; with AVX2 on Zen 4 the
+// too few buffers for lines that come from memory. Measured; with AVX2 on Zen 3 the
 // second.
 template <size_t kBytes>
 HWY_INLINE void PrefetchAhead(const uint8_t* stream, Core core) {

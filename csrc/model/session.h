@@ -34,8 +34,8 @@ class Session {
   void Check(std::span<const int32_t> ids) const;
 
   // Appends `ids` to the sequence; the last logits.rows of them get logits. Throws as
-  // Check does, before anything is computed. If the context's poll
-  // throws, the sequence ends after the last chunk that was finished.
+  // Check does, before anything is computed. If the context's poll throws, the sequence
+  // ends after the last chunk that was finished.
   void Run(const Context& context, std::span<const int32_t> ids, Mat<float> logits);
 
   // Cuts the sequence to at most `length` tokens. Sliding layers remember only so much:
