@@ -71,7 +71,9 @@ def test_what_cannot_be_read_is_refused() -> None:
         roof.read_bandwidth(data[:0], threads=1)
     with pytest.raises(halfbyte.ShapeError, match="data: expected a contiguous vector"):
         _core.read_bandwidth(data[::2], 1, 1)
-    with pytest.raises(halfbyte.ArgumentError, match="streams: expected 1, 2 or 4, got 3"):
+    with pytest.raises(
+        halfbyte.ArgumentError, match="streams: expected 1, 2 or 4, got 3"
+    ):
         _core.read_bandwidth(data, 3, 1)
     for threads in (0, 1025, True):
         with pytest.raises(halfbyte.ArgumentError, match="threads: expected"):
