@@ -62,7 +62,7 @@ struct FetchStream {
     // unit takes many instructions: one token of Q6_K took 1.4 times as long with AVX2,
     // twice as long on Zen 5.
     if (Fmt::kSubScales && kTileRows < kPanelRows) return true;
-    // CoverStreams reads in two places instead.
+    // CoverStreams reads in several places instead; on Zen 3 small codes want both.
     constexpr bool kFar = T == 1 && kTileRows == kPanelRows && !Fmt::kSubScales;
     if (core == Core::kZen5) return !kFar;
     if (core == Core::kZen3) return T == 2 && Fmt::kMaxCode <= 15;
