@@ -21,6 +21,7 @@ import tiny
 from halfbyte import errors, template
 from halfbyte.conversation import _kept, _Run
 from halfbyte.template import Part
+from meanwhile import Meanwhile
 
 TEMPLATE = "{{ bos_token }}{% if add_generation_prompt %}<|turn>model\n{% endif %}"
 
@@ -381,20 +382,6 @@ def elsewhere(call: Callable[[], Any]) -> BaseException | None:
     return raised[0] if raised else None
 
 
-class Meanwhile:
-    """A session's core that does something before each token."""
-
-    def __init__(self, core: Any, act: Callable[[], Any]) -> None:
-        self._core, self._act = core, act
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._core, name)
-
-    def step(self, *args: Any) -> Any:
-        self._act()
-        return self._core.step(*args)
-
-
 def test_a_second_thread_is_told_while_an_answer_is_computed(
     model: halfbyte.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,7 +399,7 @@ def test_a_second_thread_is_told_while_an_answer_is_computed(
     raised: list[BaseException | None] = []
     sequence = chat._session._sequence
     act = lambda: raised.extend(map(elsewhere, calls))
-    monkeypatch.setattr(sequence, "core", Meanwhile(sequence.core, act))
+    monkeypatch.setattr(sequence, "core", Meanwhile(sequence.core, act, "step"))
     for _ in stream:
         pass
     assert len(raised) == len(calls) * HOT["max_tokens"]
@@ -477,7 +464,7 @@ def test_an_answer_that_is_left_keeps_no_other_thread_out(
     elif way != "keep":
         sequence = chat._session._sequence
         with monkeypatch.context() as patch:
-            patch.setattr(sequence, "core", Meanwhile(sequence.core, fail))
+            patch.setattr(sequence, "core", Meanwhile(sequence.core, fail, "step"))
             with pytest.raises((KeyboardInterrupt, errors.NumericalError)):
                 next(stream)
     assert elsewhere(lambda: say(chat, "more", **HOT)) is None
@@ -493,7 +480,7 @@ def test_a_copy_is_used_by_another_thread(
     raised: list[BaseException | None] = []
     act = lambda: raised.append(elsewhere(lambda: other.send("on")))
     sequence = chat._session._sequence
-    monkeypatch.setattr(sequence, "core", Meanwhile(sequence.core, act))
+    monkeypatch.setattr(sequence, "core", Meanwhile(sequence.core, act, "step"))
     say(chat, "more", max_tokens=1)
     assert raised == [None]
 

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import tiny
 from halfbyte import targets
+from meanwhile import Meanwhile
 
 COUNTS = (1, 2, 3, 7)
 IDS = tiny.prompt(60)
@@ -160,24 +161,6 @@ def test_a_second_thread_in_a_session_is_told(path: Path) -> None:
     assert session.position == 0
 
 
-class _Meanwhile:
-    """A session's core that does something before each call of its methods."""
-
-    def __init__(self, core: Any, act: Callable[[], None]) -> None:
-        self._core, self._act = core, act
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._core, name)
-        if not callable(found):
-            return found
-
-        def call(*args: Any) -> Any:
-            self._act()
-            return found(*args)
-
-        return call
-
-
 @pytest.mark.parametrize("use", ["stream", "logits", "truncate", "perplexity"])
 def test_a_second_thread_comes_between_no_two_steps(path: Path, use: str) -> None:
     """What a call does to a session in several steps is done by one thread alone."""
@@ -209,7 +192,7 @@ def test_a_second_thread_comes_between_no_two_steps(path: Path, use: str) -> Non
         entered[-1].join()
 
     sequence = model._sequence
-    sequence.core = _Meanwhile(sequence.core, act)  # type: ignore[assignment]
+    sequence.core = Meanwhile(sequence.core, act)  # type: ignore[assignment]
     assert uses[use]() == alone
     assert entered
     assert len(raised) == len(entered) * 5
