@@ -8,10 +8,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
@@ -57,7 +57,8 @@ class Checkpoint {
 
  private:
   std::span<const TensorView> tensors_;
-  std::unordered_map<std::string_view, const TensorView*> by_name_;
+  // Sorted: the standard hash of a name is known, and a file can make names collide.
+  std::map<std::string_view, const TensorView*> by_name_;
   mutable std::unordered_set<const TensorView*> read_;
   size_t num_problems_ = 0;
   ErrorInfo first_;

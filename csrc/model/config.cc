@@ -346,8 +346,8 @@ class JsonConfig {
       c_.num_experts_used = Size("top_k_experts", 1, 4096);
       c_.expert_ffn_len = Size("moe_intermediate_size", 1, kMaxLen);
     }
-    RefuseBidirectional();
-    ReadPattern();
+    RefuseOtherForms();
+    ReadLayerTypes();
     ReadRope();
     ReadLayers();
     SetKvSources(c_, Size("num_kv_shared_layers", 0, num_layers - 1, 0),
@@ -392,13 +392,27 @@ class JsonConfig {
     return IsGemma4() && !unified && !said ? 256 : 0;
   }
 
-  void RefuseBidirectional() const {
+  // What the released models do not do, and would change every logit.
+  void RefuseOtherForms() const {
+    const std::string_view known = "gelu_pytorch_tanh";
+    const std::optional<JsonValue> act = j_.Get("hidden_activation");
+    if (act && !(act->IsString() && act->AsString() == known)) {
+      BadHparam("hidden_activation", act->Describe(), std::string(known));
+    }
+    if (Flag("attention_bias")) BadHparam("attention_bias", "true", "false");
     const std::optional<JsonValue> v = j_.Get("use_bidirectional_attention");
     if (v &&
         ((v->IsString() && v->AsString() == "all") || (v->IsBool() && v->AsBool()))) {
       BadHparam("use_bidirectional_attention", v->Describe(),
                 "causal attention for text");
     }
+  }
+
+  // As in transformers, whose Gemma4TextConfig has a full layer at the end, whatever
+  // it is told.
+  void ReadLayerTypes() {
+    ReadPattern();
+    if (IsGemma4()) c_.layers.back().sliding = false;
   }
 
   void ReadPattern() {

@@ -147,7 +147,8 @@ std::shared_ptr<const Model> Model::Load(const Context& context,
 void Model::LoadGguf(const std::string& path, const Reading& reading) {
   const GgufFile file = OpenGguf(path, options_.limits.gguf, reading);
   files_ = file.files;
-  config_ = ConfigFromGguf(file);
+  // Of several files the one with the metadata.
+  config_ = Naming(file.metadata.path(), [&] { return ConfigFromGguf(file); });
   Finish(file.tensors, TensorNames::kGguf, {});
   if (file.metadata.Has("tokenizer.ggml.tokens")) {
     tokenizer_ = Tokenizer::FromGguf(file);
@@ -404,7 +405,10 @@ void Model::FindSuppressed() {
     const int32_t id = tokenizer_->FindToken(text);
     if (id >= 0 && tokenizer_->IsControl(id)) suppressed_.push_back(id);
   }
-  // A tokenizer may know more ids than the network has outputs.
+  // The network may have more outputs than the tokenizer has ids, or fewer.
+  for (size_t id = tokenizer_->num_tokens(); id < config_.vocab_size; ++id) {
+    suppressed_.push_back(static_cast<int32_t>(id));
+  }
   std::erase_if(suppressed_, [this](int32_t id) {
     return static_cast<size_t>(id) >= config_.vocab_size;
   });

@@ -7,8 +7,8 @@
 
 #include <stddef.h>
 
+#include <map>
 #include <string>
-#include <unordered_map>
 
 #include "formats/format.h"
 #include "io/json.h"
@@ -32,7 +32,7 @@ struct Quantization {
   unsigned widths = 0;  // the sum of those of 2, 4 and 8
   // kHalfbyte: of packed modules, and of the two matrices of a mixture's experts, by
   // their names without the root (WithoutRoot). Bytes alone do not tell the format.
-  std::unordered_map<std::string, Format> formats = {};
+  std::map<std::string, Format> formats = {};
 
   bool MayHave(size_t bits) const { return (widths & bits) != 0; }
 };

@@ -34,9 +34,10 @@ void Penalize(std::span<float> logits, std::span<const int32_t> history,
   std::vector<int32_t> ids(history.begin(), history.end());
   std::sort(ids.begin(), ids.end());
   ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  constexpr float kMost = std::numeric_limits<float>::max();  // no infinity, or NaN
   for (const int32_t id : ids) {
     float& logit = logits[static_cast<size_t>(id)];
-    logit = logit > 0.0f ? logit / penalty : logit * penalty;
+    logit = std::min(logit > 0.0f ? logit / penalty : logit * penalty, kMost);
   }
 }
 

@@ -54,17 +54,19 @@ TokenTable::TokenTable(std::span<const std::string_view> tokens)
   }
 }
 
+// A word of the text is mixed with the seed, or one that makes a product of Mix zero
+// would have the rest of all texts hash alike.
 uint64_t TokenTable::Hash(std::string_view text) const {
   uint64_t hash = Mix(seed_, text.size());
   while (text.size() >= 8) {
     uint64_t word;
     memcpy(&word, text.data(), 8);
-    hash = Mix(hash, word);
+    hash = Mix(hash, word ^ seed_);
     text.remove_prefix(8);
   }
   uint64_t word = 0;
   if (!text.empty()) memcpy(&word, text.data(), text.size());
-  return Mix(hash, word);
+  return Mix(hash, word ^ seed_);
 }
 
 int32_t TokenTable::Find(std::string_view text) const {

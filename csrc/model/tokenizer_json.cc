@@ -89,6 +89,16 @@ void CheckPipeline(const JsonValue& root, const std::optional<JsonValue>& model)
       Fail(ErrorClass::kUnsupported, "TOK_MODEL", option, value, Named(value), "null");
     }
   }
+  const auto ignores = Get(model, "ignore_merges");
+  if (IsTrue(ignores)) {
+    Fail(ErrorClass::kUnsupported, "TOK_MODEL", "ignore_merges", ignores, "true",
+         "false");
+  }
+  const auto fuses = Get(model, "fuse_unk");
+  if (fuses && !IsTrue(fuses) && !IsTrue(Get(model, "byte_fallback"))) {
+    Fail(ErrorClass::kUnsupported, "TOK_MODEL", "fuse_unk", fuses, "false",
+         "true, or byte_fallback");
+  }
   const auto normalizer = Get(root, "normalizer");
   bool replaces = normalizer && ReplacesSpace(*normalizer);
   if (const auto list = Get(normalizer, "normalizers"); list && list->IsArray()) {
@@ -197,16 +207,29 @@ void ReadMerges(const JsonValue& model, TokenizerData& data) {
   }
 }
 
-int32_t ToId(const JsonValue& value) {
-  const uint64_t id = value.AsUint64();
-  return id > INT32_MAX ? INT32_MAX : static_cast<int32_t>(id);
+// Calls body(value, id) for one id or each of a list of them.
+template <class Body>
+void ForIds(const std::optional<JsonValue>& ids, const Body& body) {
+  if (!ids) return;
+  if (!ids->IsArray()) return body(*ids, ids->AsUint64());
+  for (const JsonValue id : ids->Elements()) body(id, id.AsUint64());
 }
 
-// `value` is one id or a list of them.
-void AppendIds(const std::optional<JsonValue>& value, std::vector<int32_t>& ids) {
-  if (!value) return;
-  if (!value->IsArray()) return ids.push_back(ToId(*value));
-  for (const JsonValue id : value->Elements()) ids.push_back(ToId(id));
+void ReadEnds(const std::optional<JsonValue>& ids, TokenizerData& data) {
+  ForIds(ids, [&data](const JsonValue& value, uint64_t id) {
+    if (id >= data.tokens.size()) {
+      Fail(ErrorClass::kModel, "TOK_ID_RANGE", "end token", value, std::to_string(id),
+           "an id below " + std::to_string(data.tokens.size()));
+    }
+    data.eog.push_back(static_cast<int32_t>(id));
+  });
+}
+
+// What the tokenizer does not know is never sampled anyway.
+void ReadSuppressed(const std::optional<JsonValue>& ids, TokenizerData& data) {
+  ForIds(ids, [&data](const JsonValue& /*value*/, uint64_t id) {
+    if (id < data.tokens.size()) data.suppress.push_back(static_cast<int32_t>(id));
+  });
 }
 
 // The id of the token that the configuration calls `name`, or else of `usual`.
@@ -254,8 +277,8 @@ Tokenizer Tokenizer::FromJson(const JsonValue& tokenizer,
   data.eos = SpecialId(config, "eos_token", "<eos>", data);
   data.unk = SpecialId(config, "unk_token", "<unk>", data);
   data.pad = SpecialId(config, "pad_token", "<pad>", data);
-  AppendIds(Get(generation, "eos_token_id"), data.eog);
-  AppendIds(Get(generation, "suppress_tokens"), data.suppress);
+  ReadEnds(Get(generation, "eos_token_id"), data);
+  ReadSuppressed(Get(generation, "suppress_tokens"), data);
   const auto add_bos = Get(config, "add_bos_token");
   data.add_bos = !add_bos || IsTrue(add_bos);
   data.chat_template = ChatTemplate(config);

@@ -6,6 +6,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <stdexcept>
 #include <utility>
 
 #if defined(__x86_64__)
@@ -55,6 +56,10 @@ class DefaultFloats {
 #endif
 };
 
+// Parts of the gate.
+constexpr uint32_t kOpen = 1, kOneInside = 2, kInside = 0xFFFE, kOneAllowed = 1 << 16;
+constexpr size_t kMaxWorkers = kInside / kOneInside;
+
 // About 50 us: longer than the pause between two loops of a decode step, short enough
 // to be no burden on a machine that has other work.
 constexpr int kSpins = 2000;
@@ -99,6 +104,7 @@ void ThreadPool::ForgetThreads() noexcept {
   workers_.clear();
   gate_ = 0;
   busy_ = false;
+  ++forks_;
 }
 
 void ThreadPool::Job::Fail(size_t index) {
@@ -126,19 +132,19 @@ void ThreadPool::Job::Work(const Poll* poll) {
 
 bool ThreadPool::Enter() {
   uint32_t gate = gate_.load(std::memory_order_acquire);
-  for (;;) {
-    if ((gate & 1) == 0 || gate / 2 >= max_workers_.load(std::memory_order_relaxed)) {
-      return false;
-    }
-    if (gate_.compare_exchange_weak(gate, gate + 2, std::memory_order_acq_rel)) {
+  while ((gate & kOpen) != 0 && (gate & kInside) / kOneInside < gate / kOneAllowed) {
+    if (gate_.compare_exchange_weak(gate, gate + kOneInside,
+                                    std::memory_order_acq_rel)) {
       return true;
     }
   }
+  return false;
 }
 
 void ThreadPool::Leave() {
   // The caller waits for zero: closed, and nobody inside.
-  if (gate_.fetch_sub(2, std::memory_order_acq_rel) == 2) gate_.notify_all();
+  const uint32_t gate = gate_.fetch_sub(kOneInside, std::memory_order_acq_rel);
+  if (gate == kOneInside) gate_.notify_all();
 }
 
 void ThreadPool::WorkerLoop(uint32_t seen) {
@@ -161,7 +167,8 @@ void ThreadPool::Run(size_t num_tasks, size_t max_threads, Task task, void* data
                      const Poll& poll) {
   Job job(task, data, num_tasks);
   if (num_tasks == 0) return;
-  const size_t num_workers = std::min(std::max<size_t>(max_threads, 1), num_tasks) - 1;
+  const size_t num_workers =
+      std::min({std::max<size_t>(max_threads, 1) - 1, num_tasks - 1, kMaxWorkers});
   const DefaultFloats floats;
   if (num_workers == 0 || busy_.exchange(true, std::memory_order_acquire)) {
     job.Work(&poll);
@@ -173,18 +180,23 @@ void ThreadPool::Run(size_t num_tasks, size_t max_threads, Task task, void* data
   } catch (const std::exception&) {
     // No more threads to be had: what there is will do.
   }
+  const uint32_t forks = forks_;
   job_ = &job;
-  max_workers_.store(static_cast<uint32_t>(num_workers), std::memory_order_relaxed);
-  gate_.store(1, std::memory_order_release);
+  gate_.store(static_cast<uint32_t>(num_workers) * kOneAllowed + kOpen,
+              std::memory_order_release);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
 
   job.Work(&poll);
-  uint32_t gate =
-      gate_.fetch_and(~uint32_t{1}, std::memory_order_acq_rel) & ~uint32_t{1};
+  uint32_t gate = gate_.fetch_and(kInside, std::memory_order_acq_rel) & kInside;
   while (gate != 0) gate = AwaitChange(gate_, gate);
   busy_.store(false, std::memory_order_release);
   if (job.error) std::rethrow_exception(job.error);
+  if (forks_ != forks) {
+    throw std::runtime_error(
+        "the process forked within a call, whose other threads are not in the child: "
+        "call again there");
+  }
 }
 
 }  // namespace halfbyte

@@ -32,7 +32,8 @@ class ThreadPool {
   // no new task starts and the exception leaves from here. So does the exception of the
   // first task that threw. While the pool is busy, and inside a task, the loop runs on
   // the caller alone. Tasks compute in the default floating-point mode, whatever the
-  // caller's is.
+  // caller's is. If a task or `poll` forks, the child gets a std::runtime_error: what
+  // the other threads had begun is not done there.
   void Run(size_t num_tasks, size_t max_threads, Task task, void* data,
            const Poll& poll);
 
@@ -59,12 +60,14 @@ class ThreadPool {
   void Leave();
   void ForgetThreads() noexcept;
 
-  // Twice the number of workers inside the job, plus one while it is open to more.
+  // From the lowest bit: whether the job is open to more workers, how many are inside
+  // (15 bits), and how many may be while it is open. In one word, so that nobody enters
+  // a job under the limit of the one before.
   std::atomic<uint32_t> gate_{0};
   std::atomic<uint32_t> generation_{0};  // of the job; what sleeping workers watch
-  std::atomic<uint32_t> max_workers_{0};
   std::atomic<bool> busy_{false};
-  Job* job_ = nullptr;  // valid while the gate is open or someone is inside
+  std::atomic<uint32_t> forks_{0};  // this process is so many forks away
+  Job* job_ = nullptr;              // valid while the gate is open or someone is inside
   std::vector<std::thread> workers_;
 };
 

@@ -79,6 +79,8 @@ def refusal(path: Path, error: type[errors.Error]) -> errors.Error:
             "rope_parameters.sliding_attention.rope_theta",
         ),
         ({"rms_norm_eps": 0}, "rms_norm_eps"),
+        ({"hidden_activation": "silu"}, "hidden_activation"),
+        ({"attention_bias": True}, "attention_bias"),
         ({"head_dim": 3}, "head_dim"),
     ],
 )
@@ -208,14 +210,32 @@ def test_a_period_may_be_longer_than_the_model(changed: Callable[..., Path]) -> 
     assert all(layer.sliding for layer in halfbyte.load(folder).config.layers)
 
 
+def test_the_last_layer_of_gemma_4_is_full(tmp_path: Path) -> None:
+    # Whatever the file says: transformers makes it full.
+    model = tiny.build("12b")
+    wanted = model.config.layer_types
+    assert wanted[-1] == tiny.G
+    tiny.save_hf(model, tmp_path)
+    path = tmp_path / "config.json"
+    types = [*wanted[:-1], tiny.S]
+    config = json.loads(path.read_text()) | {"layer_types": types}
+    path.write_text(json.dumps(config))
+    assert type(model.config)(**config).layer_types == wanted
+    layers = halfbyte.load(tmp_path).config.layers
+    assert [layer.sliding for layer in layers] == [kind == tiny.S for kind in wanted]
+
+
 @pytest.mark.parametrize(
     ("file", "members"),
     [
         ("tokenizer.json", {"added_tokens": [{"id": "two", "content": "<x>"}]}),
         ("tokenizer.json", {"normalizer": {"type": "NFKC"}}),
+        ("tokenizer.json", {"model": {"ignore_merges": True}}),
+        ("tokenizer.json", {"model": {"fuse_unk": False, "byte_fallback": False}}),
         ("tokenizer_config.json", {"chat_template": 3}),
         ("generation_config.json", {"eos_token_id": "one"}),
         ("generation_config.json", {"eos_token_id": [1, 2.5]}),
+        ("generation_config.json", {"eos_token_id": [1, 999999]}),
     ],
 )
 def test_the_file_that_is_wrong_is_named(
@@ -225,6 +245,13 @@ def test_the_file_that_is_wrong_is_named(
     error = refusal(folder, errors.Error)
     assert error.path == str(folder / file)
     assert str(error).startswith(f"{file}: ")
+
+
+def test_ids_that_no_token_has_are_suppressed_already(
+    changed: Callable[..., Path],
+) -> None:
+    folder = changed("generation_config.json", suppress_tokens=[3, 999999])
+    assert halfbyte.load(folder).has_tokenizer
 
 
 def test_a_vocabulary_that_ends_without_its_tokens_is_named(
@@ -252,6 +279,20 @@ def test_other_scaling_of_positions(name: str, family: str, tmp_path: Path) -> N
     error = refusal(path, errors.ModelError)
     assert error.key == f"{family}.rope.scaling.type"
     assert "found 'yarn'; expected 'none' or 'linear'" in str(error)
+
+
+def test_a_key_is_in_the_file_that_has_it(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "gemma4", split_max_tensors=1)
+    writer.add_block_count(0)
+    for name in "ab":
+        writer.add_tensor(name, np.zeros(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    first, second = sorted(tmp_path.iterdir())
+    error = refusal(second, errors.ModelError)
+    assert (error.path, error.key) == (str(first), "gemma4.block_count")
 
 
 def test_a_list_is_no_temperature(tmp_path: Path) -> None:

@@ -277,6 +277,23 @@ def test_suppressed_tokens_are_never_chosen(model: Any, tmp_path: Path) -> None:
     assert piece.token == order[4]
 
 
+def test_outputs_that_have_no_token_are_never_chosen(tmp_path: Path) -> None:
+    # Embeddings are often padded beyond the vocabulary.
+    tiny.save_hf(tiny.talkative("e2b"), tmp_path)
+    path = tmp_path / "tokenizer.json"
+    made = json.loads(path.read_text())
+    whole = made["model"]["vocab"]
+    kept = {text: id for text, id in whole.items() if id < len(whole) - 100}
+    assert all(token["id"] < len(kept) for token in made["added_tokens"])
+    merges = [pair for pair in made["model"]["merges"] if "".join(pair) in kept]
+    made["model"] |= {"vocab": kept, "merges": merges}
+    path.write_text(json.dumps(made))
+    padded = halfbyte.load(tmp_path, threads=1)
+    stream = padded.stream(IDS, max_tokens=100, temperature=100.0, seed=1)
+    assert len("".join(piece.text for piece in stream)) > 0
+    assert max(stream.tokens) < len(kept)
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [

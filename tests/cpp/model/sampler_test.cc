@@ -50,6 +50,13 @@ void ExpectDistribution(const std::vector<double>& want, std::map<int32_t, int> 
 
 const std::vector<float> kFour = Log({0.1f, 0.4f, 0.2f, 0.3f});
 
+TEST(SamplerTest, APenaltyThatOverflowsIsNoInfinity) {
+  const std::vector<float> logits = {1.0f, 2.0f, 3.0f};
+  const SamplingParams params = {.temperature = 1.0f, .repetition_penalty = 1e-38f};
+  const std::map<int32_t, int> all = {{1, kDraws}};
+  EXPECT_EQ(all, Counts(params, logits, {1}));
+}
+
 TEST(SamplerTest, ZeroTemperatureTakesTheLargestAndTheLowestIdOnATie) {
   Sampler sampler({}, 1);
   std::vector<float> logits = {1.0f, 7.0f, -2.0f, 7.0f};

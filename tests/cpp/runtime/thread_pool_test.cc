@@ -120,12 +120,21 @@ TEST(ThreadPoolTest, OfSeveralExceptionsTheLowestTasksIsThrown) {
 TEST(ThreadPoolTest, PollMayCancel) {
   for (size_t threads : {1, 2}) {
     std::atomic<int> runs{0};
+    std::atomic<bool> cancelled{false};
     const auto caller = std::this_thread::get_id();
     const Context context = {.num_threads = threads, .poll = [&] {
                                EXPECT_EQ(caller, std::this_thread::get_id());
-                               if (runs > 10) throw std::runtime_error("cancelled");
+                               if (runs <= 10) return;
+                               cancelled = true;
+                               throw std::runtime_error("cancelled");
                              }};
-    const auto loop = [&] { context.ParallelFor(1000000, [&](size_t) { ++runs; }); };
+    const auto loop = [&] {
+      context.ParallelFor(1000000, [&](size_t) {
+        // Or the other thread does all of them while the caller's core is taken away.
+        if (++runs <= 10 || std::this_thread::get_id() == caller) return;
+        while (!cancelled) Nap();
+      });
+    };
     EXPECT_THROW(loop(), std::runtime_error);
     EXPECT_LT(runs, 1000000);
   }
@@ -138,6 +147,27 @@ TEST(ThreadPoolTest, AForkedChildStartsItsOwnThreads) {
     alarm(10);  // a loop that waits for threads of the parent would never end
     _exit(ThreadsThatWork(3) == 3 ? 0 : 1);
   }
+  int status = 0;
+  ASSERT_EQ(child, waitpid(child, &status, 0));
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+}
+
+TEST(ThreadPoolTest, AForkWithinALoopIsAnErrorInTheChild) {
+  // As a signal's handler in Python may do, which a poll runs.
+  pid_t child = -1;
+  const Context context = {.num_threads = 3, .poll = [&] {
+                             if (child != -1) return;
+                             child = fork();
+                             if (child == 0) alarm(10);
+                           }};
+  bool failed = false;
+  try {
+    context.ParallelFor(20, [](size_t) { Nap(); });
+  } catch (const std::runtime_error&) {
+    failed = true;
+  }
+  if (child == 0) _exit(failed ? 0 : 1);
+  EXPECT_FALSE(failed);
   int status = 0;
   ASSERT_EQ(child, waitpid(child, &status, 0));
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
