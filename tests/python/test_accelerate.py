@@ -564,6 +564,16 @@ def test_a_compressed_model_is_restored(packed_folder: Callable[..., Path]) -> N
     assert torch.equal(logits(model), want)
 
 
+def test_a_compressed_model_is_not_saved_under_our_names(
+    packed_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = load(packed_folder("gemma3", "w4 g32"))
+    halfbyte.accelerate(model)
+    with pytest.raises(UnsupportedError, match=r"halfbyte\.restore first"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_expanded_model_is_left(packed_folder: Callable[..., Path]) -> None:
     model = load(packed_folder("gemma3", "w4"))
     logits(model)
@@ -813,6 +823,59 @@ def test_packed_dense_layers_are_not_saved_as_dense_ones(tmp_path: Path) -> None
     halfbyte.restore(model)
     model.save_pretrained(tmp_path)
     assert list(tmp_path.glob("*.safetensors"))
+
+
+def test_adapters_are_saved_all_the_same() -> None:
+    model = tiny.build("gemma3", wide=True)
+    model.peft_config = {}  # what PEFT leaves on a model whose adapters it writes
+    saves = model.save_pretrained
+    halfbyte.accelerate(model, quantize="q4_0")
+    assert model.save_pretrained == saves
+
+
+def test_a_call_that_is_cut_short_leaves_a_model_that_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.build("gemma3", wide=True)
+    made = QuantLinear.from_linear
+    calls: list[int] = []
+
+    def twice(*args: Any, **options: Any) -> Any:
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return made(*args, **options)
+
+    monkeypatch.setattr(QuantLinear, "from_linear", twice)
+    with pytest.raises(KeyboardInterrupt):
+        halfbyte.accelerate(model, quantize="q4_0")
+    assert len(swapped(model)) == 2
+    with pytest.raises(UnsupportedError):
+        model.save_pretrained(tmp_path)
+
+
+def test_weights_that_a_format_cannot_hold_are_left() -> None:
+    model = nn.Sequential(nn.Linear(32, 4), nn.Linear(32, 4), nn.Linear(32, 4))
+    model[0].weight.data[0, 0] = torch.inf
+    model[1].weight.data[0, 0] = 1e8
+    report = halfbyte.accelerate(model, quantize="q4_0")
+    assert sorted(report.skipped.values()) == [("0",), ("1",)]
+    assert all(why.startswith("weights that q4_0 cannot") for why in report.skipped)
+
+
+def test_layers_whose_weights_others_read_are_left() -> None:
+    parts = {"d_model": 64, "nhead": 4, "dim_feedforward": 128, "batch_first": True}
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(**parts), 1)
+    model = nn.ModuleList([encoder, nn.Linear(64, 64)]).eval()
+    report = halfbyte.accelerate(model, quantize="q8_0")
+    assert sum(count for count, _, _ in report.swapped.values()) == 1
+    with torch.no_grad():
+        assert model[0](torch.ones(2, 3, 64)).shape == (2, 3, 64)
+    # As T5 says of layers that it reads the type of.
+    model = nn.ModuleDict({"wi": nn.Linear(64, 64), "wo": nn.Linear(64, 64)})
+    model._keep_in_fp32_modules = ["wo"]
+    halfbyte.accelerate(model, quantize="q8_0")
+    assert list(swapped(model)) == ["wi"]
 
 
 def test_dense_layers_that_do_not_fit() -> None:

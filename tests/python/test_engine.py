@@ -160,6 +160,13 @@ def test_loss(fast: Any, original: Any) -> None:
     assert abs(fast(ids, labels=labels).loss - wanted) <= 2 * NOISE * 30
 
 
+def test_a_loss_is_divided_as_a_trainer_says(fast: Any) -> None:
+    ids, labels = torch.tensor([IDS]), torch.tensor([[-100] * 5 + IDS[5:]])
+    mean = fast(ids, labels=labels).loss
+    shared = fast(ids, labels=labels, num_items_in_batch=3 * len(IDS[5:])).loss
+    torch.testing.assert_close(shared, mean / 3)
+
+
 def test_loss_beside_the_logits_of_some_columns(fast: Any) -> None:
     """The loss is that of all columns, whichever logits are asked for."""
     ids, labels = torch.tensor([IDS]), torch.tensor([[-100] * 5 + IDS[5:]])
@@ -365,6 +372,29 @@ def test_torch_stands_aside_for_a_single_row(
         torch.set_num_threads(1)
 
 
+def test_torch_has_all_threads_in_a_thread_that_begins_meanwhile(fast: Any) -> None:
+    ids, options = torch.tensor([IDS]), {"max_new_tokens": 2, "do_sample": False}
+    seen: list[int] = []
+
+    def newcomer() -> None:
+        torch.ones(300, 300) @ torch.ones(300, 300)  # takes the number of new threads
+        seen.append(torch.get_num_threads())
+
+    def watch(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        thread = threading.Thread(target=newcomer)
+        thread.start()
+        thread.join()
+        return scores
+
+    torch.set_num_threads(2)
+    try:
+        fast.generate(ids, logits_processor=[watch], **options)
+        assert seen == [2, 2]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_torch_has_its_threads_again_after_calls_that_overlap(fast: Any) -> None:
     # The first call ends while the second, which began in it, goes on.
     first, second = threading.Event(), threading.Event()
@@ -552,6 +582,26 @@ def test_a_padded_batch(name: str, folders: Make) -> None:
         same(model, ours[at : at + 1, pad:], theirs[at : at + 1, pad:], len(ids))
     unmasked = rows(*prompts)["input_ids"]  # the mask is told from the padding
     assert torch.equal(fast.generate(unmasked, max_new_tokens=12), ours)
+
+
+def test_an_end_that_is_also_padding_is_no_padding(fast: Any, original: Any) -> None:
+    # As transformers has it: the end of an earlier turn is told from nothing else.
+    ids = torch.tensor([[*IDS[:4], 1, *IDS[4:9]]])
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 1}
+    same(original, fast.generate(ids, **options), original.generate(ids, **options), 10)
+
+
+def test_the_models_own_configuration_counts_beside_one_that_is_given(
+    folders: Make,
+) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folders("e2b"))
+    fast, ids = engine(model), torch.tensor([IDS])
+    given = transformers.GenerationConfig(max_new_tokens=2)
+    model.generation_config.output_hidden_states = True
+    model.generation_config.return_dict_in_generate = True
+    with pytest.warns(UserWarning, match="output_hidden_states"):
+        assert model.generate(ids, generation_config=given).hidden_states
+    fast.detach()
 
 
 @pytest.mark.parametrize("beams", [2, 4])

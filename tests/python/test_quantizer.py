@@ -26,7 +26,10 @@ from halfbyte.transformers.quantizer import HalfbyteQuantizer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     PreTrainedTokenizerFast,
     TextIteratorStreamer,
     pipeline,
@@ -512,6 +515,78 @@ def test_dequantize_gives_the_decoded_model(dense: tuple[Any, Path]) -> None:
     assert packed.lm_head.weight is packed.get_input_embeddings().weight
     want = packed(IDS).logits  # the bound of the decoded weights, see above
     assert float((got - want).abs().max()) < 2**-13 * float(want.abs().max())
+
+
+# ---- other architectures
+
+
+def other(name: str, kind: Any, folder: Path, **shape: Any) -> Any:
+    """A small model of another architecture; its checkpoint is in `folder`."""
+    torch.manual_seed(0)
+    model = kind.from_config(AutoConfig.for_model(name, **shape)).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+SMALL = {
+    "vocab_size": 99,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+}
+
+
+def test_a_table_that_does_more_stays(tmp_path: Path) -> None:
+    # It multiplies its rows by a number of its own.
+    shape = {"vocab_size": 99, "d_model": 64, "ffn_dim": 128, "attention_heads": 4}
+    model = other("xglm", AutoModelForCausalLM, tmp_path, num_layers=2, **shape)
+    packed = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=HalfbyteConfig(bits=8, embeddings=True)
+    )
+    assert type(packed.get_input_embeddings()) is type(model.get_input_embeddings())
+    want, got = model(IDS % 99).logits, packed(IDS % 99).logits
+    # 8-bit weights and activations: 1/254 of the largest of each row, twice, in each of
+    # 13 products, if all errors had one sign.
+    assert float((got - want).abs().max()) < 13 * 2 / 254 * float(want.abs().max())
+    packed.dequantize()
+
+
+def test_tables_tied_to_each_other_stay(tmp_path: Path) -> None:
+    shape = {"vocab_size": 99, "d_model": 64, "d_kv": 16, "d_ff": 128}
+    shape |= {"num_layers": 1, "num_heads": 4, "decoder_start_token_id": 0}
+    kind = AutoModelForSeq2SeqLM
+    other("t5", kind, tmp_path, **shape)
+    packed = kind.from_pretrained(
+        tmp_path, quantization_config=HalfbyteConfig(bits=8, embeddings=True)
+    )
+    ids = IDS % 99
+    assert packed(input_ids=ids, decoder_input_ids=ids).logits.isfinite().all()
+
+
+def test_shared_experts_are_layers_like_others(tmp_path: Path) -> None:
+    experts = {"n_routed_experts": 8, "n_group": 2, "topk_group": 1}
+    experts |= {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    experts |= {"first_k_dense_replace": 1, "n_shared_experts": 1}
+    ranks = {"kv_lora_rank": 32, "q_lora_rank": 32, "qk_rope_head_dim": 8}
+    ranks |= {"qk_nope_head_dim": 8, "v_head_dim": 16, "num_key_value_heads": 4}
+    other("deepseek_v3", AutoModelForCausalLM, tmp_path, **SMALL, **experts, **ranks)
+    packed = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=HalfbyteConfig(bits=8)
+    )
+    shared = packed.model.layers[1].mlp.shared_experts
+    assert isinstance(shared.down_proj, QuantLinear)
+    assert packed(IDS % 99).logits.isfinite().all()
+
+
+def test_a_tied_bias_stays_tied_when_a_model_is_unpacked(tmp_path: Path) -> None:
+    kind = AutoModelForMaskedLM
+    other("bert", kind, tmp_path, **SMALL)
+    packed = kind.from_pretrained(tmp_path, quantization_config=HalfbyteConfig(bits=8))
+    packed.dequantize()
+    head = packed.cls.predictions
+    assert head.decoder.bias is head.bias
+    assert head.decoder.weight is packed.get_input_embeddings().weight
 
 
 # ---- use

@@ -300,6 +300,16 @@ def test_casts_leave_everything_as_it_is() -> None:
         same(module(x), want)
 
 
+def test_rows_follow_a_cast_as_those_of_a_dense_table_do() -> None:
+    packed = static("w8")
+    table = QuantEmbedding.from_packed(packed.weight, "w8", scale=packed.weight_scale)
+    ids = torch.tensor([1, 0])
+    want = table(ids)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        same(table.to(dtype)(ids), want.to(dtype))
+        same(table.to(torch.float64)(ids), want.to(dtype))  # no type of ours
+
+
 def test_meta_and_back() -> None:
     module, x = layer(), torch.randn(2, K)
     want, state = module(x), copy.deepcopy(module.state_dict())

@@ -195,6 +195,20 @@ def _converted(
     return kind.convert(layer, plan.activations)
 
 
+def _read_elsewhere(model: nn.Module) -> set[nn.Module]:
+    """Linear layers whose weights are more than their own business.
+
+    torch's encoder hands those of a layer to one fused operation, and transformers' T5
+    casts what goes into some to the type of their weights.
+    """
+    wide = set[str](getattr(model, "_keep_in_fp32_modules", None) or ())
+    read = {m for name, m in model.named_modules() if wide & set(name.split("."))}
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            read.update(module.modules())
+    return read
+
+
 def _swap_layers(model: nn.Module, plan: _Plan, swaps: _Swaps) -> dict[str, list[str]]:
     """Swap what can be, note it in `swaps`; names of the other layers by reason."""
     skipped: dict[str, list[str]] = {}
@@ -203,12 +217,15 @@ def _swap_layers(model: nn.Module, plan: _Plan, swaps: _Swaps) -> dict[str, list
         for module in model.modules()
         for parameter in module.parameters(recurse=False)
     )
+    read = _read_elsewhere(model)
     for layer, names in _places(model).items():
         kind = kind_of(layer, plan.quantize)
         if kind is None:
             continue
         shared = any(owners[id(p)] > 1 for p in layer.parameters(recurse=False))
         try:
+            if kind.dense and layer in read:
+                raise Unsuitable("others than the layer itself read its weight")
             packed = _converted(layer, names, kind, plan, shared)
         except Unsuitable as reason:
             skipped.setdefault(str(reason), []).append(names[0])
@@ -240,12 +257,26 @@ def _take_hook(model: nn.Module, swaps: _Swaps) -> None:
         del model.ct_decompress_hook
 
 
+def _guard_saving(model: nn.Module, swaps: _Swaps) -> None:
+    """Refuse to write weights that the model's configuration does not describe.
+
+    A model around which PEFT put adapters writes those alone.
+    """
+    unsaid = any(s.dense or s.kind.startswith("compressed") for s in swaps.done)
+    if (
+        unsaid
+        and hasattr(model, "save_pretrained")
+        and not hasattr(model, "peft_config")
+    ):
+        model.__dict__["save_pretrained"] = _save_pretrained
+
+
 def _save_pretrained(*args: Any, **kwargs: Any) -> None:
     del args, kwargs
     raise UnsupportedError(
-        "save_pretrained: the model's configuration does not say that dense layers are "
-        "packed, so nobody could load what it writes - call halfbyte.restore first, or "
-        "pack with halfbyte.transformers.HalfbyteConfig, which saves"
+        "save_pretrained: the model's configuration does not say how its layers are "
+        "packed now, so nobody could load what it writes - call halfbyte.restore first, "
+        "or pack with halfbyte.transformers.HalfbyteConfig, which saves"
     )
 
 
@@ -323,7 +354,8 @@ def accelerate(
         layers that compressed-tensors has not expanded yet.
     quantize : str, optional
         Pack dense linear layers too, to a format such as ``"q4_0"``. The model then
-        refuses `save_pretrained`, as its configuration says nothing of that.
+        refuses `save_pretrained`, as its configuration says nothing of that; so does
+        one whose layers compressed-tensors had packed.
     repack : {"auto", "always", "never"}
         Whether to copy the weights into the order in which products read them, beside
         the bytes that the model keeps. ``"auto"`` copies if free memory holds that with
@@ -360,15 +392,16 @@ def accelerate(
     plan = _plan(quantize, repack, activations, skip, keep)
     swaps = _Swaps.of(model) or _Swaps()
     model.__dict__["_halfbyte_swaps"] = swaps
-    skipped = _swap_layers(model, plan, swaps)
+    try:
+        skipped = _swap_layers(model, plan, swaps)
+    finally:  # a call that is cut short leaves a model that cannot be saved either
+        _guard_saving(model, swaps)
     if not swaps.done:
         del model.__dict__["_halfbyte_swaps"]
         raise _nothing(model, skipped)
     if fuse:
         swaps.fused |= fusing.fuse(model)
     _take_hook(model, swaps)
-    if hasattr(model, "save_pretrained") and any(s.dense for s in swaps.done):
-        model.__dict__["save_pretrained"] = _save_pretrained
     linears = [s.packed for s in swaps.done if isinstance(s.packed, QuantLinear)]
     repack_layers(linears, "never" if activations == "f32" else repack)
     report = _report(model, swaps, skipped, plan)

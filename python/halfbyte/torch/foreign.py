@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from halfbyte.errors import NumericalError
 from halfbyte.formats import format_info, formats
 from halfbyte.torch import ops
 from halfbyte.torch._dispatch import BYTES
@@ -294,7 +295,10 @@ def _dense(format: str | None) -> Callable[[Any, str], QuantLinear]:
             raise Unsuitable(f"dense weights in {layer.weight.dtype}")
         if layer.in_features % format_info(format).block_len:
             raise Unsuitable(f"rows of {layer.in_features} do not fit {format}")
-        return QuantLinear.from_linear(layer, format, activations=activations)
+        try:
+            return QuantLinear.from_linear(layer, format, activations=activations)
+        except NumericalError as error:
+            raise Unsuitable(f"weights that {format} cannot hold: {error}") from None
 
     return convert
 

@@ -16,6 +16,7 @@ from halfbyte.errors import ArgumentError, ShapeError
 from halfbyte.formats import FormatInfo, format_info
 from halfbyte.torch import ops
 from halfbyte.torch._dispatch import (
+    TYPES,
     at_once,
     check_optional_tensors,
     check_tensors,
@@ -507,6 +508,16 @@ class QuantEmbedding(PackedModule):
         if scale is not None:
             layer.embedding_scale = frozen(scale)
         return layer
+
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> QuantEmbedding:
+        """Have rows come in the type that a cast gives dense layers."""
+        super()._apply(fn, recurse)
+        to = fn(torch.empty(0, dtype=self.output_dtype)).dtype
+        if to in TYPES:
+            self.output_dtype = to
+        return self
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows as they are stored, not multiplied by `embed_scale`.

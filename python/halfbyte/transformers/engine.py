@@ -134,6 +134,7 @@ class EngineModel(PreTrainedModel, GenerationMixin):
         token_type_ids: torch.Tensor | None = None,
         mm_token_type_ids: torch.Tensor | None = None,
         cache: SessionCache | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **others: Any,
     ) -> CausalLMOutputWithPast:
         """Run tokens, and return the logits that follow them.
@@ -158,6 +159,8 @@ class EngineModel(PreTrainedModel, GenerationMixin):
         cache : SessionCache, optional
             `past_key_values` by its name in transformers from 5.24 on; in the outputs
             it has the name that the installed release gives it.
+        num_items_in_batch : int or tensor, optional
+            What a loss is divided by, as a Trainer says; the labels in it by default.
         **others
             Options of other models. None, False and absent are the same.
 
@@ -201,7 +204,12 @@ class EngineModel(PreTrainedModel, GenerationMixin):
         logits = past.run(input_ids, needed, attention_mask, position_ids)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1])
+            loss = self.loss_function(
+                logits,
+                labels,
+                vocab_size=logits.shape[-1],
+                num_items_in_batch=num_items_in_batch,
+            )
         if isinstance(logits_to_keep, torch.Tensor):
             logits = logits[:, logits_to_keep]
         else:
@@ -275,12 +283,21 @@ class EngineModel(PreTrainedModel, GenerationMixin):
         kwargs: Mapping[str, Any],
     ) -> str | None:
         """Why the engine cannot do what `generate` is asked for. None if it can."""
-        config = generation_config or self.generation_config
         given = {name: value for name, value in kwargs.items() if value is not None}
+
+        def asked(name: str) -> Any:
+            """What `generate` makes of its arguments and of both configurations."""
+            values = (
+                given.get(name),
+                getattr(generation_config, name, None),
+                getattr(self.generation_config, name, None),
+            )
+            return next((value for value in values if value is not None), None)
+
         for name in sorted(given.keys() - _known_options()):
             return f"{name}: {_TEXT_ALONE}"
         for name in _MORE_THAN_LOGITS:
-            if given.get(name, getattr(config, name, None)):
+            if asked(name):
                 return f"{name}: {_TEXT_ALONE}"
         chosen = getattr(generation_config, "cache_implementation", None)
         chosen = given.get("cache_implementation", chosen)
@@ -295,8 +312,9 @@ class EngineModel(PreTrainedModel, GenerationMixin):
             _check_ids(ids)
         if mask is not None:
             instance(mask, "attention_mask", torch.Tensor, "a tensor")
-        pad = given.get("pad_token_id", config.pad_token_id)
-        if mask is None and ids is not None and pad is not None:
+        pad, ends = asked("pad_token_id"), asked("eos_token_id")
+        ends = ends if isinstance(ends, list | tuple) else [ends]
+        if mask is None and ids is not None and pad is not None and pad not in ends:
             mask = ids != pad  # as generate does, which says nothing about a hole
         return None if mask is None or mask.ndim != 2 else wrong_padding(mask != 0)
 
@@ -326,24 +344,35 @@ def _torch_aside(rows: int) -> Iterator[None]:
     Its other threads wait for more work after each operation, for a millisecond, on
     the cores where the forward pass would run. That keeps the number torch had.
     """
-    if rows > 1:
+    if rows > 1 or getattr(_own, "aside", False):
         yield
         return
-    with _lock:  # what torch has belongs to all threads, some of which may be in here
-        count = _aside[0] if _aside else torch.get_num_threads()
-        _aside.append(count)
+    with _lock:
+        count = torch.get_num_threads()
+        torch.set_num_threads(1)
+        _for_new_threads(count)
+    _own.aside = True
     try:
         with targets.threads(targets.num_threads_or(count)):
-            torch.set_num_threads(1)
             yield
     finally:
-        torch.set_num_threads(count)
+        _own.aside = False
         with _lock:
-            _aside.pop()
+            torch.set_num_threads(count)
 
 
-_lock = threading.Lock()
-_aside: list[int] = []  # the number torch had, for each call that has it aside
+def _for_new_threads(count: int) -> None:
+    """Have torch give threads that have not used it yet this number.
+
+    They take the one that was set last, in whichever thread; each then has its own.
+    """
+    setter = threading.Thread(target=torch.set_num_threads, args=(count,))
+    setter.start()
+    setter.join()
+
+
+_own = threading.local()
+_lock = threading.Lock()  # between setting a thread's own number and that of new ones
 
 
 _TEXT_ALONE = "not for the engine, which takes token ids and gives logits"

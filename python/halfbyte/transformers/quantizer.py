@@ -276,7 +276,7 @@ class HalfbyteQuantizer(HfQuantizer):
             swap.fill(dense, model.get_submodule(name), dtype)
             model.set_submodule(name, dense)
         model.all_tied_weights_keys = model._tied_weights_keys = {
-            target: f"{source.rpartition('.')[0]}.weight"
+            target: source.replace(".embedding_quantized", ".weight")
             for target, source in model.all_tied_weights_keys.items()
         }
         model.tie_weights(recompute_mapping=False)

@@ -128,11 +128,18 @@ def _tables(model: Any, config: HalfbyteConfig) -> tuple[Plan, Plan]:
     chosen: Plan = {}
     skipped: Plan = {}
     format = config.table_format
+    tied = _tied_tables(model)
     for name, module in model.named_modules():
         if not isinstance(module, nn.Embedding):
             continue
         if format is None:
             skipped[name] = "an embedding: see HalfbyteConfig(embeddings=…)"
+        elif name in tied:
+            skipped[name] = "an embedding tied to another"
+        elif type(module) is not nn.Embedding and not hasattr(
+            module, "scalar_embed_scale"
+        ):
+            skipped[name] = f"a {type(module).__name__}, which may do more"
         elif not should_convert_module(
             name, [*(config.modules_to_not_convert or []), *_NEVER]
         ):
@@ -145,6 +152,17 @@ def _tables(model: Any, config: HalfbyteConfig) -> tuple[Plan, Plan]:
         if (table := source.removesuffix(".weight")) in chosen:
             chosen[target.removesuffix(".weight")] = chosen[table]
     return chosen, skipped
+
+
+def _tied_tables(model: Any) -> set[str]:
+    """Embeddings that share their weights with embeddings."""
+    tied: set[str] = set()
+    for pair in model.all_tied_weights_keys.items():
+        names = [name.removesuffix(".weight") for name in pair]
+        modules = [model.get_submodule(name.rpartition(".")[0]) for name in pair]
+        if all(isinstance(module, nn.Embedding) for module in modules):
+            tied.update(names)
+    return tied
 
 
 def saved_plan(model: Any, config: HalfbyteConfig) -> tuple[Plan, Plan]:
@@ -178,10 +196,10 @@ def saved_plan(model: Any, config: HalfbyteConfig) -> tuple[Plan, Plan]:
 
 def _owner(name: str, known: set[str]) -> str:
     """The module that a name of a plan is about; empty if there is none."""
+    if name in known:  # a layer of its own, such as shared_experts.down_proj
+        return name
     parent, _, leaf = name.rpartition(".")
-    if leaf in _EXPERT_PARTS and parent in known and parent.endswith("experts"):
-        return parent
-    return name if name in known else ""
+    return parent if leaf in _EXPERT_PARTS and parent in known else ""
 
 
 # ---- the exchange
