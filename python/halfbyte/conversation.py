@@ -171,7 +171,7 @@ class Conversation:
         """Forget the messages; not `system`, nor what was computed of it."""
         with self._alone:
             self._stop()
-            self.messages.clear()
+            self.messages = []
 
     def copy(self) -> Conversation:
         """Begin another conversation with the same messages.

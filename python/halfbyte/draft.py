@@ -21,7 +21,7 @@ from typing import NamedTuple, final
 
 from halfbyte.errors import ArgumentError
 
-__all__ = ["Draft", "Leftover", "is_draft", "leftovers", "remove"]
+__all__ = ["Draft", "Leftover", "is_draft", "leftovers", "remove", "write_whole"]
 
 # .model.gguf.4711-0badcafe.halfbyte-part: no reader looks for such a name, and it says
 # whose process writes it.
@@ -88,9 +88,11 @@ class Draft:
         self._header = f"halfbyte draft 1: {size} {key}\n" if key else ""
         self._end = size  # of the file, with its records
         self._fd = -1
+        adopted = False
         try:
             self._mode = self._final_mode()
-            if not self._adopt():
+            adopted = self._adopt()
+            if not adopted:
                 self._create()
             self._reserve()
             if self._end == size:
@@ -100,6 +102,10 @@ class Draft:
             if self._fd >= 0:
                 self.discard()
             raise explained from None
+        except BaseException:  # Ctrl-C, as room for gigabytes takes a while
+            if self._fd >= 0:
+                (self.keep if adopted else self.discard)()
+            raise
 
     # ---- writing
 
@@ -287,6 +293,24 @@ class Draft:
         if fd >= 0:
             with contextlib.suppress(OSError):  # `commit` closed the file once before
                 os.close(fd)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a small file that is there whole or, after a failure, as it was.
+
+    Parameters
+    ----------
+    path : Path
+    data : bytes
+
+    Raises
+    ------
+    OSError, ArgumentError
+        As by `Draft`.
+    """
+    with Draft(path, len(data)) as draft:
+        draft.write(data, 0)
+        draft.commit(Path.stat)
 
 
 def is_draft(path: Path) -> bool:

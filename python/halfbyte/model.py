@@ -252,7 +252,8 @@ class Session:
         with self._sequence.alone:
             total = self._scores(tokens, context, progress)
         windows = -(-len(tokens) // context)
-        return math.exp(-total / (len(tokens) - windows))
+        with np.errstate(over="ignore"):  # of what is as good as ruled out
+            return float(np.exp(-total / (len(tokens) - windows)))
 
     def _scores(
         self,

@@ -127,7 +127,7 @@ class ChatFormat:
         if self.family == "gemma3":
             if tools or enable_thinking:
                 raise ArgumentError("Gemma 3 knows neither tools nor thinking")
-            return _render_gemma3(messages, add_generation_prompt)
+            return _render_gemma3(messages, names, add_generation_prompt)
         writer = _Gemma4(messages, names, enable_thinking, preserve_thinking)
         try:
             writer.write_system(tools or ())
@@ -248,7 +248,7 @@ def _check(message: Message, what: str) -> None:
             raise DTypeError(f"{what}: {name}: found {got}; expected a list")
 
 
-def _texts(message: Message) -> list[str]:
+def _texts(message: Message, name: str) -> list[str]:
     """Return the text parts of a message's content, as they are."""
     content = message.get("content")
     if content is None:
@@ -257,12 +257,12 @@ def _texts(message: Message) -> list[str]:
         return [content]
     if isinstance(content, Mapping) or not isinstance(content, Sequence):
         raise DTypeError(
-            f"content of a {message['role']} message: found "
-            f"{type(content).__name__}; expected a string or a list of text parts"
+            f"{name}: content: found {type(content).__name__}; expected a string or a "
+            "list of text parts"
         )
     texts: list[str] = []
-    for part in content:
-        what = f"content of a {message['role']} message"
+    for index, part in enumerate(content):
+        what = f"{name}: content[{index}]"
         kind = str(_mapping(part, what).get("type", "text"))
         if kind != "text":
             raise ArgumentError(
@@ -286,27 +286,27 @@ def _is_system(message: Message) -> bool:
 
 
 def _render_gemma3(
-    messages: Sequence[Message], add_generation_prompt: bool
+    messages: Sequence[Message], names: Sequence[str], add_generation_prompt: bool
 ) -> list[Part]:
     out = _Parts()
     out.mark("<bos>")
     prefix = ""
     if messages and _is_system(messages[0]):
-        prefix = "".join(_texts(messages[0])) + "\n\n"
-        messages = messages[1:]
-    for index, message in enumerate(messages):
+        prefix = "".join(_texts(messages[0], names[0])) + "\n\n"
+        messages, names = messages[1:], names[1:]
+    for index, (message, name) in enumerate(zip(messages, names, strict=True)):
         expected = "assistant" if index % 2 else "user"
         role = "assistant" if _is_model(message) else message["role"]
         if role != expected:
             raise ArgumentError(
-                "roles must alternate user, assistant, user, ...: found "
-                f"{message['role']!r} where {expected!r} is due"
+                f"{name}: found role {message['role']!r}; expected {expected!r}, as "
+                "roles alternate in Gemma 3"
             )
         out.mark("<start_of_turn>")
         out.text("model\n" if role == "assistant" else "user\n")
         out.text(prefix)
         prefix = ""
-        for text in _texts(message):
+        for text in _texts(message, name):
             out.text(text.strip())
         out.mark("<end_of_turn>")
         out.text("\n")
@@ -350,7 +350,7 @@ class _Gemma4:
             self.out.text("\n")
         if system:
             first = self.messages[0]
-            texts = [text.strip() for text in _texts(first)]
+            texts = [text.strip() for text in _texts(first, self.names[0])]
             # A list of parts gets a space after each, a string does not.
             space = "" if isinstance(first.get("content"), str) else " "
             self.out.text("".join(text + space for text in texts))
@@ -393,17 +393,21 @@ class _Gemma4:
 
     def _message(self, index: int, message: Message) -> None:
         made = (message.get("tool_calls") or ()) if _is_model(message) else ()
-        calls = [(_function(c, "a tool call"), c.get("id")) for c in made]
+        name = self.names[index]
+        calls = [
+            (_function(c, f"{name}: tool_calls[{i}]"), c.get("id"))
+            for i, c in enumerate(made)
+        ]
         results: list[tuple[str, Any]] = []
         if _is_model(message):
             self._reasoning(index, message, bool(calls))
-            for function, _ in calls:
-                self._call(function)
+            for i, (function, _) in enumerate(calls):
+                self._call(function, f"{name}: tool_calls[{i}]")
             results = self._results(index, message, calls)
-            for name, value in results:
-                self._response(name, value)
+            for function_name, value in results:
+                self._response(function_name, value)
         strip = strip_thoughts if _is_model(message) else str.strip
-        content = "".join(strip(text) for text in _texts(message))
+        content = "".join(strip(text) for text in _texts(message, name))
         self.out.text(content)
 
         following = next(
@@ -436,10 +440,10 @@ class _Gemma4:
         if text and (current or (self.preserve and has_calls)):
             self._thought(str(text) + "\n")
 
-    def _call(self, function: Mapping[str, Any]) -> None:
+    def _call(self, function: Mapping[str, Any], what: str) -> None:
         self.out.mark("<|tool_call>")
         self.out.text(f"call:{function['name']}")
-        self._value(_arguments(function))
+        self._value(_arguments(function, what))
         self.out.mark("<tool_call|>")
 
     def _results(
@@ -450,20 +454,21 @@ class _Gemma4:
     ) -> list[tuple[str, Any]]:
         """Return name and value of each result that belongs to a message."""
         own = [
-            _mapping(r, "a tool response") for r in message.get("tool_responses") or ()
+            _mapping(response, f"{self.names[index]}: tool_responses[{i}]")
+            for i, response in enumerate(message.get("tool_responses") or ())
         ]
         if own:
             return [(r.get("name") or "unknown", r.get("response")) for r in own]
         # A result without an id is of a call without one, the last.
         names = {repr(call_id): function["name"] for function, call_id in calls}
         results: list[tuple[str, Any]] = []
-        for follower in self.messages[index + 1 :]:
+        for i, follower in enumerate(self.messages[index + 1 :], index + 1):
             if follower["role"] != "tool":
                 break
             name = names.get(repr(follower.get("tool_call_id")))
             value = follower.get("content")
             if isinstance(value, str | Sequence | Mapping):
-                value = "".join(_texts(follower))
+                value = "".join(_texts(follower, self.names[i]))
             results.append((name or follower.get("name") or "unknown", value))
         return results
 
@@ -516,7 +521,8 @@ class _Gemma4:
             self.out.text(",parameters:{")
             self._parameters(_mapping(parameters, what))
         if "response" in function:
-            response = function["response"] or {}
+            what = f"response of {function['name']!r}"
+            response = _mapping(function["response"] or {}, what)
             self.out.text(",response:{")
             if response.get("description"):
                 self._entry("description", response["description"])
@@ -543,7 +549,7 @@ class _Gemma4:
 
     def _required(self, schema: Mapping[str, Any]) -> None:
         if schema.get("required"):
-            self._entry("required", [str(name) for name in schema["required"]])
+            self._entry("required", _listed(schema["required"], "required"))
 
     def _properties(self, properties: Mapping[str, Any], end: str = "},") -> None:
         self.out.text("properties:{")
@@ -585,9 +591,13 @@ class _Gemma4:
             self.out.text(f"{key}:")
             if key == "type":
                 several = not isinstance(value, str)
-                value = [str(v).upper() for v in value] if several else value.upper()
+                value = (
+                    [name.upper() for name in _listed(value, "type of items")]
+                    if several
+                    else value.upper()
+                )
             elif key == "required":
-                value = [str(name) for name in value]
+                value = _listed(value, "required")
             # The keys of what is in there are quoted, of all but this template's own.
             self._value(value, quote_keys=True)
         self.out.text("},")
@@ -598,6 +608,14 @@ def _mapping(value: Any, what: str) -> Mapping[str, Any]:
         got = type(value).__name__
         raise DTypeError(f"{what}: found {got}; expected a mapping")
     return value
+
+
+def _listed(value: Any, key: str) -> list[str]:
+    """Return the names in a list of a schema."""
+    if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
+        got = type(value).__name__
+        raise DTypeError(f"{key} of a schema: found {got}; expected a list of names")
+    return [str(name) for name in value]
 
 
 def _declared(tool: Any, what: str) -> Mapping[str, Any]:
@@ -625,9 +643,9 @@ def _function(value: Any, what: str) -> Mapping[str, Any]:
     return function
 
 
-def _arguments(function: Mapping[str, Any]) -> Mapping[str, Any]:
+def _arguments(function: Mapping[str, Any], what: str) -> Mapping[str, Any]:
     """Return the arguments of a call, read if they are JSON, as OpenAI has them."""
-    what = f"arguments of the call of {function['name']!r}"
+    what = f"{what}: arguments of {function['name']!r}"
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:

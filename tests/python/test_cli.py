@@ -611,6 +611,17 @@ def test_a_model_is_not_written_over_itself(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "other.gguf"]
 
 
+def test_what_stands_beside_the_weights_is_not_written_over(
+    halfbyte: Command, tmp_path: Path
+) -> None:
+    tiny.save_hf(tiny.build("gemma3", wide=True), tmp_path / "hf")
+    config = tmp_path / "hf/config.json"
+    before = config.read_bytes()
+    done = halfbyte("convert", tmp_path / "hf", config, code=2)
+    assert "found the file that is read" in one_error_line(done.stderr)
+    assert config.read_bytes() == before
+
+
 def test_a_foreign_architecture_ends_with_4(halfbyte: Command, foreign: Path) -> None:
     done = halfbyte("run", foreign, "hi", code=4)
     assert "llama" in one_error_line(done.stderr)
@@ -881,6 +892,23 @@ def test_chat_keeps_the_lines_typed_for_next_time(
     assert history.stat().st_mode & 0o777 == 0o600
 
 
+def test_two_chats_at_once_both_keep_their_lines(
+    halfbyte: Command, plain: Path, terminals: list[Terminal]
+) -> None:
+    for _ in range(2):
+        terminals.append(Terminal(halfbyte, "chat", plain, "-n", 2))
+    for number, talk in enumerate(terminals):
+        talk.until(b"> ")
+        talk.type(f"of chat {number}\n".encode())
+        talk.until(b"> ")
+    for talk in terminals:
+        talk.type(b"/bye\n")
+        assert talk.code() == 0
+    history = Path(halfbyte.env["HALFBYTE_CACHE"]) / "chat_history"
+    lines = history.read_text().splitlines()
+    assert lines[-4:] == ["of chat 0", "/bye", "of chat 1", "/bye"]
+
+
 # --- chat through a pipe ---------------------------------------------------------------
 
 
@@ -1007,6 +1035,9 @@ def test_chat_says_what_it_did_not_send(halfbyte: Command, plain: Path) -> None:
         ('"""one\ntwo""" and three', "one\ntwo and three"),
         ('"""one\n"""\ttwo', "one\n\ttwo"),
         ('"""one""" """two"""', 'one """two"""'),
+        ('"""/usr/lib: cannot open\nWhy?"""', "/usr/lib: cannot open\nWhy?"),
+        ('"""/reset"""', "/reset"),
+        ("\ufeffone", "one"),
     ],
 )
 def test_chat_sends_all_of_several_lines(
@@ -1017,6 +1048,17 @@ def test_chat_sends_all_of_several_lines(
     halfbyte("chat", plain, "--quiet", "-n", 1, stdin=lines.encode())
     messages = json.loads(saved.read_text())["messages"]
     assert [m["content"] for m in messages if m["role"] == "user"] == [sent]
+
+
+def test_chat_goes_on_after_a_line_that_is_no_utf_8(
+    halfbyte: Command, plain: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "talk.json"
+    lines = b"one\ncaf\xe9\ntwo\n" + f"/save {saved}\n".encode()
+    halfbyte("chat", plain, "--quiet", "-n", 1, stdin=lines)
+    messages = json.loads(saved.read_text())["messages"]
+    said = [m["content"] for m in messages if m["role"] == "user"]
+    assert said == ["one", "caf\udce9", "two"]
 
 
 def test_chat_saves_where_it_is_told(

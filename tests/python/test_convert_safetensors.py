@@ -354,6 +354,14 @@ def test_what_is_in_the_way_stays(tmp_path: Path) -> None:
     target = tmp_path / "new"
     halfbyte.convert(source, target, to="safetensors", format="bf16", dry_run=True)
     assert not target.exists()
+    other = saved(tiny.build("gemma3", wide=True), tmp_path / "other")
+    for path in other.iterdir():
+        if path.name != "model.safetensors":
+            path.unlink()
+    weights = (other / "model.safetensors").read_bytes()
+    with pytest.raises(ArgumentError, match=r"found 'model\.safetensors'"):
+        halfbyte.convert(source, other, to="safetensors", format="bf16")
+    assert (other / "model.safetensors").read_bytes() == weights
 
 
 def test_what_has_no_such_form(tmp_path: Path) -> None:

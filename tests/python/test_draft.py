@@ -61,6 +61,19 @@ def broken_off(path: Path, error: type[BaseException], *, key: str = "") -> None
         raise error
 
 
+def test_ctrl_c_while_room_is_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "posix_fallocate", interrupt)
+    for key in ("", "a key"):
+        with pytest.raises(KeyboardInterrupt):
+            Draft(tmp_path / "out.gguf", 100, key=key)
+        assert names(tmp_path) == []
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 

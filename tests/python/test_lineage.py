@@ -589,6 +589,9 @@ def test_the_picture(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "halfbyte", "lineage", str(path), "--plot"]
     subprocess.run([*line, str(plot)], check=True, capture_output=True)
     found = lineage(path)
+    none = subprocess.run([*line, "no/m.svg"], check=False, capture_output=True)
+    assert (none.returncode, none.stdout) == (2, b"")
+    assert b"--plot: no: no such folder" in none.stderr
     drawn = plot.read_text(encoding="utf-8")
     assert drawn == found.to_svg()
     root = ElementTree.fromstring(drawn)

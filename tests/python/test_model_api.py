@@ -327,6 +327,13 @@ def test_perplexity_is_its_definition(model: Any, length: int) -> None:
     assert model.perplexity(ids) == pytest.approx(definition(model, ids), rel=1e-3)
 
 
+def test_a_model_that_is_far_off_is_infinitely_perplexed(tmp_path: Path) -> None:
+    broken = tiny.build("gemma3")
+    broken.model.norm.weight.data.fill_(1e6)
+    model = halfbyte.load(tiny.save_gguf(broken, tmp_path / "m.gguf"))
+    assert model.perplexity(tiny.prompt(20)) == math.inf
+
+
 @pytest.mark.parametrize("length", [65, 66, 128, 200])
 def test_perplexity_beyond_the_context(tiny_gguf: Make, length: int) -> None:
     model = halfbyte.load(tiny_gguf("e2b"), context=64, threads=1)

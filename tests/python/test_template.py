@@ -45,6 +45,10 @@ def call(arguments: Any, call_id: str = "c1") -> dict[str, Any]:
     return {"id": call_id, "type": "function", "function": function}
 
 
+def of_property(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": "f", "parameters": {"properties": {"a": schema}}}
+
+
 def declaration(**function: Any) -> str:
     """A tool as it is declared, its quote markers as ``~``."""
     tool = {
@@ -434,12 +438,15 @@ class TestGemma4:
             ([user("?"), {"role": "tool", "content": "x"}], "must follow"),
             (
                 [user("?"), assistant(tool_calls=[call('{"a": ')])],
-                r"^arguments of the call of 'get_weather': found no JSON \(.*char 5\)",
+                r"^messages\[1\]: tool_calls\[0\]: arguments of 'get_.*no JSON \(.*char 5\)",
             ),
             ([user("?"), assistant(tool_calls=[call("[" * 10**5)])], "found no JSON"),
             ([user("?"), assistant(tool_calls=[call("[1]")])], "found list"),
             ([user("?"), assistant(tool_calls=[{"function": {}}])], "found no name"),
-            ([user("?"), assistant(tool_calls=["f"])], "tool call: found str"),
+            (
+                [user("?"), assistant(tool_calls=[call({}), "f"])],
+                r"^messages\[1\]: tool_calls\[1\]: found str; expected a mapping$",
+            ),
             (
                 [user("?"), assistant(tool_calls=5)],
                 r"^messages\[1\]: tool_calls: found int; expected a list$",
@@ -448,13 +455,22 @@ class TestGemma4:
                 [user("?"), assistant(tool_responses={"name": "f"})],
                 r"^messages\[1\]: tool_responses: found dict; expected a list$",
             ),
-            ([user("?"), assistant(tool_responses=["f"])], "tool response: found str"),
-            ([user({"text": "x"})], "found dict"),
+            (
+                [user("?"), assistant(tool_responses=["f"])],
+                r"^messages\[1\]: tool_responses\[0\]: found str; expected a mapping$",
+            ),
+            (
+                [user({"text": "x"})],
+                r"^messages\[0\]: content: found dict; expected a string or a list",
+            ),
             (
                 [user([{"type": "image_url", "image_url": {"url": "A" * 10**6}}])],
-                "^content of a user message: found a part of type 'image_url'; expected text",
+                r"^messages\[0\]: content\[0\]: found a part of type 'image_url'; expected",
             ),
-            ([user(["x"])], "found str; expected a mapping"),
+            (
+                [user("?"), assistant("!"), user([{"text": "a"}, "x"])],
+                r"^messages\[2\]: content\[1\]: found str; expected a mapping$",
+            ),
             ([user([{"type": "text"}])], "found NoneType as text; expected a string"),
             ([{"role": ["user"], "content": "x"}], r"found role \['user'\]; expected"),
             ([user(5)], "found int"),
@@ -464,7 +480,7 @@ class TestGemma4:
                     assistant(tool_calls=[call({})]),
                     {"role": "tool", "content": {"a": 1}},
                 ],
-                "found dict",
+                r"^messages\[2\]: content: found dict",
             ),
         ],
     )
@@ -485,6 +501,20 @@ class TestGemma4:
             (
                 {"name": "f", "parameters": {"properties": ["a"]}},
                 "properties.*found list",
+            ),
+            ({"name": "f", "response": 5}, "^response of 'f': found int"),
+            ({"name": "f", "parameters": {"required": True}}, "^required .*found bool"),
+            (
+                of_property({"type": "object", "required": True}),
+                "^required of a schema: found bool; expected a list of names$",
+            ),
+            (
+                of_property({"type": "array", "items": {"type": 5}}),
+                "^type of items of a schema: found int",
+            ),
+            (
+                of_property({"type": "array", "items": {"required": "a"}}),
+                "^required of a schema: found str",
             ),
         ],
     )
@@ -544,18 +574,28 @@ class TestGemma3:
         assert sum(part.marker for part in parts) == 4
 
     @pytest.mark.parametrize(
-        "messages",
+        ("messages", "message"),
         [
-            [assistant("a")],
-            [user("a"), user("b")],
-            [user("a"), assistant("b"), assistant("c")],
-            [user("a"), system("b")],
-            [user("a"), {"role": "tool", "content": "b"}],
-            [system("a")],
+            (
+                [assistant("a")],
+                r"^messages\[0\]: found role 'assistant'; expected 'user'",
+            ),
+            ([system("s"), user("a"), user("b")], r"^messages\[2\]: found role 'user'"),
+            (
+                [user("a"), assistant("b"), assistant("c")],
+                r"^messages\[2\]: found role 'assistant'; expected 'user', as roles alter",
+            ),
+            ([user("a"), system("b")], r"^messages\[1\]: .*expected 'assistant'"),
+            (
+                [user("a"), {"role": "tool", "content": "b"}],
+                r"^messages\[1\]: .*'tool'",
+            ),
+            ([system("a")], "needs a user"),
+            ([user("a"), assistant(5)], r"^messages\[1\]: content: found int"),
         ],
     )
-    def test_roles_must_alternate(self, messages: Messages) -> None:
-        with pytest.raises(ValueError, match=r"alternate|needs a user"):
+    def test_roles_must_alternate(self, messages: Messages, message: str) -> None:
+        with pytest.raises((ValueError, TypeError), match=message):
             GEMMA3.render(messages)
 
     def test_no_tools_and_no_thinking(self) -> None:

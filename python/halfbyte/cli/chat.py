@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import shlex
 import stat
@@ -118,9 +119,11 @@ def chat(
             terminal.note("no chat template in this model: it goes on with the text")
         if sys.stdin.isatty():
             terminal.note("/help lists the commands; Ctrl-D ends")
+    _take_any_bytes()
     with _history(), contextlib.suppress(_End):
         while True:
-            talk.turn(_read_message())
+            text, quoted = _read_message()
+            talk.turn(text, quoted=quoted)
 
 
 class _Talk:
@@ -142,11 +145,11 @@ class _Talk:
             "/bye": self._bye,
         }
 
-    def turn(self, text: str) -> None:
-        """Obey a command, or answer a message."""
+    def turn(self, text: str, *, quoted: bool = False) -> None:
+        """Obey a command, or answer a message, as all that was quoted is."""
         if not text.strip():
             return
-        if not text.startswith("/"):
+        if quoted or not text.startswith("/"):
             self._answer(text)
             return
         word, _, rest = text.strip().partition(" ")
@@ -211,7 +214,9 @@ class _Talk:
         )
         if path.exists() and not force:
             raise UsageError(f"{path} exists; /save --force writes over it")
-        _write(path, text + "\n")
+        from halfbyte.draft import write_whole
+
+        write_whole(path, f"{text}\n".encode())
         terminal.note(f"saved {len(talk.messages)} messages")
 
     def _load(self, rest: str) -> None:
@@ -240,16 +245,6 @@ def _file(names: list[str], command: str) -> Path:
         raise UsageError(f"{names[0]}: no such home directory") from None
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a file that is there whole or, after a failure, as it was."""
-    from halfbyte.draft import Draft
-
-    data = text.encode()
-    with Draft(path, len(data)) as draft:
-        draft.write(data, 0)
-        draft.commit(Path.stat)
-
-
 def _parsed(saved: Any) -> tuple[str | None, list[dict[str, Any]]]:
     """Check what /load read, as far as every conversation has it.
 
@@ -265,22 +260,35 @@ def _parsed(saved: Any) -> tuple[str | None, list[dict[str, Any]]]:
     return system, messages
 
 
-def _read_message() -> str:
-    """Read a line, or several between triple quotes, with what follows on the last."""
+def _take_any_bytes() -> None:
+    """Let a line that is no UTF-8 end no chat, and a byte order mark begin none."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        encoding = None if sys.stdin.isatty() else "utf-8-sig"
+        sys.stdin.reconfigure(encoding=encoding, errors="surrogateescape")
+
+
+def _read_message() -> tuple[str, bool]:
+    """Read a line, or several between triple quotes, with what follows on the last.
+
+    Returns
+    -------
+    text : str
+    quoted : bool
+    """
     first = _read_line("> ")
     if not first.lstrip().startswith(_QUOTES):
-        return first
+        return first, False
     text = first.lstrip()[len(_QUOTES) :]
     while _QUOTES not in text:
         try:
             text += "\n" + _read_line("  ", keep_on=False)
         except KeyboardInterrupt:
-            return ""
+            return "", True
         except _End:
             terminal.note(f"(not sent: a message without its closing {_QUOTES})")
             raise
     within, _, behind = text.partition(_QUOTES)
-    return (within + behind.rstrip()).strip("\n")
+    return (within + behind.rstrip()).strip("\n"), True
 
 
 def _read_line(prompt: str, *, keep_on: bool = True) -> str:
@@ -350,11 +358,18 @@ def _history() -> Iterator[None]:
         return
     with contextlib.suppress(OSError):
         readline.read_history_file(path)
+    before = readline.get_current_history_length()
     try:
         yield
     finally:
+        after = readline.get_current_history_length()
+        own = [readline.get_history_item(i) for i in range(before + 1, after + 1)]
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
+            readline.clear_history()
+            readline.read_history_file(path)  # with what another chat left meanwhile
+            for line in own:
+                readline.add_history(line)
             readline.set_history_length(_HISTORY_LINES)
             readline.write_history_file(path)

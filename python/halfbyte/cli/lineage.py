@@ -46,20 +46,23 @@ def lineage(
 
     Ends with 0 if they were, with 3 if not, and with 6 if nothing tells.
     """
+    from halfbyte.draft import write_whole
     from halfbyte.lineage import Verdict
     from halfbyte.lineage import lineage as judge
 
     if plot is not None and plot.suffix != ".svg":
         raise errors.UsageError(f"--plot: found {plot.name!r}; expected a name in .svg")
+    if plot is not None and not plot.parent.is_dir():
+        raise errors.UsageError(f"--plot: {plot.parent}: no such folder")
     path = models.find(model, quiet=quiet)
     with terminal.progress("hashing", quiet=quiet) as update:
         found = judge(path, hash=hash, progress=update)
-    if plot is not None:
-        plot.write_text(found.to_svg(), encoding="utf-8")
     if json:
         terminal.document(found.to_dict())
     else:
         _show(found)
+    if plot is not None:
+        write_whole(plot, found.to_svg().encode())
     code = {
         Verdict.PTQ: errors.MISMATCH,
         Verdict.OTHER: errors.MISMATCH,

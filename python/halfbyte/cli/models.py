@@ -177,10 +177,14 @@ def existing(path: str) -> Path:
 def require_other(source: Path, target: Path) -> None:
     """Refuse to write over a file of the model that is read."""
     from halfbyte.files import open_file
+    from halfbyte.sidecars import TOKENIZER
 
     if not target.exists():
         return
-    if any(target.samefile(path) for path in open_file(source).paths):
+    folder = source if source.is_dir() else source.parent
+    beside = [folder / name for name in ("config.json", *TOKENIZER)]
+    read = [*map(Path, open_file(source).paths), *filter(Path.exists, beside)]
+    if any(target.samefile(path) for path in read):
         raise UsageError(f"{target}: found the file that is read; expected another one")
 
 

@@ -18,7 +18,7 @@ from halfbyte.conversion.gemma_gguf import FORMATS, plan_gguf
 from halfbyte.conversion.plan import Plan, Stored, Tally
 from halfbyte.conversion.report import Report, tensor_reports
 from halfbyte.conversion.stream import PIECE_BYTES, Progress, stream
-from halfbyte.draft import Draft, is_draft
+from halfbyte.draft import Draft, is_draft, write_whole
 from halfbyte.errors import ArgumentError
 from halfbyte.files import PathLike
 
@@ -158,22 +158,29 @@ def _write(
         tallies, resumed = stream(plan, draft, threads, progress)
         draft.commit(plan.check)
     for name, data in plan.beside:
-        with Draft(whole.parent / name, len(data)) as draft:
-            draft.write(data, 0)
-            draft.commit(Path.stat)
+        write_whole(whole.parent / name, data)
     return tallies, resumed
 
 
 def _make_folder(folder: Path, plan: Plan) -> None:
     """Make it, or make sure that nothing in it is of another model."""
     folder.mkdir(parents=True, exist_ok=True)
-    ours = {FILE, *(name for name, _ in plan.beside[:-1])}
+    ours = {name for name, _ in plan.beside[:-1]}
+    if _begins_with(folder / FILE, plan.layout.header):
+        ours.add(FILE)  # of an attempt that ended before what stands beside it
     found = {path.name for path in folder.iterdir() if not is_draft(path)}
     if found - ours:
         raise ArgumentError(
             f"{folder}: expected an empty folder, or a new one, found "
             f"{min(found - ours)!r}"
         )
+
+
+def _begins_with(path: Path, data: bytes) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(data)) == data
 
 
 def _fingerprint(plan: Plan) -> str:
