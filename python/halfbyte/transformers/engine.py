@@ -347,12 +347,12 @@ def _torch_aside(rows: int) -> Iterator[None]:
     if rows > 1 or getattr(_own, "aside", False):
         yield
         return
-    with _lock:
-        count = torch.get_num_threads()
-        torch.set_num_threads(1)
-        _for_new_threads(count)
+    count = torch.get_num_threads()
     _own.aside = True
     try:
+        with _lock:
+            torch.set_num_threads(1)
+            _for_new_threads(count)
         with targets.threads(targets.num_threads_or(count)):
             yield
     finally:
