@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +22,7 @@ class DLPack(Protocol):
 
 Array = NDArray[Any] | DLPack
 F32Array = NDArray[np.float32]
+Item = TypeVar("Item", bound=np.generic)
 FromDLPack = Callable[[Any], tuple[NDArray[Any], bool]]
 
 _F32 = np.dtype(np.float32)
@@ -49,12 +50,17 @@ def _exchange(x: Any, name: str, from_dlpack: FromDLPack) -> tuple[NDArray[Any],
         raise DTypeError(f"{name}: {error}") from error
 
 
+def no_mask(x: object, name: str) -> None:
+    """Refuse an array whose mask would be lost."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise DTypeError(f"{name}: expected an array without mask, got a masked array")
+
+
 def as_f32(x: object, name: str, from_dlpack: FromDLPack) -> F32Array:
     """`x` as float32: itself if it is that, else a copy."""
     if type(x) is np.ndarray and x.dtype == _F32:
         return x
-    if isinstance(x, np.ma.MaskedArray):
-        raise DTypeError(f"{name}: expected an array without mask, got a masked array")
+    no_mask(x, name)
     if not isinstance(x, np.ndarray):
         if not hasattr(x, "__dlpack__"):
             raise DTypeError(f"{name}: expected an array, got {type(x).__name__}")
@@ -69,7 +75,7 @@ def as_f32(x: object, name: str, from_dlpack: FromDLPack) -> F32Array:
     return np.asarray(x).astype(np.float32, copy=False)
 
 
-def rows_of(x: F32Array) -> F32Array:
+def rows_of(x: NDArray[Item]) -> NDArray[Item]:
     """`x` with its leading dimensions as one, copied only if rows do not lie so."""
     flags = x.flags
     if x.ndim == 2 and flags.c_contiguous and flags.aligned:
@@ -121,6 +127,7 @@ def new_or_checked(out: F32Array | None, shape: tuple[int, ...]) -> F32Array:
     """A new array, or `out` if it has the shape and can be written."""
     if out is None:
         return np.empty(shape, np.float32)
+    no_mask(out, "out")
     if not isinstance(out, np.ndarray) or out.dtype != np.float32:
         got = getattr(out, "dtype", type(out).__name__)
         raise DTypeError(f"out: expected a float32 array, got {got}")
@@ -131,7 +138,7 @@ def new_or_checked(out: F32Array | None, shape: tuple[int, ...]) -> F32Array:
     return out
 
 
-def as_out_rows(out: F32Array, cols: int) -> F32Array:
+def as_out_rows(out: NDArray[Item], cols: int) -> NDArray[Item]:
     """A view of `out` as rows of `cols` elements."""
     if out.ndim == 2 and out.shape[1] == cols:
         return out
@@ -151,6 +158,7 @@ def as_ids(x: ArrayLike, name: str, below: int) -> NDArray[np.int64]:
 
 def as_indices(x: ArrayLike, name: str, below: int) -> NDArray[np.int64]:
     """Integers in [0, below), copied."""
+    no_mask(x, name)
     try:
         array = np.asarray(x)
     except ValueError:  # rows of several lengths

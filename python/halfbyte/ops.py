@@ -26,6 +26,7 @@ from halfbyte._arrays import (
     as_vector,
     heads_of,
     new_or_checked,
+    no_mask,
     output,
     rows_of,
 )
@@ -170,6 +171,7 @@ def linear_codes(
     done = w._core.linear_codes_at_once(x, x_step, y_step, out, num_threads())
     if done is not None:
         return done
+    no_mask(x, "x")
     if not isinstance(x, np.ndarray) or x.dtype != np.int8:
         got = getattr(x, "dtype", type(x).__name__)
         raise DTypeError(f"x: expected an int8 array, got {got}")
@@ -177,14 +179,15 @@ def linear_codes(
         raise ShapeError(f"x: expected shape (..., {k}), got {x.shape}")
     shape = (*x.shape[:-1], n)
     result = np.empty(shape, np.int8) if out is None else out
+    no_mask(result, "out")
     if not isinstance(result, np.ndarray) or result.dtype != np.int8:
         raise DTypeError("out: expected an int8 array")
     if result.shape != shape or not result.flags.c_contiguous:
         raise ShapeError(f"out: expected a contiguous array of shape {shape}")
     if np.shares_memory(result, x):
         raise ShapeError("out: overlaps x in memory")
-    rows = np.ascontiguousarray(x).reshape(-1, k)
-    w._core.linear_codes(rows, x_step, y_step, result.reshape(-1, n), num_threads())
+    rows, to = rows_of(x), as_out_rows(result, n)
+    w._core.linear_codes(rows, x_step, y_step, to, num_threads())
     return result
 
 
@@ -501,8 +504,7 @@ def _mask(mask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
         array = np.asarray(mask)
     except ValueError:
         raise ShapeError("mask: expected rows of one length") from None
-    if isinstance(mask, np.ma.MaskedArray):
-        raise DTypeError("mask: expected an array without mask, got a masked array")
+    no_mask(mask, "mask")
     if array.dtype != np.bool_:
         raise DTypeError(f"mask: expected dtype bool, got {array.dtype}")
     try:

@@ -393,6 +393,13 @@ def test_what_says_nothing(tmp_path: Path) -> None:
     assert judged(empty, q4_0(untrained(1))).verdict is Verdict.PTQ
 
 
+def test_what_is_no_number_tells_nothing(tmp_path: Path) -> None:
+    matrices = [untrained(seed) for seed in range(4)]
+    want = lineage(write_bf16(tmp_path / "m.gguf", *matrices)).verdict
+    matrices[1][-1, 3], matrices[2][0, 0] = np.nan, np.inf
+    assert lineage(write_bf16(tmp_path / "n.gguf", *matrices)).verdict is want
+
+
 def test_the_evidence(tmp_path: Path) -> None:
     found = lineage(write_gguf(tmp_path / "m.gguf", q4_0(on_lattice(3))))
     (trace,) = found.tensors

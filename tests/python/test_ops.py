@@ -451,6 +451,17 @@ def test_gelu_mul_may_overwrite_either() -> None:
     assert_same_bits(halfbyte.gelu_mul(gate, up, out=gate), want)
 
 
+def test_out_may_be_other_columns_of_the_same_rows() -> None:
+    both = normal(5, 68)
+    gate, up = both[:, :34], both[:, 34:]
+    want = halfbyte.gelu_mul(gate.copy(), up.copy())
+    assert_same_bits(halfbyte.gelu_mul(gate, up, out=up), want)
+    with pytest.raises(ShapeError, match="out: overlaps x"):
+        halfbyte.softmax(both[:, :34], out=both[:, 33:67])
+    with pytest.raises(ShapeError, match="out: overlaps x"):
+        halfbyte.softmax(both[:4, 34:], out=both[1:].reshape(-1)[:136].reshape(4, 34))
+
+
 @every_target
 def test_linear_and_embedding_rows_write_out() -> None:
     w = weight(sane_rows("q4_0", 6, 64), "q4_0", 6, 64)
@@ -714,6 +725,34 @@ WRONG_TYPES = [
 def test_another_element_type_is_refused(op: str, x: NDArray[Any]) -> None:
     with pytest.raises(DTypeError, match=r"^(x|gate): expected"):
         ROWWISE[op](x)
+
+
+def test_no_mask_is_lost() -> None:
+    def masked(x: NDArray[Any]) -> Any:
+        return np.ma.masked_array(x, mask=True)
+
+    w, codes = weight(sane_rows("w4", 4, 32), "w4", 4, 32), np.ones((2, 32), np.int8)
+    steps = {"x_step": 1.0, "y_step": 1.0}
+    calls = {
+        "x": lambda: halfbyte.linear_codes(masked(codes), w, **steps),
+        "ids": lambda: halfbyte.embedding_rows(w, masked(np.array([0]))),
+        "out": lambda: halfbyte.linear(
+            np.ones((2, 32), np.float32), w, out=masked(np.ones((2, 4), np.float32))
+        ),
+    }
+    for name, call in calls.items():
+        with pytest.raises(DTypeError, match=f"^{name}: expected an array without"):
+            call()
+    out = masked(np.ones((2, 4), np.int8))
+    with pytest.raises(DTypeError, match=r"^out: expected an array without mask"):
+        halfbyte.linear_codes(codes, w, out=out, **steps)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.int32])
+def test_a_tensor_of_another_type_is_named(kind: torch.dtype) -> None:
+    name = str(kind).removeprefix("torch.")
+    with pytest.raises(DTypeError, match=rf"^x: expected float32, .*, got {name}$"):
+        halfbyte.softmax(torch.ones(2, 32, dtype=kind))
 
 
 def q4(n: int, k: int) -> halfbyte.Weight:

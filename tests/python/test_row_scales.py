@@ -47,6 +47,9 @@ def test_codes_to_codes_equal_the_definition(fmt: str, m: int) -> None:
             np.testing.assert_array_equal(got, want)
     out = np.empty((m, 37), np.int8)
     assert halfbyte.linear_codes(x, w, out=out, **steps) is out
+    wider = np.concatenate([x, x], axis=-1)  # its rows are taken where they lie
+    same = halfbyte.linear_codes(wider[..., : x.shape[-1]], w, **steps)
+    np.testing.assert_array_equal(same, out)
     np.testing.assert_array_equal(out, want)
 
 

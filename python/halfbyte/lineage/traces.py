@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from halfbyte.choice import is_encoder_tensor
 from halfbyte.files import File, TensorInfo
-from halfbyte.lattice import Group, recover
+from halfbyte.lattice import Group, recover_bits
 from halfbyte.modules import CODES, SCALES, Codes, Module, codes_of, modules_of
 
 __all__ = ["TensorTrace", "fours", "is_trained_kind", "traces"]
@@ -111,7 +111,8 @@ def _of_blocks(file: File, tensor: TensorInfo) -> TensorTrace | None:
     if not _has_groups(tensor):
         return None
     if tensor.format == "bf16":
-        found = recover(file.weight(tensor.name).dequantize(_rows(_height(tensor))))
+        values = file.weight(tensor.name).dequantize(_rows(_height(tensor)))
+        found = recover_bits((values.view(np.uint32) >> 16).astype(np.uint16))
         levels, steps = _q4_0(found.weight.data)
         return _trace(tensor.name, "bf16", levels, steps, 8, found.groups.reshape(-1))
     if tensor.type == "Q4_0":
@@ -176,6 +177,8 @@ def _trace(
 ) -> TensorTrace | None:
     """Count. `half` of the levels are below 0; `groups` are `recover`'s verdicts."""
     live = np.logical_and(steps != 0, (levels != 0).any(axis=1))
+    if groups is not None:
+        live &= groups != 0  # those have a number that is none
     if live.sum() * levels.shape[1] < _FEWEST * _GROUP:
         return None
     lattice = finer = share = None

@@ -355,7 +355,8 @@ def accelerate(
     quantize : str, optional
         Pack dense linear layers too, to a format such as ``"q4_0"``. The model then
         refuses `save_pretrained`, as its configuration says nothing of that; so does
-        one whose layers compressed-tensors had packed.
+        one whose layers compressed-tensors had packed. A model around the one that is
+        given does not know, and would save what nobody can load.
     repack : {"auto", "always", "never"}
         Whether to copy the weights into the order in which products read them, beside
         the bytes that the model keeps. ``"auto"`` copies if free memory holds that with
