@@ -109,8 +109,13 @@ def main() -> None:
     options = parser.parse_args()
     where = environment(max(options.threads))
     context = max(options.n_prompt, options.n_gen, 8)
+    first, second = options.models
+    if first.samefile(second):
+        parser.error(f"{first} and {second} are one model")
+    is_clear = first.name != second.name
     models = {
-        path.name: halfbyte.load(path, context=context) for path in options.models
+        path.name if is_clear else str(path): halfbyte.load(path, context=context)
+        for path in options.models
     }
     for name, model in models.items():
         check(name, model)

@@ -10,6 +10,7 @@ README.md in this folder says what the lines mean. Linux only.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import halfbyte
 import numpy as np
 from halfbyte import targets
 from halfbyte.cli import terminal
+from halfbyte.files import open_file
 from roof import environment, model_path, save
 
 
@@ -34,7 +36,9 @@ def main() -> None:
     parts = {
         "weights": report.repacked_bytes,
         "keys and values": session.kv_bytes,
-        "pages of the file": resident(str(options.model.resolve())),
+        "pages of the file": sum(
+            resident(os.path.realpath(path)) for path in open_file(options.model).paths
+        ),
     }
     result = {
         "benchmark": "memory",

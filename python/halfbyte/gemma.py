@@ -17,6 +17,7 @@ __all__ = [
     "order",
     "role",
     "root",
+    "without_root",
 ]
 
 # Without a layer, in the order of a file.
@@ -93,6 +94,12 @@ def root(names: Iterable[str]) -> str:
     known = set(names)
     found = (r for r in ROOTS if r + "embed_tokens.weight" in known)
     return next(found, "model.")
+
+
+def without_root(name: str) -> str:
+    """A name of a text tensor or module as a bare text model has it."""
+    root = next((r for r in ROOTS if name.startswith(r)), "")
+    return name.removeprefix(root)
 
 
 def gguf_name(name: str, root: str) -> str | None:

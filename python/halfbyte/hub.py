@@ -370,10 +370,27 @@ class _Download:
             for name in needed:
                 self._complete(name, add)
         folder = self._linked(needed)
-        if folder.name == self._listing.commit:  # else the branch moved on meanwhile
+        if folder.name == self._listing.commit:
             for name in needed:
                 self._check_size(name, folder / name)
+        else:
+            self._check_moved(folder, needed)
         return _result(folder, needed)
+
+    def _check_moved(self, folder: Path, needed: list[str]) -> None:
+        """Make sure that the branch is at another commit by now.
+
+        huggingface_hub also gives what it had before if the server does not answer.
+        """
+        where = self._repository.id
+        try:
+            now = _listing(self._hub, self._repository).commit
+        except _UnreachableError as error:
+            raise ConnectionError(
+                f"{where}: fetched, but not linked: {error}"
+            ) from None
+        if now != folder.name or not all((folder / name).is_file() for name in needed):
+            raise ConnectionError(f"{where}: fetched, but not linked: try again")
 
     def _index(self) -> Path:
         self._complete(_INDEX, lambda _size: None)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from halfbyte.files import File, TensorInfo
-from halfbyte.gemma import ROOTS
+from halfbyte.gemma import without_root
 
 __all__ = [
     "CODES",
@@ -56,11 +56,6 @@ class Codes(NamedTuple):
     columns: int
 
 
-def _without_root(name: str) -> str:
-    root = next((r for r in ROOTS if name.startswith(r)), "")
-    return name.removeprefix(root)
-
-
 def formats_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Read which modules `HalfbyteConfig` packed, and in what formats.
 
@@ -79,7 +74,7 @@ def formats_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
         if isinstance(told, Mapping) and told.get("quant_method") == "halfbyte":
             formats = told.get("module_formats")
             known = formats if isinstance(formats, Mapping) else {}
-            return {_without_root(name): format for name, format in known.items()}
+            return {without_root(name): format for name, format in known.items()}
     return None
 
 
@@ -87,7 +82,7 @@ def modules_of(tensors: Iterable[TensorInfo]) -> dict[str, Module]:
     """Put tensors together by their names, without what these begin and end with."""
     found: dict[str, Module] = {}
     for tensor in tensors:
-        own = _without_root(tensor.name)
+        own = without_root(tensor.name)
         name, _, end = own.rpartition(".")
         if not name or end not in _SUFFIXES:
             name, end = own, ""

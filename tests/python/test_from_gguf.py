@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from halfbyte.errors import FormatError, ModelError, UnsupportedError
+from halfbyte.errors import DTypeError, FormatError, ModelError, UnsupportedError
 from halfbyte.torch import QuantEmbedding, QuantLinear
 from halfbyte.torch.experts import QuantExperts
 from halfbyte.transformers import from_gguf
@@ -176,6 +176,23 @@ def test_tokenizer_gives_the_same_ids(name: str, tmp_path: Path) -> None:
     assert fast.pad_token_id == 0
     assert model.generation_config.eos_token_id == [1, 6, 7]
     assert (model.config.bos_token_id, model.config.pad_token_id) == (2, 0)
+
+
+def test_the_files_sampling_is_taken_along() -> None:
+    path = Path(halfbyte.__file__).parent / "data/tiny-q4_0.gguf"
+    wanted = halfbyte.load(path).sampling
+    assert wanted
+    model, _ = from_gguf(path)
+    assert model.generation_config.do_sample
+    assert {key: getattr(model.generation_config, key) for key in wanted} == wanted
+
+
+def test_a_type_may_be_a_name(tmp_path: Path) -> None:
+    path = tiny.save_gguf(tiny.build("gemma3"), tmp_path / "m.gguf", types=f32)
+    model, _ = from_gguf(path, dtype="bfloat16")
+    assert model.dtype == torch.bfloat16
+    with pytest.raises(DTypeError, match=r"^dtype: expected a torch\.dtype, got str"):
+        from_gguf(path, dtype="auto")
 
 
 # ---- what is refused

@@ -534,6 +534,31 @@ def test_the_cache_serves_when_the_server_is_gone(
         names.resolve("o/s")
 
 
+@pytest.mark.parametrize("wanted", ["o/r", "o/r:Q8_0"])
+def test_a_server_that_goes_away_in_the_end_brings_no_old_model(
+    wanted: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # huggingface_hub gives the snapshot it had if it cannot ask which is the newest.
+    server.add("o/r", {"m-Q4_0.gguf": gguf("old")})
+    old = names.resolve("o/r")
+    new = {"m-Q4_0.gguf": gguf("new")}
+    server.add("o/r", new if wanted == "o/r" else new | {"m-Q8_0.gguf": gguf("8")})
+    linked = hub._Download._linked
+
+    def late(self: Any, needed: list[str]) -> Path:
+        with monkeypatch.context() as gone:
+            gone.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+            return linked(self, needed)
+
+    with monkeypatch.context() as during:
+        during.setattr(hub._Download, "_linked", late)
+        with pytest.raises(ConnectionError, match=r"^o/r: fetched, but not linked"):
+            names.resolve(wanted)
+    path = names.resolve(wanted)
+    assert path != old
+    assert path.read_bytes() == gguf("new" if wanted == "o/r" else "8")
+
+
 def test_offline_without_it_says_so(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from test_mobile import KINDS
 from torch import Tensor
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     Gemma4Config,
     Gemma4ForConditionalGeneration,
@@ -299,7 +300,7 @@ def test_the_config_says_what_was_done(tmp_path: Path) -> None:
     made = config["quantization_config"]
     assert made["quant_method"] == "gemma"
     assert made["quantize_embeddings"] is True
-    assert made["modules_to_not_convert"] == ["model.per_layer_model_projection"]
+    assert made["modules_to_not_convert"] == ["per_layer_model_projection"]
     assert config["tie_word_embeddings"] is False
     assert config["architectures"] == ["Gemma4ForCausalLM"]
     assert config["dtype"] == "bfloat16"
@@ -308,6 +309,33 @@ def test_the_config_says_what_was_done(tmp_path: Path) -> None:
     assert torch.equal(head, table)  # a copy, as in the releases
     assert float(file["lm_head.input_activation_scale"]) == 0
     assert file["model.layers.0.per_layer_projection.weight"].dtype == torch.int8
+
+
+def test_a_model_without_a_head_reads_it_too(tmp_path: Path) -> None:
+    qat.export(student("e2b", "mobile", True), tmp_path)
+    bare = AutoModel.from_pretrained(tmp_path)
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path)
+    got, want = (m(IDS, output_hidden_states=True) for m in (bare, whole))
+    assert torch.equal(got.last_hidden_state, want.hidden_states[-1])
+
+
+def test_ends_and_sampling_are_taken_along(tmp_path: Path) -> None:
+    model = student("gemma3", "q4_0", False)
+    model.generation_config.update(eos_token_id=[1, 6], do_sample=True, top_k=7)
+    qat.export(model, tmp_path)
+    assert halfbyte.load(tmp_path).sampling["top_k"] == 7
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.generation_config.eos_token_id == [1, 6]
+
+
+def test_what_is_in_training_is_not_saved_as_it_is(tmp_path: Path) -> None:
+    model = student("gemma3", "q4_0", False)
+    for one in (model, copy.deepcopy(model)):
+        with pytest.raises(
+            errors.UnsupportedError, match=r"halfbyte\.qat\.export writes it"
+        ):
+            one.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_packing_is_that_of_the_schema() -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,16 @@ def test_other_devices_are_refused(method: str) -> None:
 
 
 # ---- mobile
+
+
+def test_a_model_can_be_pickled(tmp_path: Path) -> None:
+    model = load(mobile.save(mobile.build("e2b"), tmp_path, "e2b"))
+    data = pickle.dumps(model)
+    ht.disable()  # as in a process that has not called enable
+    again = pickle.loads(data)
+    assert type(again.hf_quantizer) is type(model.hf_quantizer)
+    ids = torch.tensor([[2, 10, 11, 5]])
+    assert torch.equal(again(ids).logits, model(ids).logits)
 
 
 @pytest.mark.parametrize("name", ["e2b", "e4b"])

@@ -176,6 +176,8 @@ class Mobile:
         rules[r"layers\.\d+\.mlp\."] = 2
         towers = [t for t in _TOWERS if any(t in name for name in dense)]
         others = [name for name in dense if not any(t in name for t in _TOWERS)]
+        # A class without a head lacks the name before those of the text model.
+        others = [gemma.without_root(name) for name in others]
         config["quantization_config"] = {
             "quant_method": "gemma",
             "num_bits": 4,

@@ -77,6 +77,10 @@ def export(model: Any, directory: str | Path, *, tokenizer: Any = None) -> Path:
         for name in TOKENIZER:
             if (beside / name).exists():
                 shutil.copyfile(beside / name, target / name)
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:  # of the model that was trained, whatever was copied
+        text = generation.to_json_string()
+        (target / "generation_config.json").write_text(text)
     return target
 
 
@@ -149,14 +153,18 @@ def _pack(levels: Tensor, bits: int) -> Tensor:
 
 
 def _quantization(model: Any, scheme: Scheme) -> dict[str, Any]:
-    """Return the ``quantization_config`` of a packed checkpoint."""
-    left = list(prepared(model).skipped)
+    """Return the ``quantization_config`` of a packed checkpoint.
+
+    Names in the text model are relative to it, as a model without a head lacks its name.
+    """
     fakes = dict(fake_modules(model))
     inside = text_model(model)[0] + "."
+    left = [name.removeprefix(inside) for name in prepared(model).skipped]
     for name, module in model.named_modules():
-        plain = isinstance(module, nn.Linear | nn.Embedding)
-        if plain and name not in fakes and name not in left:
-            left.append(name if name.startswith(inside) else name.split(".layers.")[0])
+        if name in fakes or not isinstance(module, nn.Linear | nn.Embedding):
+            continue
+        is_text = name.startswith(inside)
+        left.append(name.removeprefix(inside) if is_text else name.split(".layers.")[0])
     return {
         "quant_method": "gemma",
         "num_bits": scheme.grid.bits,

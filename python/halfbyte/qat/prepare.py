@@ -123,7 +123,17 @@ def prepare(
     count = sum(matrix.numel() for matrix in matrices)
     report = Preparation(type(model).__name__, chosen, swaps, skipped, count)
     model.halfbyte_qat = report
+    model.save_pretrained = _save_pretrained
     return report
+
+
+def _save_pretrained(*args: Any, **kwargs: Any) -> None:
+    del args, kwargs
+    raise UnsupportedError(
+        "save_pretrained: the model's configuration says nothing of grids and steps, so "
+        "what it writes would be another model - halfbyte.qat.export writes it, and "
+        "torch.save its state_dict, to go on later"
+    )
 
 
 def ptq(

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import Gemma3ForCausalLM, Gemma4ForCausalLM, PreTrainedTokenizerFast
 
 from halfbyte import gemma, names
+from halfbyte._arguments import instance
 from halfbyte.errors import FileChangedError, UnsupportedError
 from halfbyte.files import File, TensorInfo, open_gguf
 from halfbyte.formats import dequantize
@@ -49,7 +50,7 @@ def from_gguf(
     *,
     activations: str = "auto",
     repack: str = "auto",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
 ) -> tuple[Any, PreTrainedTokenizerFast]:
     """Open a Gemma 3 or Gemma 4 GGUF file as a model and a tokenizer of Transformers.
 
@@ -61,14 +62,14 @@ def from_gguf(
         As for `halfbyte.linear`.
     repack : {"auto", "always", "never"}
         As for `HalfbyteConfig`; what is not copied stays in the mapped file.
-    dtype : torch.dtype, optional
+    dtype : torch.dtype or its name, optional
         Expand every matrix to this type, as for training, instead of keeping it packed;
         the other two arguments say nothing then.
 
     Returns
     -------
     model : PreTrainedModel
-        Text only. Matrices keep the file's bytes, also the head's, which are those of
+        Text only, with the sampling that the file recommends. Matrices keep the file's bytes, also the head's, which are those of
         the embedding if they are tied; norms are float32, and so are activations.
         Writing to a weight changes memory, never the file. With `dtype`, an ordinary
         model of that type.
@@ -85,6 +86,7 @@ def from_gguf(
     OSError
         If it cannot be opened.
     """
+    expand = _dtype(dtype)
     where = names.resolve(path)
     file = open_gguf(where)
     checked = load(where, repack="never")
@@ -92,12 +94,12 @@ def from_gguf(
         raise UnsupportedError(
             f"{os.fsdecode(where)}: expected a tokenizer, found none: use halfbyte.load"
         )
-    source = _Source(file, checked.config, dtype)
+    source = _Source(file, checked.config, expand)
     ids = special_ids(checked.tokenizer)
     config = text_config(checked.config, **ids)
     source.check_rope()
     state, module_formats = source.state(config)
-    if dtype is None:
+    if expand is None:
         packing = HalfbyteConfig(
             module_formats=module_formats,
             activations=activations,
@@ -106,15 +108,25 @@ def from_gguf(
         )
         config.quantization_config = packing.to_dict()  # as config.json would have it
     model = _CLASSES[checked.config.architecture].from_pretrained(
-        None, config=config, state_dict=state, dtype=dtype or torch.float32
+        None, config=config, state_dict=state, dtype=expand or torch.float32
     )
     generation = model.generation_config
     for name, value in ids.items():
         setattr(generation, name, value)
+    if checked.sampling:
+        generation.update(do_sample=True, **checked.sampling)
     suppressed = file.metadata.get("tokenizer.ggml.suppress_tokens")
     if suppressed:
         generation.suppress_tokens = list(suppressed)
     return model, fast_tokenizer(file, checked.tokenizer)
+
+
+def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:
+    """A type of torch, or that of a name, as `from_pretrained` takes it."""
+    if given is None:
+        return None
+    found = getattr(torch, given, given) if isinstance(given, str) else given
+    return instance(found, "dtype", torch.dtype, "a torch.dtype")
 
 
 class _Source:

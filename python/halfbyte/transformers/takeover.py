@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,6 +96,21 @@ class _Mobile(_Packed):
 _MIXINS = {"gemma": _Mobile, "compressed-tensors": _Packed}
 
 
+@functools.cache
+def _takeover(method: str, original: type) -> type:
+    name = f"Halfbyte{original.__name__}"
+    return type(name, (_MIXINS[method], original), {"__module__": __name__})
+
+
+def __getattr__(name: str) -> type:
+    """Find a class that `enable` makes where a pickle of its model looks for it."""
+    for method in _MIXINS:
+        original = _originals.get(method) or AUTO_QUANTIZER_MAPPING.get(method)
+        if original is not None and name == f"Halfbyte{original.__name__}":
+            return _takeover(method, original)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def enable(*methods: str) -> None:
     """Let ``from_pretrained`` keep the packed bytes of official checkpoints.
 
@@ -120,8 +136,7 @@ def enable(*methods: str) -> None:
                 f"transformers: expected a quantizer for {method!r}, found none: "
                 "run pip install --upgrade transformers"
             )
-        name = f"Halfbyte{original.__name__}"
-        AUTO_QUANTIZER_MAPPING[method] = type(name, (_MIXINS[method], original), {})
+        AUTO_QUANTIZER_MAPPING[method] = _takeover(method, original)
         _originals[method] = original
 
 
