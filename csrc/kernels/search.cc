@@ -12,6 +12,8 @@
 
 #include <math.h>
 
+#include <algorithm>
+
 #include "base/targets.h"  // before any Highway header
 #include "formats/step.h"
 #include "kernels/q8.h"
@@ -57,14 +59,28 @@ constexpr bool kBothSigns = !kHasRowScale<Fmt> && !kHasBF16Scale<Fmt>;
 template <class Fmt>
 constexpr float kBetween = kHasRowScale<Fmt> ? 1.0462f : 1.0185f;
 
-// Weights that share a step, and how much the error of each counts.
+// The power of two that brings `largest` near 1.
+float UnitFor(float largest) {
+  if (!(largest > 0.0f) || !isfinite(largest)) return 1.0f;
+  return ldexpf(1.0f, -std::clamp(ilogbf(largest), -126, 126));
+}
+
+// Weights that share a step, and how much the error of each counts. The units keep
+// squares of tiny errors, and tiny factors of them, from vanishing.
 struct Group {
   const float* x;
   const float* importance;  // null: 1
   size_t len;               // a multiple of kBlock
+  float unit, importance_unit;
+
+  static Group Of(const float* x, float largest, const float* importance, size_t len) {
+    const float most = importance == nullptr ? 1.0f : MaxMagnitude(importance, len);
+    const bool counts = most > 0.0f;  // or none does, and all do alike
+    return {x, counts ? importance : nullptr, len, UnitFor(largest), UnitFor(most)};
+  }
 
   float Importance(size_t i) const {
-    return importance == nullptr ? 1.0f : importance[i];
+    return importance == nullptr ? 1.0f : importance[i] * importance_unit;
   }
 };
 
@@ -88,6 +104,7 @@ void Errors(const Group& g, const float* steps, size_t num, float* errors) {
   const DF df;
   const auto low = hn::Set(df, kLowestLevel<Fmt>),
              high = hn::Set(df, kHighestLevel<Fmt>);
+  const auto unit = hn::Set(df, g.unit);
   alignas(64) float inverse[kTrials];
   for (size_t t = 0; t < num; ++t) inverse[t] = Reciprocal(steps[t]);
   for (size_t t = 0; t < num; t += hn::Lanes(df)) {
@@ -99,7 +116,7 @@ void Errors(const Group& g, const float* steps, size_t num, float* errors) {
         const auto x = hn::Set(df, g.x[i]);
         const auto nearest = hn::Round(hn::Mul(x, inv_step));
         const auto level = hn::Max(low, hn::Min(high, nearest));
-        const auto off = hn::Sub(x, hn::Mul(step, level));
+        const auto off = hn::Mul(hn::Sub(x, hn::Mul(step, level)), unit);
         const auto squared = hn::Mul(off, off);
         sum = hn::Add(sum, hn::Mul(squared, hn::Set(df, g.Importance(i))));
       }
@@ -170,21 +187,12 @@ void PackBlock(const float* x, float inv_step, typename Fmt::Block& block) {
   Fmt::Pack(codes, block);
 }
 
-// Null if no weight would count.
-const float* AnyAbove0(const float* importance, size_t len) {
-  if (importance == nullptr) return nullptr;
-  for (size_t i = 0; i < len; ++i) {
-    if (importance[i] > 0.0f) return importance;
-  }
-  return nullptr;
-}
-
 template <class Fmt>
 void EncodeBlock(const float* x, const float* importance, typename Fmt::Block& block) {
   Fmt::EncodeRowRef(x, 1, &block);
   const float largest = MaxMagnitude(x, kBlock);
-  const Group g = {x, AnyAbove0(importance, kBlock), kBlock};
   if (!isfinite(largest)) return;
+  const Group g = Group::Of(x, largest, importance, kBlock);
   const float ordinary = StepOfBits<Fmt>(LoadU16(block.d));
   const float step = BestStep<Fmt>(g, largest, ordinary);
   StoreStep<Fmt>(StepBits<Fmt>(step), block);
@@ -199,7 +207,7 @@ float EncodeRow(const float* x, const float* importance, size_t K, uint8_t* w) {
     const float ordinary = Fmt::EncodeRowScaledRef(x, K / kBlock, blocks);
     const float largest = MaxMagnitude(x, K);
     if (!isfinite(largest)) return ordinary;
-    const Group g = {x, AnyAbove0(importance, K), K};
+    const Group g = Group::Of(x, largest, importance, K);
     const float step = BestStep<Fmt>(g, largest, ordinary);
     for (size_t i = 0; i < K; i += kBlock) {
       PackBlock<Fmt>(x + i, Reciprocal(step), blocks[i / kBlock]);

@@ -424,14 +424,25 @@ _STEPS = {
 }
 
 
+def _unit(x: F32Array) -> F32Array:
+    """The power of two that brings the largest of each row near 1, (B, 1)."""
+    largest = np.abs(x).max(axis=1, keepdims=True)
+    exponent = np.where(largest > 0, np.frexp(largest)[1] - 1, 0)
+    return np.ldexp(np.float32(1), -np.clip(exponent, -126, 126)).astype(np.float32)
+
+
 def _errors(kind: _Steps, x: F32Array, w: F32Array, steps: F32Array) -> F32Array:
-    """Sum of w * (x - step * level)^2 for steps (B, T), in order, 32 weights apart."""
+    """Sum of w * (x - step * level)^2 for steps (B, T), in order, 32 weights apart.
+
+    In units of a power of two near the largest x, or squares of tiny ones would vanish.
+    """
+    unit = _unit(x)
     total = np.zeros(steps.shape, np.float32)
     for begin in range(0, x.shape[1], 32):
         part = np.zeros(steps.shape, np.float32)
         for i in range(begin, begin + 32):
             value = x[:, i : i + 1]
-            off = value - steps * kind.levels(value, steps)
+            off = (value - steps * kind.levels(value, steps)) * unit
             part += off * off * w[:, i : i + 1]
         total += part
     return np.where(np.isnan(total), np.float32(np.inf), total)
@@ -493,7 +504,7 @@ def _quantize_searched(x: F32Array, format: str, importance: F32Array | None) ->
     w = np.ones_like(groups)
     if importance is not None:
         given = np.broadcast_to(importance, x.shape).reshape(groups.shape)
-        w = np.where((given > 0).any(axis=1, keepdims=True), given, w)
+        w = np.where((given > 0).any(axis=1, keepdims=True), given * _unit(given), w)
     blocks, usual = ordinary.data.reshape(n * k // 32, -1), ordinary.scales
     if usual is None:
         raw = np.ascontiguousarray(blocks[:, :2])

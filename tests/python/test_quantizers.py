@@ -56,6 +56,31 @@ def test_no_block_gets_a_larger_error(fmt: str) -> None:
 
 
 @every_target
+@pytest.mark.parametrize("fmt", ["w4g32", *ROWS])
+def test_however_small_the_weights_are(fmt: str) -> None:
+    # Whose squares are no float32 number; float16 steps end long before.
+    x = normal(16, 256, scale=1e-25)
+    usual, searched = (
+        errors(x, halfbyte.quantize(x, fmt, quantizer=how)) for how in ("rtn", "mse")
+    )
+    assert (searched <= usual * SLACK).all()
+    got = halfbyte.quantize(x, fmt, quantizer="mse")
+    want = reference.quantize(x, fmt, quantizer="mse")
+    np.testing.assert_array_equal(got.data, want.data.reshape(-1))
+
+
+@every_target
+@pytest.mark.parametrize("fmt", SEARCHED)
+def test_however_little_they_count(fmt: str) -> None:
+    # A power of two for all columns changes nothing, down to the least float32 numbers.
+    x, importance = heavy(16, 256, seed=4), importances(256)
+    want = halfbyte.quantize(x, fmt, quantizer="imatrix", importance=importance)
+    little = importance * np.float32(2.0**-110)
+    got = halfbyte.quantize(x, fmt, quantizer="imatrix", importance=little)
+    np.testing.assert_array_equal(got.data, want.data.reshape(-1))
+
+
+@every_target
 @pytest.mark.parametrize("fmt", SEARCHED)
 def test_nor_one_weighted_by_importance(fmt: str) -> None:
     x, importance = heavy(96, 256, seed=4), importances(256)
