@@ -961,13 +961,14 @@ def test_a_disk_that_is_full(to: str, saved: Save, disk: Path) -> None:
     """A real one of half the size: one line, nothing left, the old file whole."""
     out, options = disk / "out", {"format": "bf16", "to": to}
     size = halfbyte.convert(saved("e2b"), out, dry_run=True, **options).bytes
-    old = conversion.tensor_file(out, to)
+    tensors = conversion.tensor_file(out, to)
+    old = tensors if to == "gguf" else out / "tokenizer.json"
     words = ("--to", to, "--format", "bf16")
     done = on_a_disk(disk, size // 2, old, *CONVERT, saved("e2b"), out, *words)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     head, free = line.split(" bytes were written, ")
-    assert head == f"halfbyte: {old}: No space left on device: 0 of {size:,}"
+    assert head == f"halfbyte: {tensors}: No space left on device: 0 of {size:,}"
     assert 0 < int(free.removesuffix(" are free").replace(",", "")) < size
     assert done.stdout == f"{old.relative_to(disk)} 3\n"
 
@@ -978,13 +979,13 @@ def test_a_disk_that_is_full_after_the_tensors(saved: Save, disk: Path) -> None:
     options = {"format": "bf16", "to": "safetensors", "dry_run": True}
     size = halfbyte.convert(saved("e2b"), out, **options).bytes
     words = ("--to", "safetensors", "--format", "bf16")
-    old = conversion.tensor_file(out, "safetensors")
+    old = out / "tokenizer.json"
     room = size + 2 * resource.getpagesize()
     done = on_a_disk(disk, room, old, *CONVERT, saved("e2b"), out, *words)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"halfbyte: {out / 'tokenizer.json'}: No space left")
-    assert done.stdout == f"out/model.safetensors {size}\n"
+    assert done.stdout == f"out/model.safetensors {size}\nout/tokenizer.json 3\n"
 
 
 def test_ctrl_c_and_what_a_kill_leaves(saved: Save, tmp_path: Path) -> None:
