@@ -525,7 +525,7 @@ TEST(Gguf, AMillionKeysAndTensorsTakeSeconds) {
     const Gguf gguf = ParseGguf(w->bytes());
     const double took = CpuSeconds() - begin;
     EXPECT_EQ(gguf.tensors.size() + gguf.metadata.entries().size(), kCount);
-    EXPECT_LT(took, 10.0);
+    EXPECT_LT(took, 60.0);  // 10 with sanitizers on a busy core; hours if quadratic
   }
 }
 
