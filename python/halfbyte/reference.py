@@ -428,7 +428,7 @@ def _unit(x: F32Array) -> F32Array:
     """The power of two that brings the largest of each row near 1, (B, 1)."""
     largest = np.abs(x).max(axis=1, keepdims=True)
     exponent = np.where(largest > 0, np.frexp(largest)[1] - 1, 0)
-    return np.ldexp(np.float32(1), -np.clip(exponent, -126, 126)).astype(np.float32)
+    return _float(np.ldexp(np.float32(1), -np.clip(exponent, -126, 126)))
 
 
 def _errors(kind: _Steps, x: F32Array, w: F32Array, steps: F32Array) -> F32Array:
