@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from halfbyte.draft import Draft
+from halfbyte.draft import Draft, write_whole
 
 __all__ = [
     "NAME",
@@ -232,6 +232,4 @@ def _write_stamp(path: Path) -> None:
     """Note that `path` was checked. Without a note it is checked again next time."""
     with contextlib.suppress(OSError):
         text = _stamp_text(path.stat()).encode("ascii")
-        with Draft(_stamp_path(path), len(text)) as draft:
-            draft.write(text, 0)
-            draft.commit(Path.stat)
+        write_whole(_stamp_path(path), text)

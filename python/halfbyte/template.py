@@ -590,12 +590,10 @@ class _Gemma4:
                 continue
             self.out.text(f"{key}:")
             if key == "type":
-                several = not isinstance(value, str)
-                value = (
-                    [name.upper() for name in _listed(value, "type of items")]
-                    if several
-                    else value.upper()
-                )
+                if isinstance(value, str):
+                    value = value.upper()
+                else:
+                    value = [name.upper() for name in _listed(value, "type of items")]
             elif key == "required":
                 value = _listed(value, "required")
             # The keys of what is in there are quoted, of all but this template's own.

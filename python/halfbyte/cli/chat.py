@@ -199,6 +199,8 @@ class _Talk:
             terminal.note(terminal.printable(system))
 
     def _save(self, rest: str) -> None:
+        from halfbyte.draft import write_whole
+
         words = shlex.split(rest)
         force = "--force" in words
         path = _file([word for word in words if word != "--force"], "/save")
@@ -214,8 +216,6 @@ class _Talk:
         )
         if path.exists() and not force:
             raise UsageError(f"{path} exists; /save --force writes over it")
-        from halfbyte.draft import write_whole
-
         write_whole(path, f"{text}\n".encode())
         terminal.note(f"saved {len(talk.messages)} messages")
 

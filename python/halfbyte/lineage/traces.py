@@ -111,8 +111,7 @@ def _of_blocks(file: File, tensor: TensorInfo) -> TensorTrace | None:
     if not _has_groups(tensor):
         return None
     if tensor.format == "bf16":
-        values = file.weight(tensor.name).dequantize(_rows(_height(tensor)))
-        found = recover_bits((values.view(np.uint32) >> 16).astype(np.uint16))
+        found = recover_bits(_bytes_of_rows(file, tensor).view(np.uint16))
         levels, steps = _q4_0(found.weight.data)
         return _trace(tensor.name, "bf16", levels, steps, 8, found.groups.reshape(-1))
     if tensor.type == "Q4_0":

@@ -69,10 +69,10 @@ def from_gguf(
     Returns
     -------
     model : PreTrainedModel
-        Text only, with the sampling that the file recommends. Matrices keep the file's bytes, also the head's, which are those of
-        the embedding if they are tied; norms are float32, and so are activations.
-        Writing to a weight changes memory, never the file. With `dtype`, an ordinary
-        model of that type.
+        Text only, with the sampling that the file recommends. Matrices keep the file's
+        bytes, also the head's, which are those of the embedding if they are tied; norms
+        are float32, and so are activations. Writing to a weight changes memory, never
+        the file. With `dtype`, an ordinary model of that type.
     tokenizer : PreTrainedTokenizerFast
         The file's vocabulary, and its chat template, if it has one.
 

@@ -199,7 +199,8 @@ def _owner(name: str, known: set[str]) -> str:
     if name in known:  # a layer of its own, such as shared_experts.down_proj
         return name
     parent, _, leaf = name.rpartition(".")
-    return parent if leaf in _EXPERT_PARTS and parent in known else ""
+    is_part = leaf in _EXPERT_PARTS and parent.endswith("experts")
+    return parent if is_part and parent in known else ""
 
 
 # ---- the exchange
