@@ -114,7 +114,8 @@ bool AreApart(Extent a, Extent b) {
 }
 
 // Whether no element belongs to two rows: each distance is as long as what it repeats.
-bool RowsAreApart(const HeadRows<float>& a) {
+template <class T>
+bool RowsAreApart(const HeadRows<T>& a) {
   std::array<std::pair<size_t, size_t>, 3> dims = {
       {{a.batch_ld, a.batch}, {a.head_ld, a.heads}, {a.token_ld, a.tokens}}};
   std::sort(dims.begin(), dims.end());
@@ -125,6 +126,25 @@ bool RowsAreApart(const HeadRows<float>& a) {
     extent += ld * (count - 1);
   }
   return true;
+}
+
+// Rows of `a` that may be written.
+template <class T>
+HeadRows<T> Writable(const HeadRows<const T>& in, py::array& a, const char* name) {
+  if (!a.writeable()) {
+    throw Error(ErrorClass::kShape, std::string(name) + ": expected a writable array");
+  }
+  const HeadRows<T> out = {const_cast<T*>(in.data),
+                           in.batch,
+                           in.heads,
+                           in.tokens,
+                           in.row_len,
+                           in.batch_ld,
+                           in.head_ld,
+                           in.token_ld};
+  if (a.size() != 0 && !RowsAreApart(out))
+    WrongShape(name, "rows that do not overlap", a);
+  return out;
 }
 
 template <class T>
@@ -196,22 +216,16 @@ HeadRows<const float> AsHeadRows(const py::array& a, const char* name) {
   return AsHeadRowsOf<float, float>(a, name, "float32");
 }
 
+HeadRows<const int8_t> AsHeadCodes(const py::array& a, const char* name) {
+  return AsHeadRowsOf<int8_t, int8_t>(a, name, "int8");
+}
+
 HeadRows<float> AsOutHeadRows(py::array& a, const char* name) {
-  const HeadRows<const float> in = AsHeadRows(a, name);
-  if (!a.writeable()) {
-    throw Error(ErrorClass::kShape, std::string(name) + ": expected a writable array");
-  }
-  const HeadRows<float> out = {const_cast<float*>(in.data),
-                               in.batch,
-                               in.heads,
-                               in.tokens,
-                               in.row_len,
-                               in.batch_ld,
-                               in.head_ld,
-                               in.token_ld};
-  if (a.size() != 0 && !RowsAreApart(out))
-    WrongShape(name, "rows that do not overlap", a);
-  return out;
+  return Writable(AsHeadRows(a, name), a, name);
+}
+
+HeadRows<int8_t> AsOutHeadCodes(py::array& a, const char* name) {
+  return Writable(AsHeadCodes(a, name), a, name);
 }
 
 HeadRows<const uint8_t> AsMask(const py::array& a, const char* name) {

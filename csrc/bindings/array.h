@@ -33,10 +33,12 @@ Mat<const uint16_t> AsHalves(const pybind11::array& a, const char* name);
 // A contiguous float32 vector of `want` elements.
 std::span<const float> AsVector(const pybind11::array& a, const char* name,
                                 size_t want);
-// Four dimensions, of which only the last has to be contiguous: float32, the same to be
-// written, and bool.
+// Four dimensions, of which only the last has to be contiguous: float32, int8, the same
+// two to be written, and bool.
 HeadRows<const float> AsHeadRows(const pybind11::array& a, const char* name);
+HeadRows<const int8_t> AsHeadCodes(const pybind11::array& a, const char* name);
 HeadRows<float> AsOutHeadRows(pybind11::array& a, const char* name);
+HeadRows<int8_t> AsOutHeadCodes(pybind11::array& a, const char* name);
 HeadRows<const uint8_t> AsMask(const pybind11::array& a, const char* name);
 // A contiguous array of bytes.
 std::span<const uint8_t> AsBytes(const pybind11::array& a, const char* name);

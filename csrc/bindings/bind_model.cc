@@ -181,6 +181,14 @@ Format FormatToRoundTo(const std::string& name) {
               "quantize: found '" + Escape(name) + "'; expected one of " + known);
 }
 
+KvType AsKvType(const std::string& name) {
+  if (name == "f32") return KvType::kF32;
+  if (name == "f16") return KvType::kF16;
+  if (name == "int8") return KvType::kI8;
+  throw Error(ErrorClass::kValue,
+              "kv: found '" + Escape(name) + "'; expected f32, f16 or int8");
+}
+
 ModelHandle LoadModel(const std::string& path, size_t context, const std::string& kv,
                       const std::string& activations, const std::string& repack,
                       const std::optional<std::string>& quantize,
@@ -190,11 +198,7 @@ ModelHandle LoadModel(const std::string& path, size_t context, const std::string
   ModelOptions options;
   options.runs = runs;
   options.context = context;
-  if (kv != "f32" && kv != "f16") {
-    throw Error(ErrorClass::kValue,
-                "kv: found '" + Escape(kv) + "'; expected f32 or f16");
-  }
-  options.kv = kv == "f16" ? KvType::kF16 : KvType::kF32;
+  options.kv = AsKvType(kv);
   SetActivations(activations, options);
   options.repack = RepackNamed(repack);
   options.load = AsLoadMode(load);

@@ -17,6 +17,7 @@
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
 #include "ops/attention.h"
+#include "ops/kv_rows.h"
 #include "ops/onednn.h"
 #include "ops/rowwise.h"
 
@@ -76,25 +77,65 @@ void GeluMulOf(const py::array& gate, const py::array& up, py::array& out,
   GeluMul(context, g, u, y);
 }
 
+// Keys or values, float32, or int8 with the steps of their rows; apart from `out`.
+KvHeads AsKv(const py::array& rows, const py::object& steps, const char* name,
+             const HeadRows<float>& out) {
+  if (steps.is_none()) {
+    const HeadRows<const float> x = AsHeadRows(rows, name);
+    CheckApart(out, x, name);
+    return x;
+  }
+  const HeadRows<const int8_t> codes = AsHeadCodes(rows, name);
+  const HeadRows<const float> x = AsHeadRows(steps.cast<py::array>(), "steps");
+  CheckApart(out, codes, name);
+  CheckApart(out, x, "steps");
+  return {codes, x};
+}
+
 void AttentionOf(const py::array& q, const py::array& k, const py::array& v,
+                 const py::object& k_steps, const py::object& v_steps, bool rotated,
                  const py::object& mask, float scale, bool causal, size_t window,
                  py::array& out, size_t threads) {
+  const HeadRows<float> to = AsOutHeadRows(out, "out");
   AttentionArgs args = {.q = AsHeadRows(q, "q"),
-                        .k = AsHeadRows(k, "k"),
-                        .v = AsHeadRows(v, "v"),
+                        .k = AsKv(k, k_steps, "k", to),
+                        .v = AsKv(v, v_steps, "v", to),
                         .mask = {},
                         .scale = scale,
                         .causal = causal,
                         .window = window,
-                        .out = AsOutHeadRows(out, "out")};
+                        .rotated = rotated,
+                        .out = to};
   if (!mask.is_none()) args.mask = AsMask(mask.cast<py::array>(), "mask");
-  CheckApart(args.out, args.mask, "mask");
-  CheckApart(args.out, args.q, "q");
-  CheckApart(args.out, args.k, "k");
-  CheckApart(args.out, args.v, "v");
+  CheckApart(to, args.mask, "mask");
+  CheckApart(to, args.q, "q");
   const Context context = MakeContext(threads);
   const GilRelease nogil;
   Attention(context, args);
+}
+
+void EncodeI8Of(const py::array& x, bool rotate, float step, py::array& codes,
+                py::array& steps, size_t threads) {
+  const HeadRows<const float> rows = AsHeadRows(x, "x");
+  const HeadRows<int8_t> to = AsOutHeadCodes(codes, "codes");
+  const HeadRows<float> to_steps = AsOutHeadRows(steps, "steps");
+  CheckApart(to, rows, "x");
+  CheckApart(to_steps, rows, "x");
+  const Context context = MakeContext(threads);
+  const GilRelease nogil;
+  EncodeI8(context, rows, rotate, step, to, to_steps);
+}
+
+void DecodeI8Of(const py::array& codes, const py::array& steps, bool rotated,
+                py::array& out, size_t threads) {
+  const HeadRows<const int8_t> from = AsHeadCodes(codes, "codes");
+  const HeadRows<const float> from_steps = AsHeadRows(steps, "steps");
+  const HeadRows<float> to = AsOutHeadRows(out, "out");
+  CheckApart(to, from, "codes");
+  CheckApart(to, from_steps, "steps");
+  const Context context = MakeContext(threads);
+  const GilRelease nogil;
+  DecodeI8(context, from, from_steps, rotated, to);
 }
 
 std::optional<std::tuple<std::string, py::str, bool>> Onednn() {
@@ -115,8 +156,13 @@ void RegisterOps(py::module_& m) {
   m.def("gelu_mul", &GeluMulOf, py::arg("gate"), py::arg("up"), py::arg("out"),
         py::arg("threads"));
   m.def("attention", &AttentionOf, py::arg("q"), py::arg("k"), py::arg("v"),
-        py::arg("mask"), py::arg("scale"), py::arg("causal"), py::arg("window"),
-        py::arg("out"), py::arg("threads"));
+        py::arg("k_steps"), py::arg("v_steps"), py::arg("rotated"), py::arg("mask"),
+        py::arg("scale"), py::arg("causal"), py::arg("window"), py::arg("out"),
+        py::arg("threads"));
+  m.def("encode_i8", &EncodeI8Of, py::arg("x"), py::arg("rotate"), py::arg("step"),
+        py::arg("codes"), py::arg("steps"), py::arg("threads"));
+  m.def("decode_i8", &DecodeI8Of, py::arg("codes"), py::arg("steps"),
+        py::arg("rotated"), py::arg("out"), py::arg("threads"));
   m.def("open_onednn", &OpenOnednn, py::arg("path"));
   m.def("use_onednn", &UseOnednn, py::arg("on"));
   m.def("onednn", &Onednn);

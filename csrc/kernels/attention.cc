@@ -27,46 +27,26 @@ namespace HWY_NAMESPACE {
 namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Elements of a cached row, and how a vector of them becomes f32.
-struct F32Row {
-  using T = float;
-  template <class DF, class Io>
-  static HWY_INLINE hn::Vec<DF> Load(DF df, const T* p, Io io) {
-    return io.Load(df, p);
-  }
-};
-
-struct F16Row {
-  using T = uint16_t;
-  template <class DF, class Io>
-  static HWY_INLINE hn::Vec<DF> Load(DF df, const T* p, Io io) {
-    return PromoteF16(df, io.Load(HalfBits<DF>(), p));
-  }
-};
-
 // Queries that share a load of a key or value, and keys that share one of a query, as
 // registers allow.
 inline constexpr size_t kScoreQueries = HALFBYTE_REGISTERS == 32 ? 4 : 2;
 inline constexpr size_t kScoreKeys = 4;
 inline constexpr size_t kMixQueries = HALFBYTE_REGISTERS == 32 ? 4 : 2;
 
-// Positions whose keys, or values, stay near while one token after the other passes
-// over them: 64 KiB of heads of 512.
-inline constexpr size_t kBlockLen = 32;
+// Keys and values are asked for 8 KiB ahead: one token's come from memory, and a pass
+// over few rows is too short for a prefetcher to see what follows. By the first queries
+// that meet them, a line where each vector is loaded, or by what decodes them. Measured
+// on Zen 5; 4 KiB are less.
+inline constexpr size_t kAhead = 8192;
 
-// The first queries that meet a key or value ask for the ones 8 KiB further on, a line
-// where each vector is loaded: one token's come from memory, and a pass over few rows
-// is too short for a prefetcher to see what follows. Measured on Zen 5; 4 KiB are less.
-template <class T>
-HWY_INLINE void PrefetchRows(const T* row) {
-  Prefetch<1>(reinterpret_cast<const uint8_t*>(row) + 8192);
+HWY_INLINE void PrefetchRows(const float* row) {
+  Prefetch<1>(reinterpret_cast<const uint8_t*>(row) + kAhead);
 }
 
 // dot[R n + r] = scale * q[n] . k[r]
-template <class Row, size_t N, size_t R>
-HWY_INLINE void DotRows(const float* q, size_t q_ld, const typename Row::T* k,
-                        size_t k_ld, size_t head_dim, float scale, bool first,
-                        float* dot) {
+template <size_t N, size_t R>
+HWY_INLINE void DotRows(const float* q, size_t q_ld, const float* k, size_t k_ld,
+                        size_t head_dim, float scale, bool first, float* dot) {
   const hn::ScalableTag<float> df;
   hn::Vec<decltype(df)> sum[N * R];
   HALFBYTE_UNROLL
@@ -75,7 +55,7 @@ HWY_INLINE void DotRows(const float* q, size_t q_ld, const typename Row::T* k,
     hn::Vec<decltype(df)> key[R];
     HALFBYTE_UNROLL
     for (size_t r = 0; r < R; ++r) {
-      key[r] = Row::Load(df, k + r * k_ld + i, io);
+      key[r] = io.Load(df, k + r * k_ld + i);
       if (first) PrefetchRows(k + r * k_ld + i);
     }
     HALFBYTE_UNROLL
@@ -92,22 +72,20 @@ HWY_INLINE void DotRows(const float* q, size_t q_ld, const typename Row::T* k,
 
 // out += p[0] v[0] + p[1] v[1] + …, one after the other for each element: whoever calls
 // it for 1 row or for 4 gets the same bits.
-template <class Row>
-HWY_INLINE void AddRow(float p, const typename Row::T* v, size_t head_dim, float* out) {
+HWY_INLINE void AddRow(float p, const float* v, size_t head_dim, float* out) {
   const hn::ScalableTag<float> df;
   const auto weight = hn::Set(df, p);
   ForVectors(df, 0, head_dim, [&](size_t i, auto io) HWY_ATTR {
     const auto sum = io.Load(df, out + i);
-    io.Store(hn::MulAdd(weight, Row::Load(df, v + i, io), sum), df, out + i);
+    io.Store(hn::MulAdd(weight, io.Load(df, v + i), sum), df, out + i);
   });
 }
 
 // Four rows for one load and store of `out`, which would otherwise bound the loop; and
 // N queries, p_ld weights and out_ld floats apart, for one load of a row.
-template <class Row, size_t N>
-HWY_INLINE void Add4Rows(const float* p, size_t p_ld, const typename Row::T* v,
-                         size_t ld, size_t head_dim, bool first, float* out,
-                         size_t out_ld) {
+template <size_t N>
+HWY_INLINE void Add4Rows(const float* p, size_t p_ld, const float* v, size_t ld,
+                         size_t head_dim, bool first, float* out, size_t out_ld) {
   const hn::ScalableTag<float> df;
   hn::Vec<decltype(df)> weight[N][4];
   HALFBYTE_UNROLL
@@ -120,7 +98,7 @@ HWY_INLINE void Add4Rows(const float* p, size_t p_ld, const typename Row::T* v,
     for (size_t n = 0; n < N; ++n) sum[n] = io.Load(df, out + n * out_ld + i);
     HALFBYTE_UNROLL
     for (size_t r = 0; r < 4; ++r) {
-      const auto row = Row::Load(df, v + r * ld + i, io);
+      const auto row = io.Load(df, v + r * ld + i);
       if (first) PrefetchRows(v + r * ld + i);
       HALFBYTE_UNROLL
       for (size_t n = 0; n < N; ++n) sum[n] = hn::MulAdd(weight[n][r], row, sum[n]);
@@ -130,34 +108,109 @@ HWY_INLINE void Add4Rows(const float* p, size_t p_ld, const typename Row::T* v,
   });
 }
 
-// One token's positions of a block: rows [offset, offset + len) of `span`, of which the
-// first is the position `at`.
-struct Run {
-  size_t token;
+// Rows [offset, offset + len) of `span`: what tokens see of a block. The first is the
+// position `at`.
+struct Block {
   const KvSpan& span;
   size_t offset, at, len;
+};
+
+// One token's rows of a block, [row, row + len); the first is the position `at`.
+struct Run {
+  size_t token, row, at, len;
   bool first;  // of those that read the block
 };
 
-// Calls body(run) for all that the tokens see, in the order of positions.
+// Calls body(block) for all that the tokens see, in the order of positions.
 template <class Body>
-HWY_INLINE void ForRuns(const AttendArgs& a, const Body& body) {
+HWY_INLINE void ForBlocks(const AttendArgs& a, const Body& body) {
   size_t at = 0;  // the block's first position
   for (size_t s = 0; s < a.num_spans; ++s) {
     const KvSpan& span = a.spans[s];
-    for (size_t offset = 0; offset < span.len; offset += kBlockLen) {
-      const size_t len = HWY_MIN(kBlockLen, span.len - offset);
-      bool first = true;
+    for (size_t offset = 0; offset < span.len; offset += kAttendBlock) {
+      const size_t len = HWY_MIN(kAttendBlock, span.len - offset);
+      size_t begin = at + len, end = at;  // what any token sees
       for (size_t t = 0; t < a.num_tokens; ++t) {
-        const size_t begin = HWY_MAX(at, a.sees[t].begin);
-        const size_t end = HWY_MIN(at + len, a.sees[t].end);
-        if (begin >= end) continue;
-        body(Run{t, span, offset + begin - at, begin, end - begin, first});
-        first = false;
+        const KvRange sees = a.sees[t];
+        if (sees.begin >= at + len || sees.end <= at) continue;
+        begin = HWY_MIN(begin, HWY_MAX(at, sees.begin));
+        end = HWY_MAX(end, HWY_MIN(at + len, sees.end));
       }
+      if (begin < end) body(Block{span, offset + begin - at, begin, end - begin});
       at += len;
     }
   }
+}
+
+// Calls body(run) for every token that sees some of the block.
+template <class Body>
+HWY_INLINE void ForRuns(const AttendArgs& a, const Block& block, const Body& body) {
+  bool first = true;
+  for (size_t t = 0; t < a.num_tokens; ++t) {
+    const size_t begin = HWY_MAX(block.at, a.sees[t].begin);
+    const size_t end = HWY_MIN(block.at + block.len, a.sees[t].end);
+    if (begin >= end) continue;
+    body(Run{t, begin - block.at, begin, end - begin, first});
+    first = false;
+  }
+}
+
+// How a vector of a row's elements becomes f32.
+struct F16Row {
+  using T = uint16_t;
+  template <class DF, class Io>
+  static HWY_INLINE hn::Vec<DF> Load(DF df, const T* p, float /*step*/, Io io) {
+    return PromoteF16(df, io.Load(HalfBits<DF>(), p));
+  }
+};
+
+struct I8Row {
+  using T = int8_t;
+  template <class DF, class Io>
+  static HWY_INLINE hn::Vec<DF> Load(DF df, const T* p, float step, Io io) {
+    const hn::RebindToSigned<DF> di32;
+    const auto codes = io.Load(hn::Rebind<int8_t, DF>(), p);
+    return hn::Mul(hn::ConvertTo(df, hn::PromoteTo(di32, codes)), hn::Set(df, step));
+  }
+};
+
+template <class Row>
+HWY_INLINE void DecodeRow(const typename Row::T* row, float step, size_t head_dim,
+                          float* to) {
+  const hn::ScalableTag<float> df;
+  const auto* bytes = reinterpret_cast<const uint8_t*>(row);
+  for (size_t i = 0; i < head_dim * sizeof(*row); i += kLineBytes) {
+    Prefetch<1>(bytes + i + kAhead);
+  }
+  ForVectors(df, 0, head_dim, [&](size_t i, auto io) HWY_ATTR {
+    io.Store(Row::Load(df, row + i, step, io), df, to + i);
+  });
+}
+
+// The first row of a block in f32, and the distance to the next.
+struct Rows {
+  const float* data;
+  size_t ld;
+};
+
+// A block of `keys`, which are rows `ld` apart: decoded, or where it lies.
+HWY_INLINE Rows RowsOf(const AttendArgs& a, const Block& block, const void* keys,
+                       const float* steps, size_t ld) {
+  if (a.type == KvType::kF32) {
+    return {static_cast<const float*>(keys) + block.offset * ld, ld};
+  }
+  for (size_t r = 0; r < block.len; ++r) {
+    const size_t row = block.offset + r;
+    float* to = a.rows + r * a.head_dim;
+    if (a.type == KvType::kF16) {
+      const auto* half = static_cast<const uint16_t*>(keys);
+      DecodeRow<F16Row>(half + row * ld, 1.0f, a.head_dim, to);
+    } else {
+      const auto* codes = static_cast<const int8_t*>(keys);
+      DecodeRow<I8Row>(codes + row * ld, steps[row], a.head_dim, to);
+    }
+  }
+  return {a.rows, a.head_dim};
 }
 
 // Where the scores of a query are, at position 0.
@@ -167,37 +220,40 @@ HWY_INLINE float* ScoresOf(const AttendArgs& a, size_t ld, size_t token, size_t 
 
 // score[n, r] = scale * q[n] . k[r] for R keys and queries from n on, N at a time while
 // there are as many; rows of scores are `ld` apart.
-template <class Row, size_t N, size_t R>
-HWY_INLINE void ScoreKeys(const AttendArgs& a, const float* q, const typename Row::T* k,
-                          bool first, size_t n, size_t ld, float* score) {
+template <size_t N, size_t R>
+HWY_INLINE void ScoreKeys(const AttendArgs& a, const float* q, Rows k, bool first,
+                          size_t n, size_t ld, float* score) {
   for (; n + N <= a.num_queries; n += N) {
     float dot[N * R];
-    DotRows<Row, N, R>(q + n * a.q_ld, a.q_ld, k, a.k_ld, a.head_dim, a.scale,
-                       first && n == 0, dot);
+    DotRows<N, R>(q + n * a.q_ld, a.q_ld, k.data, k.ld, a.head_dim, a.scale,
+                  first && n == 0, dot);
     for (size_t i = 0; i < N; ++i) {
       memcpy(score + (n + i) * ld, dot + i * R, R * sizeof(float));
     }
   }
-  if constexpr (N > 1) ScoreKeys<Row, N / 2, R>(a, q, k, first, n, ld, score);
+  if constexpr (N > 1) ScoreKeys<N / 2, R>(a, q, k, first, n, ld, score);
 }
 
 // All scores.
-template <class Row>
 HWY_INLINE void Score(const AttendArgs& a, size_t ld) {
-  ForRuns(a, [&](const Run& run) HWY_ATTR {
-    const float* q = a.q + run.token * a.q_token_ld;
-    float* score = ScoresOf(a, ld, run.token, 0) + run.at;
-    const auto* k =
-        static_cast<const typename Row::T*>(run.span.k) + run.offset * a.k_ld;
-    size_t left = run.len;
-    for (; left >= kScoreKeys; left -= kScoreKeys) {
-      ScoreKeys<Row, kScoreQueries, kScoreKeys>(a, q, k, run.first, 0, ld, score);
-      k += kScoreKeys * a.k_ld;
-      score += kScoreKeys;
-    }
-    for (; left != 0; --left, ++score, k += a.k_ld) {
-      ScoreKeys<Row, kScoreQueries, 1>(a, q, k, run.first, 0, ld, score);
-    }
+  const bool direct = a.type == KvType::kF32;
+  ForBlocks(a, [&](const Block& block) HWY_ATTR {
+    const Rows rows = RowsOf(a, block, block.span.k, block.span.k_steps, a.k_ld);
+    ForRuns(a, block, [&](const Run& run) HWY_ATTR {
+      const float* q = a.q + run.token * a.q_token_ld;
+      float* score = ScoresOf(a, ld, run.token, 0) + run.at;
+      const bool first = run.first && direct;
+      Rows k = {rows.data + run.row * rows.ld, rows.ld};
+      size_t left = run.len;
+      for (; left >= kScoreKeys; left -= kScoreKeys) {
+        ScoreKeys<kScoreQueries, kScoreKeys>(a, q, k, first, 0, ld, score);
+        k.data += kScoreKeys * k.ld;
+        score += kScoreKeys;
+      }
+      for (; left != 0; --left, ++score, k.data += k.ld) {
+        ScoreKeys<kScoreQueries, 1>(a, q, k, first, 0, ld, score);
+      }
+    });
   });
 }
 
@@ -220,33 +276,35 @@ HWY_INLINE void Scale(float scale, size_t head_dim, float* out) {
 
 // out[n] += p[n, 0] v[0] + … + p[n, 3] v[3] for queries from n on, N at a time while
 // there are as many.
-template <class Row, size_t N>
-HWY_INLINE void MixRows(const AttendArgs& a, const float* p, size_t ld,
-                        const typename Row::T* v, bool first, size_t n, float* out) {
+template <size_t N>
+HWY_INLINE void MixRows(const AttendArgs& a, const float* p, size_t ld, Rows v,
+                        bool first, size_t n, float* out) {
   for (; n + N <= a.num_queries; n += N) {
-    Add4Rows<Row, N>(p + n * ld, ld, v, a.v_ld, a.head_dim, first && n == 0,
-                     out + n * a.out_ld, a.out_ld);
+    Add4Rows<N>(p + n * ld, ld, v.data, v.ld, a.head_dim, first && n == 0,
+                out + n * a.out_ld, a.out_ld);
   }
-  if constexpr (N > 1) MixRows<Row, N / 2>(a, p, ld, v, first, n, out);
+  if constexpr (N > 1) MixRows<N / 2>(a, p, ld, v, first, n, out);
 }
 
 // out[n] += sum of scores[n, j] v[j].
-template <class Row>
 HWY_INLINE void Mix(const AttendArgs& a, size_t ld) {
-  ForRuns(a, [&](const Run& run) HWY_ATTR {
-    const float* p = ScoresOf(a, ld, run.token, 0) + run.at;
-    float* out = a.out + run.token * a.out_token_ld;
-    const auto* v =
-        static_cast<const typename Row::T*>(run.span.v) + run.offset * a.v_ld;
-    size_t left = run.len;
-    for (; left >= 4; left -= 4, p += 4, v += 4 * a.v_ld) {
-      MixRows<Row, kMixQueries>(a, p, ld, v, run.first, 0, out);
-    }
-    for (; left != 0; --left, ++p, v += a.v_ld) {
-      for (size_t n = 0; n < a.num_queries; ++n) {
-        AddRow<Row>(p[n * ld], v, a.head_dim, out + n * a.out_ld);
+  const bool direct = a.type == KvType::kF32;
+  ForBlocks(a, [&](const Block& block) HWY_ATTR {
+    const Rows rows = RowsOf(a, block, block.span.v, block.span.v_steps, a.v_ld);
+    ForRuns(a, block, [&](const Run& run) HWY_ATTR {
+      const float* p = ScoresOf(a, ld, run.token, 0) + run.at;
+      float* out = a.out + run.token * a.out_token_ld;
+      Rows v = {rows.data + run.row * rows.ld, rows.ld};
+      size_t left = run.len;
+      for (; left >= 4; left -= 4, p += 4, v.data += 4 * v.ld) {
+        MixRows<kMixQueries>(a, p, ld, v, run.first && direct, 0, out);
       }
-    }
+      for (; left != 0; --left, ++p, v.data += v.ld) {
+        for (size_t n = 0; n < a.num_queries; ++n) {
+          AddRow(p[n * ld], v.data, a.head_dim, out + n * a.out_ld);
+        }
+      }
+    });
   });
 }
 
@@ -260,12 +318,11 @@ HWY_INLINE void ForQueries(const AttendArgs& a, const Body& body) {
   }
 }
 
-template <class Row>
-void AttendTo(const AttendArgs& a) {
+void Attend(const AttendArgs& a) {
   size_t num = 0;
   for (size_t s = 0; s < a.num_spans; ++s) num += a.spans[s].len;
   const size_t ld = num + 1;  // behind a query's scores stands what divides its sum
-  Score<Row>(a, ld);
+  Score(a, ld);
   ForQueries(a, [&](size_t t, size_t n, float* out) HWY_ATTR {
     const KvRange sees = a.sees[t];
     float* scores = ScoresOf(a, ld, t, n);
@@ -275,18 +332,10 @@ void AttendTo(const AttendArgs& a) {
       scores[num] = Weigh(scores + sees.begin, sees.end - sees.begin);
     }
   });
-  Mix<Row>(a, ld);
+  Mix(a, ld);
   // Divided out at the end: head_dim products instead of one a position.
   ForQueries(a, [&](size_t t, size_t n, float* out)
                     HWY_ATTR { Scale(ScoresOf(a, ld, t, n)[num], a.head_dim, out); });
-}
-
-void Attend(const AttendArgs& args) {
-  if (args.f16) {
-    AttendTo<F16Row>(args);
-  } else {
-    AttendTo<F32Row>(args);
-  }
 }
 
 }  // namespace

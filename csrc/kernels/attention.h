@@ -9,11 +9,18 @@
 
 namespace halfbyte {
 
+// How keys and values are kept: f32, IEEE binary16, or 8-bit codes with a step for each
+// position.
+enum class KvType { kF32, kF16, kI8 };
+
 // Consecutive positions that lie evenly in memory: `len` rows of head_dim elements.
 struct KvSpan {
   const void* k;
   const void* v;
   size_t len;
+  // kI8: element i of position j is codes[j, i] * steps[j].
+  const float* k_steps = nullptr;
+  const float* v_steps = nullptr;
 };
 
 // Positions [begin, end) of those that the spans hold, counted from the first.
@@ -33,15 +40,25 @@ struct AttendArgs {
   size_t num_spans;
   const KvRange* sees;  // of each token
   size_t k_ld, v_ld;    // elements from one position of a span to the next
-  bool f16;             // keys and values are IEEE binary16, else f32
-  float* scores;        // scratch of NumScores
-  float* out;           // like q; overlaps nothing else
+  KvType type;
+  float* rows;    // scratch of NumRows
+  float* scores;  // scratch of NumScores
+  float* out;     // like q, and may be q; overlaps nothing else
   size_t out_token_ld, out_ld;
 };
 
 // Floats that so many queries need for so many positions.
 constexpr size_t NumScores(size_t tokens, size_t queries, size_t positions) {
   return tokens * queries * (positions + 1);
+}
+
+// Positions that are decoded once for all that see them, and stay near while one token
+// after the other passes over them: 64 KiB of heads of 512.
+inline constexpr size_t kAttendBlock = 32;
+
+// Floats that they take.
+constexpr size_t NumRows(KvType type, size_t head_dim) {
+  return type == KvType::kF32 ? 0 : kAttendBlock * head_dim;
 }
 
 // Tokens that are best taken together: scores of more than 4 MB would be read and
@@ -55,8 +72,8 @@ constexpr size_t TokensTogether(size_t tokens, size_t queries, size_t positions)
 // over the positions j that the token sees; zeros if there are none. The bits of a
 // query depend on it and on the sequence of positions it sees alone: not on the other
 // queries and tokens, nor on where the spans are cut, so a ring buffer may wrap and
-// pages may end anywhere. Keys and values are fetched once into a near cache, and used
-// by every query of every token while they are there.
+// pages may end anywhere. Keys and values are fetched, and decoded, once into a near
+// cache, and used by every query of every token while they are there.
 void Attend(const AttendArgs& args) noexcept;
 
 }  // namespace halfbyte

@@ -58,6 +58,17 @@ void ConvertF32ToBF16(const float* x, size_t n, void* y) {
   });
 }
 
+void ConvertI8ToF32(const int8_t* codes, float step, size_t n, float* y) {
+  const hn::ScalableTag<float> df;
+  const hn::RebindToSigned<decltype(df)> di32;
+  const hn::Rebind<int8_t, decltype(df)> di8;
+  const auto factor = hn::Set(df, step);
+  ForVectors(df, 0, n, [&](size_t i, auto io) HWY_ATTR {
+    const auto wide = hn::PromoteTo(di32, io.Load(di8, codes + i));
+    io.Store(hn::Mul(hn::ConvertTo(df, wide), factor), df, y + i);
+  });
+}
+
 }  // namespace
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE
@@ -71,6 +82,7 @@ HWY_EXPORT(ConvertF16ToF32);
 HWY_EXPORT(ConvertF32ToF16);
 HWY_EXPORT(ConvertBF16ToF32);
 HWY_EXPORT(ConvertF32ToBF16);
+HWY_EXPORT(ConvertI8ToF32);
 
 void ConvertF16ToF32(const void* x, size_t n, float* y) noexcept {
   HWY_DYNAMIC_DISPATCH(ConvertF16ToF32)(x, n, y);
@@ -86,6 +98,10 @@ void ConvertBF16ToF32(const void* x, size_t n, float* y) noexcept {
 
 void ConvertF32ToBF16(const float* x, size_t n, void* y) noexcept {
   HWY_DYNAMIC_DISPATCH(ConvertF32ToBF16)(x, n, y);
+}
+
+void ConvertI8ToF32(const int8_t* codes, float step, size_t n, float* y) noexcept {
+  HWY_DYNAMIC_DISPATCH(ConvertI8ToF32)(codes, step, n, y);
 }
 
 }  // namespace halfbyte

@@ -9,16 +9,34 @@
 #include "base/error.h"
 #include "kernels/convert.h"
 #include "ops/attention.h"
+#include "ops/kv_rows.h"
 #include "ops/rows.h"
 
 namespace halfbyte {
 namespace {
 
-size_t ElementBytes(const KvLayerShape& s) { return s.type == KvType::kF16 ? 2 : 4; }
-
-size_t PageBytesOf(const KvLayerShape& s) {
-  return 2 * s.num_heads * KvLayer::kPageLen * s.head_dim * ElementBytes(s);
+size_t ElementBytes(KvType type) {
+  switch (type) {
+    case KvType::kF16:
+      return sizeof(uint16_t);
+    case KvType::kI8:
+      return sizeof(int8_t);
+    default:
+      return sizeof(float);
+  }
 }
+
+// The keys of a page, or its values, without and with their steps.
+size_t RowBytes(const KvLayerShape& s) {
+  return s.num_heads * KvLayer::kPageLen * s.head_dim * ElementBytes(s.type);
+}
+
+size_t HalfBytes(const KvLayerShape& s) {
+  const size_t steps = s.num_heads * KvLayer::kPageLen * sizeof(float);
+  return RowBytes(s) + (s.type == KvType::kI8 ? steps : 0);
+}
+
+size_t PageBytesOf(const KvLayerShape& s) { return 2 * HalfBytes(s); }
 
 // Pages that hold everything a window sees from any position of an append, wherever the
 // page boundaries fall.
@@ -43,23 +61,62 @@ KvLayer::KvLayer(const KvLayer& other)
   }
 }
 
-uint8_t* KvLayer::At(size_t head, size_t position) const {
-  uint8_t* page = pages_[position / kPageLen % pages_.size()].get();
+KvLayer::Half KvLayer::At(uint8_t* half, size_t head, size_t position) const {
   const size_t row = head * kPageLen + position % kPageLen;
-  return page + row * shape_.head_dim * ElementBytes(shape_);
+  Half at = {.rows = half + row * shape_.head_dim * ElementBytes(shape_.type),
+             .steps = nullptr};
+  if (shape_.type == KvType::kI8) {
+    at.steps = reinterpret_cast<float*>(half + RowBytes(shape_)) + row;
+  }
+  return at;
+}
+
+KvLayer::Half KvLayer::KeyAt(size_t head, size_t position) const {
+  return At(pages_[position / kPageLen % pages_.size()].get(), head, position);
+}
+
+KvLayer::Half KvLayer::ValueAt(size_t head, size_t position) const {
+  uint8_t* page = pages_[position / kPageLen % pages_.size()].get();
+  return At(page + HalfBytes(shape_), head, position);
+}
+
+void KvLayer::StoreRow(const float* x, float step, Half to) const {
+  const size_t dim = shape_.head_dim;
+  switch (shape_.type) {
+    case KvType::kF32:
+      memcpy(to.rows, x, dim * sizeof(float));
+      break;
+    case KvType::kF16:
+      ConvertF32ToF16(x, dim, to.rows);
+      break;
+    case KvType::kI8:
+      *to.steps = EncodeI8(x, dim, shape_.IsRotated(), step,
+                           reinterpret_cast<int8_t*>(to.rows));
+      break;
+  }
+}
+
+void KvLayer::LoadRow(Half from, float* x) const {
+  const size_t dim = shape_.head_dim;
+  switch (shape_.type) {
+    case KvType::kF32:
+      memcpy(x, from.rows, dim * sizeof(float));
+      break;
+    case KvType::kF16:
+      ConvertF16ToF32(from.rows, dim, x);
+      break;
+    case KvType::kI8:
+      DecodeI8(reinterpret_cast<int8_t*>(from.rows), dim, shape_.IsRotated(),
+               *from.steps, x);
+      break;
+  }
 }
 
 void KvLayer::Store(size_t position, const float* k, const float* v) {
-  const size_t dim = shape_.head_dim, values = PageBytesOf(shape_) / 2;
+  const size_t dim = shape_.head_dim;
   for (size_t h = 0; h < shape_.num_heads; ++h) {
-    uint8_t* to = At(h, position);
-    if (shape_.type == KvType::kF16) {
-      ConvertF32ToF16(k + h * dim, dim, to);
-      ConvertF32ToF16(v + h * dim, dim, to + values);
-    } else {
-      memcpy(to, k + h * dim, dim * sizeof(float));
-      memcpy(to + values, v + h * dim, dim * sizeof(float));
-    }
+    StoreRow(k + h * dim, shape_.k_step, KeyAt(h, position));
+    StoreRow(v + h * dim, shape_.v_step, ValueAt(h, position));
   }
 }
 
@@ -87,10 +144,12 @@ size_t KvLayer::FirstVisible(size_t position) const {
 
 bool KvLayer::CanResumeAt(size_t length) const {
   if (length > written_) return false;
-  if (written_ == 0) return true;
-  const size_t newest = (written_ - 1) / kPageLen;
-  const size_t oldest = newest < pages_.size() ? 0 : newest - pages_.size() + 1;
-  return FirstVisible(length) >= oldest * kPageLen;
+  return written_ == 0 || FirstVisible(length) >= FirstKept();
+}
+
+size_t KvLayer::FirstKept() const {
+  const size_t newest = written_ == 0 ? 0 : (written_ - 1) / kPageLen;
+  return newest < pages_.size() ? 0 : (newest - pages_.size() + 1) * kPageLen;
 }
 
 uint64_t KvLayer::allocated_bytes() const {
@@ -107,12 +166,24 @@ uint64_t KvLayer::BytesFor(const KvLayerShape& shape, size_t positions) {
 void KvLayer::Spans(size_t head, size_t begin, size_t end,
                     std::vector<KvSpan>& out) const {
   out.clear();
-  const size_t values = PageBytesOf(shape_) / 2;
   while (begin < end) {
     const size_t stop = std::min(end, (begin / kPageLen + 1) * kPageLen);
-    const uint8_t* k = At(head, begin);
-    out.push_back({.k = k, .v = k + values, .len = stop - begin});
+    const Half k = KeyAt(head, begin), v = ValueAt(head, begin);
+    out.push_back({.k = k.rows,
+                   .v = v.rows,
+                   .len = stop - begin,
+                   .k_steps = k.steps,
+                   .v_steps = v.steps});
     begin = stop;
+  }
+}
+
+void KvLayer::Read(size_t head, size_t begin, Mat<float> k, Mat<float> v) const {
+  Require(begin >= FirstKept() && begin + k.rows <= written_,
+          "kv: positions that are not kept");
+  for (size_t i = 0; i < k.rows; ++i) {
+    LoadRow(KeyAt(head, begin + i), k.Row(i));
+    LoadRow(ValueAt(head, begin + i), v.Row(i));
   }
 }
 
@@ -120,10 +191,18 @@ void Attention(const Context& context, const KvLayer& layer, Mat<const float> q,
                size_t heads, size_t first_position, float scale, Mat<float> out) {
   Require(first_position + q.rows <= layer.written(),
           "kv: positions that were not appended");
-  const size_t dim = layer.shape().head_dim;
-  const size_t group = heads / layer.shape().num_heads;
+  const KvLayerShape& shape = layer.shape();
+  const size_t dim = shape.head_dim, group = heads / shape.num_heads;
+  const AttendQueries queries = {
+      .q = {q.data, 1, heads, q.rows, dim, 0, dim, q.ld},
+      .scale = scale,
+      .type = shape.type,
+      .rotated = shape.IsRotated(),
+      .k_ld = dim,
+      .v_ld = dim,
+      .out = {out.data, 1, heads, out.rows, dim, 0, dim, out.ld}};
   const HeadGrid grid = {.batch = 1,
-                         .kv_heads = layer.shape().num_heads,
+                         .kv_heads = shape.num_heads,
                          .tokens = q.rows,
                          .group = group,
                          .together = group};
@@ -139,23 +218,7 @@ void Attention(const Context& context, const KvLayer& layer, Mat<const float> q,
       for (size_t at = first_position + m; at < end; ++at) {
         lists.sees.push_back({layer.FirstVisible(at) - first, at + 1 - first});
       }
-      Attend({.q = q.Row(m) + tile.head * dim,
-              .num_tokens = count,
-              .q_token_ld = q.ld,
-              .num_queries = tile.num_heads,
-              .q_ld = dim,
-              .head_dim = dim,
-              .scale = scale,
-              .spans = lists.spans.data(),
-              .num_spans = lists.spans.size(),
-              .sees = lists.sees.data(),
-              .k_ld = dim,
-              .v_ld = dim,
-              .f16 = layer.shape().type == KvType::kF16,
-              .scores = ScoreScratch(count, tile.num_heads, end - first),
-              .out = out.Row(m) + tile.head * dim,
-              .out_token_ld = out.ld,
-              .out_ld = dim});
+      AttendTokens(queries, tile, m, lists);
     }
   });
 }

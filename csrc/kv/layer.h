@@ -18,14 +18,20 @@
 
 namespace halfbyte {
 
-enum class KvType { kF32, kF16 };
-
 struct KvLayerShape {
   size_t num_heads, head_dim;
   size_t capacity;    // positions a sequence may have
   size_t window;      // positions a query sees, itself included; 0: all
   size_t max_append;  // positions one Append may bring
   KvType type;
+  // kI8: the steps of all keys and of all values, as a checkpoint was trained for. 0:
+  // each position and head has its own, the largest magnitude over 127, behind a
+  // Hadamard transform of the head.
+  float k_step = 0.0f, v_step = 0.0f;
+
+  bool IsRotated() const {
+    return type == KvType::kI8 && k_step == 0.0f && v_step == 0.0f;
+  }
 };
 
 class KvLayer {
@@ -62,13 +68,29 @@ class KvLayer {
   // Bytes that `positions` positions take at most.
   static uint64_t BytesFor(const KvLayerShape& shape, size_t positions);
 
-  // Where keys and values of `head` for positions [begin, end) lie, in order.
+  // Where keys and values of `head` for positions [begin, end) lie, in order, as they
+  // are kept: rotated, if shape().IsRotated().
   void Spans(size_t head, size_t begin, size_t end, std::vector<KvSpan>& out) const;
 
+  // Keys and values of `head` for positions from `begin` on, as f32, k.rows of them:
+  // what was appended, rounded to the layer's type. They must be visible from the last.
+  void Read(size_t head, size_t begin, Mat<float> k, Mat<float> v) const;
+
  private:
-  // Keys of `head` at `position`; the values follow half a page later.
-  uint8_t* At(size_t head, size_t position) const;
+  // Keys or values of one page: rows of all heads, and behind them the steps of kI8.
+  struct Half {
+    uint8_t* rows;
+    float* steps;
+  };
+  // The keys of `head` at `position`, and the values.
+  Half KeyAt(size_t head, size_t position) const;
+  Half ValueAt(size_t head, size_t position) const;
+  Half At(uint8_t* half, size_t head, size_t position) const;
   void Store(size_t position, const float* k, const float* v);
+  void StoreRow(const float* x, float step, Half to) const;
+  void LoadRow(Half from, float* x) const;
+  // The oldest position whose page was not written over.
+  size_t FirstKept() const;
 
   KvLayerShape shape_;
   std::vector<std::unique_ptr<uint8_t[]>> pages_;  // a ring where there is a window

@@ -431,12 +431,20 @@ uint64_t Model::bytes_per_token() const {
 
 KvLayerShape Model::KvShape(size_t l) const {
   const LayerConfig& layer = config_.layers[l];
-  return {.num_heads = layer.num_kv_heads,
-          .head_dim = layer.head_dim,
-          .capacity = options_.context,
-          .window = layer.sliding ? config_.sliding_window : 0,
-          .max_append = kChunk,
-          .type = options_.kv};
+  KvLayerShape shape = {.num_heads = layer.num_kv_heads,
+                        .head_dim = layer.head_dim,
+                        .capacity = options_.context,
+                        .window = layer.sliding ? config_.sliding_window : 0,
+                        .max_append = kChunk,
+                        .type = options_.kv};
+  if (options_.kv == KvType::kI8 && options_.steps != TrainedSteps::kDrop) {
+    // Full layers were trained for 4 bits: 8 of them cover the same range in steps of a
+    // sixteenth, as Google's own runtime keeps them.
+    const float part = layer.sliding ? 1.0f : 1.0f / 16.0f;
+    shape.k_step = part * weights_.layers[l].k_cache_step;
+    shape.v_step = part * weights_.layers[l].v_cache_step;
+  }
+  return shape;
 }
 
 uint64_t Model::KvBytes(size_t positions) const {

@@ -8,13 +8,15 @@
 
 #include "base/error.h"
 #include "kernels/attention.h"
+#include "kernels/hadamard.h"
+#include "runtime/pages.h"
 
 namespace halfbyte {
 namespace {
 
 // The keys that the query at `token` sees, but for the mask.
 KvRange Visible(const AttentionArgs& a, size_t token) {
-  const size_t all = a.k.tokens;
+  const size_t all = a.k.rows.tokens;
   if (!a.causal) return {0, all};
   // How many keys there are up to the query's own, which is the last for the last one.
   const size_t later = a.q.tokens - 1 - token;
@@ -52,7 +54,9 @@ size_t FindSpans(const AttentionArgs& a, const HeadTile& tile, KvRange range,
     if (begin == end) break;
     spans.push_back({.k = a.k.Row(tile.batch, tile.kv_head, begin),
                      .v = a.v.Row(tile.batch, tile.kv_head, begin),
-                     .len = end - begin});
+                     .len = end - begin,
+                     .k_steps = a.k.Steps(tile.batch, tile.kv_head, begin),
+                     .v_steps = a.v.Steps(tile.batch, tile.kv_head, begin)});
     num += end - begin;
     begin = end;
   }
@@ -74,23 +78,14 @@ void AttendTile(const AttentionArgs& a, const HeadTile& tile, size_t token,
         mask != nullptr ? KvRange{0, num}
                         : KvRange{sees.begin - range.begin, sees.end - range.begin});
   }
-  Attend({.q = a.q.Row(tile.batch, tile.head, token),
-          .num_tokens = count,
-          .q_token_ld = a.q.token_ld,
-          .num_queries = tile.num_heads,
-          .q_ld = a.q.head_ld,
-          .head_dim = a.q.row_len,
-          .scale = a.scale,
-          .spans = lists.spans.data(),
-          .num_spans = lists.spans.size(),
-          .sees = lists.sees.data(),
-          .k_ld = a.k.token_ld,
-          .v_ld = a.v.token_ld,
-          .f16 = false,
-          .scores = ScoreScratch(count, tile.num_heads, num),
-          .out = a.out.Row(tile.batch, tile.head, token),
-          .out_token_ld = a.out.token_ld,
-          .out_ld = a.out.head_ld});
+  AttendTokens({.q = a.q,
+                .scale = a.scale,
+                .type = a.k.type,
+                .rotated = a.rotated,
+                .k_ld = a.k.rows.token_ld,
+                .v_ld = a.v.rows.token_ld,
+                .out = a.out},
+               tile, token, lists);
 }
 
 template <class T>
@@ -101,30 +96,90 @@ bool IsShaped(const HeadRows<T>& a, size_t batch, size_t heads, size_t tokens,
 }
 
 void CheckShapes(const AttentionArgs& a) {
-  const HeadRows<const float>&q = a.q, &k = a.k;
-  Require(k.batch == q.batch && k.row_len == q.row_len,
+  const HeadRows<const float>& q = a.q;
+  const KvHeads &k = a.k, &v = a.v;
+  Require(k.rows.batch == q.batch && k.rows.row_len == q.row_len,
           "attention: k has another batch or head_dim than q");
-  Require(IsShaped(a.v, k.batch, k.heads, k.tokens, k.row_len),
+  Require(v.rows.batch == k.rows.batch && v.rows.heads == k.rows.heads &&
+              v.rows.tokens == k.rows.tokens && v.rows.row_len == k.rows.row_len,
           "attention: v is not shaped like k");
+  for (const KvHeads* x : {&k, &v}) {
+    Require(x->type == k.type, "attention: v is not kept as k is");
+    Require(x->type != KvType::kI8 ||
+                (IsShaped(x->steps, k.rows.batch, k.rows.heads, k.rows.tokens, 1) &&
+                 x->steps.token_ld == 1),
+            "attention: steps are not [batch, kv_heads, kv_tokens], side by side");
+  }
   Require(IsShaped(a.out, q.batch, q.heads, q.tokens, q.row_len),
           "attention: out is not shaped like q");
-  Require(q.heads == 0 || (k.heads != 0 && q.heads % k.heads == 0),
+  Require(q.heads == 0 || (k.rows.heads != 0 && q.heads % k.rows.heads == 0),
           "attention: heads are no multiple of kv_heads");
-  Require(
-      a.mask.data == nullptr || IsShaped(a.mask, q.batch, q.heads, q.tokens, k.tokens),
-      "attention: mask is not [batch, heads, tokens, kv_tokens]");
+  Require(a.mask.data == nullptr ||
+              IsShaped(a.mask, q.batch, q.heads, q.tokens, k.rows.tokens),
+          "attention: mask is not [batch, heads, tokens, kv_tokens]");
   Require(a.window == 0 || a.causal, "attention: a window takes causal");
+}
+
+// Calls f(row of out, row of q) for the heads of a tile at `count` tokens.
+template <class F>
+void ForTileRows(const AttendQueries& a, const HeadTile& tile, size_t token,
+                 size_t count, const F& f) {
+  for (size_t t = token; t < token + count; ++t) {
+    for (size_t h = tile.head; h < tile.head + tile.num_heads; ++h) {
+      f(a.out.Row(tile.batch, h, t), a.q.Row(tile.batch, h, t));
+    }
+  }
 }
 
 }  // namespace
 
+void AttendTokens(const AttendQueries& a, const HeadTile& tile, size_t token,
+                  const AttendLists& lists) {
+  const size_t count = lists.sees.size(), dim = a.q.row_len;
+  size_t positions = 0;
+  for (const KvSpan& span : lists.spans) positions += span.len;
+  const size_t rows = NumRows(a.type, dim);
+  const size_t scores = NumScores(count, tile.num_heads, positions);
+  auto* scratch =
+      reinterpret_cast<float*>(ThreadScratch((rows + scores) * sizeof(float)));
+  HeadRows<const float> q = a.q;
+  if (a.rotated) {  // queries as keys are; Attend may read them from `out`
+    ForTileRows(a, tile, token, count, [dim](float* out, const float* query) {
+      memcpy(out, query, dim * sizeof(float));
+      Hadamard(out, dim);
+    });
+    q = a.out;
+  }
+  Attend({.q = q.Row(tile.batch, tile.head, token),
+          .num_tokens = count,
+          .q_token_ld = q.token_ld,
+          .num_queries = tile.num_heads,
+          .q_ld = q.head_ld,
+          .head_dim = dim,
+          .scale = a.scale,
+          .spans = lists.spans.data(),
+          .num_spans = lists.spans.size(),
+          .sees = lists.sees.data(),
+          .k_ld = a.k_ld,
+          .v_ld = a.v_ld,
+          .type = a.type,
+          .rows = scratch,
+          .scores = scratch + rows,
+          .out = a.out.Row(tile.batch, tile.head, token),
+          .out_token_ld = a.out.token_ld,
+          .out_ld = a.out.head_ld});
+  if (!a.rotated) return;
+  ForTileRows(a, tile, token, count,
+              [dim](float* out, const float* /*query*/) { Hadamard(out, dim); });
+}
+
 void Attention(const Context& context, const AttentionArgs& a) {
   CheckShapes(a);
   if (a.q.heads == 0) return;
-  const size_t group = a.q.heads / a.k.heads;
+  const size_t group = a.q.heads / a.k.rows.heads;
   const bool one_mask = a.mask.data == nullptr || a.mask.head_ld == 0;
   const HeadGrid grid = {.batch = a.q.batch,
-                         .kv_heads = a.k.heads,
+                         .kv_heads = a.k.rows.heads,
                          .tokens = a.q.tokens,
                          .group = group,
                          .together = one_mask ? group : 1};
@@ -132,7 +187,7 @@ void Attention(const Context& context, const AttentionArgs& a) {
     AttendLists lists;
     for (size_t token = tile.begin; token < tile.end; token += lists.sees.size()) {
       const size_t left = a.mask.data == nullptr ? tile.end - token : 1;
-      const size_t count = TokensTogether(left, tile.num_heads, a.k.tokens);
+      const size_t count = TokensTogether(left, tile.num_heads, a.k.rows.tokens);
       AttendTile(a, tile, token, count, lists);
     }
   });

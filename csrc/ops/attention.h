@@ -13,18 +13,52 @@
 
 #include "base/view.h"
 #include "kernels/attention.h"
-#include "runtime/pages.h"
 #include "runtime/thread_pool.h"
 
 namespace halfbyte {
 
+// Keys or values, [batch, kv_heads, kv_tokens, head_dim]: f32, or 8-bit codes and a
+// step for each row.
+struct KvHeads {
+  // NOLINTNEXTLINE(google-explicit-constructor): they are keys as they are
+  KvHeads(HeadRows<const float> f32) : rows(Bytes(f32)) {}
+  KvHeads(HeadRows<const int8_t> codes, HeadRows<const float> code_steps)
+      : type(KvType::kI8), rows(Bytes(codes)), steps(code_steps) {}
+
+  const uint8_t* Row(size_t b, size_t h, size_t t) const {
+    const size_t at = b * rows.batch_ld + h * rows.head_ld + t * rows.token_ld;
+    return rows.data + at * (type == KvType::kI8 ? sizeof(int8_t) : sizeof(float));
+  }
+  const float* Steps(size_t b, size_t h, size_t t) const {
+    return type == KvType::kI8 ? steps.Row(b, h, t) : nullptr;
+  }
+
+  KvType type = KvType::kF32;
+  HeadRows<const uint8_t> rows;  // sizes and distances in elements
+  HeadRows<const float> steps;   // [batch, kv_heads, kv_tokens, 1]; tokens side by side
+
+ private:
+  template <class T>
+  static HeadRows<const uint8_t> Bytes(const HeadRows<const T>& x) {
+    return {reinterpret_cast<const uint8_t*>(x.data),
+            x.batch,
+            x.heads,
+            x.tokens,
+            x.row_len,
+            x.batch_ld,
+            x.head_ld,
+            x.token_ld};
+  }
+};
+
 struct AttentionArgs {
   HeadRows<const float> q;       // [batch, heads, tokens, head_dim]
-  HeadRows<const float> k, v;    // [batch, kv_heads, kv_tokens, head_dim]
+  KvHeads k, v;                  // of one type
   HeadRows<const uint8_t> mask;  // [batch, heads, tokens, kv_tokens]; no data: all ones
   float scale;
   bool causal;
   size_t window;        // keys a query sees, its own included; 0: all. Takes `causal`
+  bool rotated;         // keys and values are behind a Hadamard transform of the head
   HeadRows<float> out;  // [batch, heads, tokens, head_dim]; overlaps nothing else
 };
 
@@ -41,12 +75,6 @@ struct AttendLists {
   std::vector<KvRange> sees;
 };
 
-// Memory of the calling thread for the scores of a call.
-inline float* ScoreScratch(size_t tokens, size_t queries, size_t positions) {
-  const size_t num = NumScores(tokens, queries, positions);
-  return reinterpret_cast<float*>(ThreadScratch(num * sizeof(float)));
-}
-
 // The heads and tokens that share their keys, to be cut into tasks.
 struct HeadGrid {
   size_t batch, kv_heads, tokens;
@@ -61,6 +89,21 @@ struct HeadTile {
   size_t head, num_heads;
   size_t begin, end;
 };
+
+// Queries, and how the keys and values of `lists` are kept.
+struct AttendQueries {
+  HeadRows<const float> q;
+  float scale;
+  KvType type;
+  bool rotated;       // see AttentionArgs
+  size_t k_ld, v_ld;  // elements from one position of a span to the next
+  HeadRows<float> out;
+};
+
+// The heads of a tile at tokens [token, token + lists.sees.size()), which see those of
+// `lists`.
+void AttendTokens(const AttendQueries& queries, const HeadTile& tile, size_t token,
+                  const AttendLists& lists);
 
 // Calls f(tile) for tiles that cover the grid. Many heads a tile read the keys few
 // times; there are as few as it takes to leave work for every thread.

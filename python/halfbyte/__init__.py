@@ -38,6 +38,7 @@ from halfbyte.files import (
     open_safetensors,
 )
 from halfbyte.formats import FormatInfo, Weight, dequantize, formats, quantize
+from halfbyte.kv import KvCodes, dequantize_kv, quantize_kv
 from halfbyte.model import Model, Session, load
 from halfbyte.ops import (
     attention,
@@ -78,6 +79,7 @@ __all__ = [
     "FileChangedError",
     "FormatError",
     "FormatInfo",
+    "KvCodes",
     "LimitError",
     "MissingExtraError",
     "Model",
@@ -104,6 +106,7 @@ __all__ = [
     "cpu_target",
     "cpu_targets",
     "dequantize",
+    "dequantize_kv",
     "embedding_rows",
     "errors",
     "formats",
@@ -118,6 +121,7 @@ __all__ = [
     "open_gguf",
     "open_safetensors",
     "quantize",
+    "quantize_kv",
     "reference",
     "rms_norm",
     "rope",

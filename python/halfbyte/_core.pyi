@@ -62,8 +62,11 @@ def fma_peak(threads: int) -> float:
 
 def attention(
     q: _F32,
-    k: _F32,
-    v: _F32,
+    k: _F32 | NDArray[np.int8],
+    v: _F32 | NDArray[np.int8],
+    k_steps: _F32 | None,
+    v_steps: _F32 | None,
+    rotated: bool,
     mask: NDArray[np.bool_] | None,
     scale: float,
     causal: bool,
@@ -72,6 +75,21 @@ def attention(
     threads: int,
 ) -> None:
     """Write the attention of `q` to `k` and `v` to `out`; a window of 0 is none."""
+
+def encode_i8(
+    x: _F32,
+    rotate: bool,
+    step: float,
+    codes: NDArray[np.int8],
+    steps: _F32,
+    threads: int,
+) -> None:
+    """Write keys or values in 8 bits; a step of 0 is a row's own."""
+
+def decode_i8(
+    codes: NDArray[np.int8], steps: _F32, rotated: bool, out: _F32, threads: int
+) -> None:
+    """Write what such codes stand for."""
 
 def formats() -> list[tuple[str, int, int, int, bool, bool, bool]]:
     """The fields of `halfbyte.FormatInfo`, of each format."""

@@ -10,7 +10,7 @@ operation has a slow twin of the same signature in `halfbyte.reference`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,6 +32,7 @@ from halfbyte._arrays import (
 )
 from halfbyte.errors import ArgumentError, DTypeError, ShapeError
 from halfbyte.formats import Weight, packed
+from halfbyte.kv import KvCodes, as_heads, core_arrays
 from halfbyte.targets import num_threads
 
 __all__ = [
@@ -409,8 +410,8 @@ def gelu_mul(gate: Array, up: Array, *, out: F32Array | None = None) -> F32Array
 
 def attention(
     q: Array,
-    k: Array,
-    v: Array,
+    k: Array | KvCodes,
+    v: Array | KvCodes,
     *,
     mask: ArrayLike | None = None,
     causal: bool = False,
@@ -426,7 +427,9 @@ def attention(
     k, v : the same, shape (batch, kv_heads, kv_tokens, head_dim)
         `heads` is a multiple of `kv_heads`; query head h uses key head
         ``h // (heads // kv_heads)``. float32 arrays are used where they lie if the
-        elements of a row are side by side, as those of transposed heads are.
+        elements of a row are side by side, as those of transposed heads are. Or both
+        in 8 bits, as `halfbyte.quantize_kv` makes them: decoded 32 positions at a time,
+        once for all queries that see them.
     mask : bool array that broadcasts to (batch, heads, tokens, kv_tokens), optional
         True where a query sees a key.
     causal : bool
@@ -457,15 +460,19 @@ def attention(
     array([[[[1. , 0. ],
              [0.5, 0.5]]]], dtype=float32)
     """
-    queries, keys, values = (
-        heads_of(_heads(x, name)) for x, name in ((q, "q"), (k, "k"), (v, "v"))
-    )
+    queries = heads_of(as_heads(q, "q"))
     batch, heads, _, head_dim = queries.shape
+    keys, k_steps, rotated = _kept(k, "k")
+    values, v_steps, v_rotated = _kept(v, "v")
     if keys.shape[0] != batch or keys.shape[3] != head_dim:
         want = f"({batch}, kv_heads, kv_tokens, {head_dim})"
         raise ShapeError(f"k: expected shape {want}, got {keys.shape}")
     if values.shape != keys.shape:
         raise ShapeError(f"v: expected shape {keys.shape}, got {values.shape}")
+    if (k_steps is None, rotated) != (v_steps is None, v_rotated):
+        raise ArgumentError(
+            "v: expected what is kept as k is, in 8 bits and rotated, or not"
+        )
     if heads and (keys.shape[1] == 0 or heads % keys.shape[1]):
         raise ShapeError(f"k: {keys.shape[1]} heads do not divide the {heads} of q")
     seen_keys = 0 if window is None else whole(window, "window", 1, 2**62)
@@ -478,9 +485,27 @@ def attention(
     seen = None if mask is None else _mask(mask, (*queries.shape[:3], keys.shape[2]))
     result = new_or_checked(out, queries.shape)
     _core.attention(
-        queries, keys, values, seen, factor, in_order, seen_keys, result, num_threads()
+        queries,
+        keys,
+        values,
+        k_steps,
+        v_steps,
+        rotated,
+        seen,
+        factor,
+        in_order,
+        seen_keys,
+        result,
+        num_threads(),
     )
     return result
+
+
+def _kept(x: Array | KvCodes, name: str) -> tuple[NDArray[Any], F32Array | None, bool]:
+    """Rows as the core reads them, their steps, and whether they are rotated."""
+    if isinstance(x, KvCodes):
+        return *core_arrays(x), x.rotated
+    return heads_of(as_heads(x, name)), None, False
 
 
 def _step(value: float, name: str) -> float:
@@ -488,15 +513,6 @@ def _step(value: float, name: str) -> float:
     if not _F32_MIN <= step <= _F32_MAX:
         raise ArgumentError(f"{name}: expected a float32 above 0, got {value}")
     return step
-
-
-def _heads(x: Array, name: str) -> F32Array:
-    values = as_f32(x, name, _core.from_dlpack)
-    if values.ndim != 4:
-        raise ShapeError(
-            f"{name}: expected shape (batch, heads, tokens, head_dim), got {values.shape}"
-        )
-    return values
 
 
 def _mask(mask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:

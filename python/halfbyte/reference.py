@@ -20,18 +20,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from halfbyte.errors import ArgumentError, DTypeError, ShapeError
+from halfbyte.kv_codes import KvCodes
 
 __all__ = [
     "PackedWeight",
     "Weight",
     "attention",
     "dequantize",
+    "dequantize_kv",
     "embedding_rows",
     "formats",
     "gelu_mul",
     "linear",
     "linear_codes",
     "quantize",
+    "quantize_kv",
     "recover",
     "repair",
     "rms_norm",
@@ -1281,8 +1284,8 @@ def gelu_mul(
 
 def attention(
     q: ArrayLike,
-    k: ArrayLike,
-    v: ArrayLike,
+    k: ArrayLike | KvCodes,
+    v: ArrayLike | KvCodes,
     *,
     mask: ArrayLike | None = None,
     causal: bool = False,
@@ -1297,7 +1300,7 @@ def attention(
     q : float32, float16 or bfloat16 array, shape (batch, heads, tokens, head_dim)
     k, v : the same, shape (batch, kv_heads, kv_tokens, head_dim)
         `heads` is a multiple of `kv_heads`; query head h uses key head
-        ``h // (heads // kv_heads)``.
+        ``h // (heads // kv_heads)``. Or both in 8 bits.
     mask : bool array that broadcasts to (batch, heads, tokens, kv_tokens), optional
         True where a query sees a key.
     causal : bool
@@ -1345,13 +1348,101 @@ def attention(
     return _give(y, out)
 
 
-def _as_heads(x: ArrayLike, name: str) -> NDArray[np.float64]:
-    values = _as_f32(x, name)
+def _as_heads(x: ArrayLike | KvCodes, name: str) -> NDArray[np.float64]:
+    values = _decoded(x) if isinstance(x, KvCodes) else _as_f32(x, name)
     if values.ndim != 4:
         raise ShapeError(
             f"{name}: expected shape (batch, heads, tokens, head_dim), got {values.shape}"
         )
     return values.astype(np.float64)
+
+
+def quantize_kv(
+    x: ArrayLike,
+    *,
+    step: float | None = None,
+    rotate: bool | None = None,
+    out: KvCodes | None = None,
+) -> KvCodes:
+    """Round keys or values to 8 bits.
+
+    Parameters
+    ----------
+    x : float32, float16 or bfloat16 array, shape (batch, kv_heads, tokens, head_dim)
+    step : float, optional
+        One for all; by default each row of a head has its own.
+    rotate : bool, optional
+        Transform each row before. On by default, unless there is a `step`.
+    out : KvCodes of that shape, optional
+        Written and returned.
+
+    Returns
+    -------
+    KvCodes
+
+    Raises
+    ------
+    DTypeError, ShapeError
+        If an argument does not fit.
+    """
+    rows = _as_heads(x, "x").astype(np.float32)
+    rotated = step is None if rotate is None else rotate
+    if rotated:
+        rows = _hadamard(rows)
+    if step is None:
+        finite = np.isfinite(rows).all(axis=-1)
+        with np.errstate(invalid="ignore"):
+            largest = np.abs(rows).max(axis=-1, initial=0)
+        steps = np.where(finite, largest / np.float32(127), np.float32(np.nan))
+    else:
+        steps = np.full(rows.shape[:3], step, np.float32)
+    usable = steps >= np.finfo(np.float32).tiny
+    with np.errstate(all="ignore"):
+        levels = rows / np.where(usable, steps, 1)[..., None]
+    codes = np.clip(np.rint(np.nan_to_num(levels, nan=0.0)), -128, 127)
+    codes = np.where(usable[..., None], codes, 0).astype(np.int8)
+    steps = np.where(usable | np.isnan(steps), steps, 0).astype(np.float32)
+    if out is None:
+        return KvCodes(codes, steps, rotated)
+    if out.shape != rows.shape or out.rotated != rotated:
+        raise ShapeError(f"out: expected shape {rows.shape}, got {out.shape}")
+    out.codes[...], out.steps[...] = codes, steps
+    return out
+
+
+def dequantize_kv(x: KvCodes, *, out: F32Array | None = None) -> F32Array:
+    """Give back what `quantize_kv` made of keys or values.
+
+    Parameters
+    ----------
+    x : KvCodes
+    out : float32 array, shape ``x.shape``, optional
+        Written and returned.
+
+    Returns
+    -------
+    float32 array, shape (batch, kv_heads, tokens, head_dim)
+    """
+    return _give(_decoded(x), out)
+
+
+def _decoded(x: KvCodes) -> F32Array:
+    rows = x.codes.astype(np.float32) * x.steps[..., None]
+    return _hadamard(rows) if x.rotated else rows
+
+
+def _hadamard(x: F32Array) -> F32Array:
+    """Apply the orthonormal Walsh-Hadamard transform, in blocks that divide a row."""
+    n = x.shape[-1]
+    size = min(n & -n, 512)
+    if size < 2:
+        return x
+    blocks = x.reshape(*x.shape[:-1], n // size, size)
+    with np.errstate(all="ignore"):
+        for _ in range(size.bit_length() - 1):
+            even, odd = blocks[..., ::2], blocks[..., 1::2]
+            blocks = np.concatenate([even + odd, even - odd], axis=-1)
+        return (blocks * np.float32(size**-0.5)).reshape(x.shape)
 
 
 def _visible(

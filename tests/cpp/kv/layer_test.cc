@@ -11,13 +11,15 @@
 #include <vector>
 
 #include "base/error.h"
-#include "base/half.h"
+#include "kernels/hadamard.h"
 #include "test_floats.h"
 
 namespace halfbyte {
 namespace {
 
 constexpr size_t kHeads = 2, kQueryHeads = 4, kDim = 16, kWidth = kHeads * kDim;
+
+constexpr KvType kTypes[] = {KvType::kF32, KvType::kF16, KvType::kI8};
 
 // Keys and values of a whole sequence, and queries for every position.
 struct Sequence {
@@ -44,29 +46,25 @@ struct Sequence {
   std::vector<float> k, v, q;
 };
 
-// The definition, in double.
-std::vector<double> Want(const Sequence& s, const KvLayerShape& shape, size_t position,
+// The definition, in double, over what the layer says that it keeps.
+std::vector<double> Want(const Sequence& s, const KvLayer& layer, size_t position,
                          size_t h) {
-  const bool f16 = shape.type == KvType::kF16;
+  const KvLayerShape& shape = layer.shape();
   const bool cut = shape.window != 0 && position + 1 > shape.window;
   const size_t first = cut ? position + 1 - shape.window : 0;
-  const auto stored = [f16](float x) {
-    if (!f16) return double{x};
-    uint8_t bytes[2];
-    StoreF16(x, bytes);
-    return double{LoadF16(bytes)};
-  };
-  const size_t kv = h / (kQueryHeads / kHeads) * kDim;
+  std::vector<float> k((position + 1 - first) * kDim), v(k.size());
+  layer.Read(h / (kQueryHeads / kHeads), first,
+             Mat<float>(k.data(), position + 1 - first, kDim),
+             Mat<float>(v.data(), position + 1 - first, kDim));
   const float* q = &s.q[(position * kQueryHeads + h) * kDim];
   double total = 0.0;
   std::vector<double> out(kDim);
-  for (size_t p = first; p <= position; ++p) {
+  for (size_t row = 0; row < k.size(); row += kDim) {
     double score = 0.0;
-    for (size_t i = 0; i < kDim; ++i) score += q[i] * stored(s.k[p * kWidth + kv + i]);
+    for (size_t i = 0; i < kDim; ++i) score += q[i] * double{k[row + i]};
     const double weight = exp(0.25 * score);
     total += weight;
-    for (size_t i = 0; i < kDim; ++i)
-      out[i] += weight * stored(s.v[p * kWidth + kv + i]);
+    for (size_t i = 0; i < kDim; ++i) out[i] += weight * v[row + i];
   }
   for (double& o : out) o /= total;
   return out;
@@ -82,7 +80,7 @@ void ExpectAttention(const Sequence& s, const KvLayer& layer, size_t begin,
   const auto got = s.Attend(layer, begin, end);
   for (size_t p = begin; p < end; ++p) {
     for (size_t h = 0; h < kQueryHeads; ++h) {
-      const auto want = Want(s, layer.shape(), p, h);
+      const auto want = Want(s, layer, p, h);
       for (size_t i = 0; i < kDim; ++i) {
         const size_t at = ((p - begin) * kQueryHeads + h) * kDim + i;
         ASSERT_NEAR(want[i], got[at], kBound) << p;
@@ -94,7 +92,7 @@ void ExpectAttention(const Sequence& s, const KvLayer& layer, size_t begin,
 TEST(KvLayerTest, AttentionOverPagesAndRingsEqualsTheDefinition) {
   constexpr size_t kLen = 1400;
   const Sequence s(kLen);
-  for (KvType type : {KvType::kF32, KvType::kF16}) {
+  for (KvType type : kTypes) {
     for (size_t window : {0, 1, 8, 256, 300, 600}) {
       for (size_t chunk : {1, 7, 64, 256}) {
         KvLayer layer({kHeads, kDim, kLen, window, chunk, type});
@@ -117,7 +115,7 @@ TEST(KvLayerTest, AttentionOverPagesAndRingsEqualsTheDefinition) {
 TEST(KvLayerTest, QueriesTogetherHaveTheBitsOfEachAlone) {
   constexpr size_t kLen = 832, kChunk = 64;
   const Sequence s(kLen);
-  for (KvType type : {KvType::kF32, KvType::kF16}) {
+  for (KvType type : kTypes) {
     for (size_t window : {0, 1, 5, 8, 300}) {
       KvLayer layer({kHeads, kDim, kLen, window, kChunk, type});
       for (size_t begin = 0; begin < kLen; begin += kChunk) {
@@ -160,6 +158,94 @@ TEST(KvLayerTest, TilesOfALongContextAreTakenInParts) {
     EXPECT_EQ(0, memcmp(together.data(), alone.data(), alone.size() * sizeof(float)))
         << "window " << window;
   }
+}
+
+// The keys and values of a head, as they are kept.
+std::vector<float> Kept(const KvLayer& layer, size_t head, size_t len, bool values) {
+  std::vector<float> k(len * kDim), v(len * kDim);
+  layer.Read(head, 0, Mat<float>(k.data(), len, kDim), Mat<float>(v.data(), len, kDim));
+  return values ? v : k;
+}
+
+// In the rotated head each element is off by half a step, but for the rounding of the
+// transforms: so is the length of the error, times sqrt(kDim), in the head itself.
+TEST(KvLayerTest, EightBitsAreOffByHalfAStep) {
+  constexpr size_t kLen = 300;
+  Sequence s(kLen);
+  s.k[5 * kWidth + 3] = 40.0f;  // without a rotation, a step for the others of 40 / 127
+  KvLayer layer({kHeads, kDim, kLen, 0, kLen, KvType::kI8});
+  s.AppendTo(layer, 0, kLen);
+  for (bool values : {false, true}) {
+    for (size_t h = 0; h < kHeads; ++h) {
+      const std::vector<float> kept = Kept(layer, h, kLen, values);
+      for (size_t p = 0; p < kLen; ++p) {
+        const float* x = &(values ? s.v : s.k)[p * kWidth + h * kDim];
+        std::vector<float> turned(x, x + kDim);
+        Hadamard(turned.data(), kDim);
+        double max = 0.0, error = 0.0;
+        for (size_t i = 0; i < kDim; ++i) {
+          max = fmax(max, fabs(double{turned[i]}));
+          const double off = double{x[i]} - double{kept[p * kDim + i]};
+          error += off * off;
+        }
+        const double bound = sqrt(double{kDim}) * max * (0.5 / 127.0 + 16 * kU);
+        ASSERT_LE(sqrt(error), bound) << p;
+      }
+    }
+  }
+}
+
+TEST(KvLayerTest, TrainedStepsRoundAndClamp) {
+  constexpr size_t kLen = 40;
+  Sequence s(kLen);
+  s.k[0] = 100.0f, s.k[1] = -100.0f;
+  KvLayer layer({kHeads, kDim, kLen, 0, kLen, KvType::kI8, 0.05f, 0.01f});
+  s.AppendTo(layer, 0, kLen);
+  for (bool values : {false, true}) {
+    const float step = values ? 0.01f : 0.05f;
+    for (size_t h = 0; h < kHeads; ++h) {
+      const std::vector<float> kept = Kept(layer, h, kLen, values);
+      for (size_t i = 0; i < kept.size(); ++i) {
+        const float x = (values ? s.v : s.k)[i / kDim * kWidth + h * kDim + i % kDim];
+        const float code = fminf(fmaxf(nearbyintf(x / step), -128.0f), 127.0f);
+        ASSERT_EQ(code * step, kept[i]) << i;
+      }
+    }
+  }
+}
+
+TEST(KvLayerTest, EightBitsOfZerosAndOfWhatIsNotFinite) {
+  Sequence s(3);
+  std::fill_n(s.k.begin(), kDim, 0.0f);
+  std::fill_n(&s.k[kWidth], kDim, 1e-40f);
+  s.k[2 * kWidth + 3] = kInf;
+  KvLayer layer({kHeads, kDim, 3, 0, 3, KvType::kI8});
+  s.AppendTo(layer, 0, 3);
+  const std::vector<float> kept = Kept(layer, 0, 3, false);
+  for (size_t i = 0; i < 2 * kDim; ++i) EXPECT_EQ(0.0f, kept[i]);
+  for (size_t i = 2 * kDim; i < 3 * kDim; ++i) EXPECT_TRUE(isnan(kept[i]));
+}
+
+TEST(KvLayerTest, OnlyWhatIsKeptIsRead) {
+  constexpr size_t kLen = 1024;
+  const Sequence s(kLen);
+  KvLayer layer({kHeads, kDim, kLen, 8, 64, KvType::kF32});
+  for (size_t begin = 0; begin < 640; begin += 64) s.AppendTo(layer, begin, begin + 64);
+  std::vector<float> k(kDim), v(kDim);
+  const auto read = [&](size_t at) {
+    layer.Read(1, at, Mat<float>(k.data(), 1, kDim), Mat<float>(v.data(), 1, kDim));
+  };
+  EXPECT_NO_THROW(read(639));
+  EXPECT_EQ(0, memcmp(&s.v[639 * kWidth + kDim], v.data(), kDim * sizeof(float)));
+  EXPECT_THROW(read(0), Error) << "written over";
+  EXPECT_THROW(read(640), Error) << "not written yet";
+}
+
+TEST(KvLayerTest, EightBitsTakeAQuarter) {
+  const KvLayerShape f32 = {kHeads, 512, 4096, 0, 64, KvType::kF32};
+  const KvLayerShape i8 = {kHeads, 512, 4096, 0, 64, KvType::kI8};
+  const uint64_t steps = 2 * kHeads * 4096 * sizeof(float);
+  EXPECT_EQ(KvLayer::BytesFor(f32, 4096) / 4 + steps, KvLayer::BytesFor(i8, 4096));
 }
 
 TEST(KvLayerTest, SlidingLayersStaySmall) {

@@ -82,6 +82,7 @@ TEST(AttentionTest, NoByteOutsideIsRead) {
                    .scale = 1.0f,
                    .causal = bits % 5 == 0,
                    .window = 0,
+                   .rotated = false,
                    .out = View<float>(out.data(), 2, 3, kDim)});
         EXPECT_TRUE(mask.Intact() && out.Intact());
       }
@@ -105,6 +106,7 @@ void ExpectBitsOfEachAlone(size_t heads, size_t tokens, size_t kv_tokens, bool c
                              .scale = 0.3f,
                              .causal = causal,
                              .window = window,
+                             .rotated = false,
                              .out = View<float>(together.data(), heads, tokens, kDim)};
   const Context context = {.num_threads = 1, .poll = {}};
   Attention(context, all);
@@ -114,7 +116,7 @@ void ExpectBitsOfEachAlone(size_t heads, size_t tokens, size_t kv_tokens, bool c
     one.q.data += token * kDim, one.out.data += token * kDim;
     one.q.tokens = one.out.tokens = 1;
     const size_t later = causal ? tokens - 1 - token : 0;
-    one.k.tokens = one.v.tokens = kv_tokens - std::min(kv_tokens, later);
+    one.k.rows.tokens = one.v.rows.tokens = kv_tokens - std::min(kv_tokens, later);
     Attention(context, one);
   }
   for (float x : together) ASSERT_FALSE(isnan(x));
@@ -164,6 +166,7 @@ TEST(AttentionTest, ShapesThatDoNotFitAreRefused) {
                               .scale = 1.0f,
                               .causal = false,
                               .window = 0,
+                              .rotated = false,
                               .out = View<float>(&x[500], 4, 3, 8)};
   const Context context = {.num_threads = 1, .poll = {}};
   EXPECT_NO_THROW(Attention(context, good));
@@ -173,10 +176,10 @@ TEST(AttentionTest, ShapesThatDoNotFitAreRefused) {
     EXPECT_THROW(Attention(context, args), Error);
   };
   refuses([](AttentionArgs& a) { a.q.row_len = 7; });
-  refuses([](AttentionArgs& a) { a.k.batch = 2; });
-  refuses([](AttentionArgs& a) { a.v.tokens = 5; });
-  refuses([](AttentionArgs& a) { a.k.heads = a.v.heads = 3; });
-  refuses([](AttentionArgs& a) { a.k.heads = a.v.heads = 0; });
+  refuses([](AttentionArgs& a) { a.k.rows.batch = 2; });
+  refuses([](AttentionArgs& a) { a.v.rows.tokens = 5; });
+  refuses([](AttentionArgs& a) { a.k.rows.heads = a.v.rows.heads = 3; });
+  refuses([](AttentionArgs& a) { a.k.rows.heads = a.v.rows.heads = 0; });
   refuses([](AttentionArgs& a) { a.mask.row_len = 3; });
   refuses([](AttentionArgs& a) { a.out.tokens = 2; });
   refuses([](AttentionArgs& a) { a.window = 2; });
