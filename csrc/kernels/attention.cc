@@ -17,7 +17,6 @@
 #include "formats/half-inl.h"
 #include "kernels/lane_sums-inl.h"
 #include "kernels/math-inl.h"
-#include "kernels/prefetch.h"
 #include "kernels/simd-inl.h"
 #include "kernels/softmax-inl.h"
 
@@ -33,20 +32,10 @@ inline constexpr size_t kScoreQueries = HALFBYTE_REGISTERS == 32 ? 4 : 2;
 inline constexpr size_t kScoreKeys = 4;
 inline constexpr size_t kMixQueries = HALFBYTE_REGISTERS == 32 ? 4 : 2;
 
-// Keys and values are asked for 8 KiB ahead: one token's come from memory, and a pass
-// over few rows is too short for a prefetcher to see what follows. By the first queries
-// that meet them, a line where each vector is loaded, or by what decodes them. Measured
-// on Zen 5; 4 KiB are less.
-inline constexpr size_t kAhead = 8192;
-
-HWY_INLINE void PrefetchRows(const float* row) {
-  Prefetch<1>(reinterpret_cast<const uint8_t*>(row) + kAhead);
-}
-
-// dot[R n + r] = scale * q[n] . k[r]
+// dot[R n + r] = scale * q[n] . k[r]; keys lie side by side.
 template <size_t N, size_t R>
-HWY_INLINE void DotRows(const float* q, size_t q_ld, const float* k, size_t k_ld,
-                        size_t head_dim, float scale, bool first, float* dot) {
+HWY_INLINE void DotRows(const float* q, size_t q_ld, const float* k, size_t head_dim,
+                        float scale, float* dot) {
   const hn::ScalableTag<float> df;
   hn::Vec<decltype(df)> sum[N * R];
   HALFBYTE_UNROLL
@@ -54,10 +43,7 @@ HWY_INLINE void DotRows(const float* q, size_t q_ld, const float* k, size_t k_ld
   ForVectors(df, 0, head_dim, [&](size_t i, auto io) HWY_ATTR {
     hn::Vec<decltype(df)> key[R];
     HALFBYTE_UNROLL
-    for (size_t r = 0; r < R; ++r) {
-      key[r] = io.Load(df, k + r * k_ld + i);
-      if (first) PrefetchRows(k + r * k_ld + i);
-    }
+    for (size_t r = 0; r < R; ++r) key[r] = io.Load(df, k + r * head_dim + i);
     HALFBYTE_UNROLL
     for (size_t n = 0; n < N; ++n) {
       const auto query = io.Load(df, q + n * q_ld + i);
@@ -84,8 +70,8 @@ HWY_INLINE void AddRow(float p, const float* v, size_t head_dim, float* out) {
 // Four rows for one load and store of `out`, which would otherwise bound the loop; and
 // N queries, p_ld weights and out_ld floats apart, for one load of a row.
 template <size_t N>
-HWY_INLINE void Add4Rows(const float* p, size_t p_ld, const float* v, size_t ld,
-                         size_t head_dim, bool first, float* out, size_t out_ld) {
+HWY_INLINE void Add4Rows(const float* p, size_t p_ld, const float* v, size_t head_dim,
+                         float* out, size_t out_ld) {
   const hn::ScalableTag<float> df;
   hn::Vec<decltype(df)> weight[N][4];
   HALFBYTE_UNROLL
@@ -98,8 +84,7 @@ HWY_INLINE void Add4Rows(const float* p, size_t p_ld, const float* v, size_t ld,
     for (size_t n = 0; n < N; ++n) sum[n] = io.Load(df, out + n * out_ld + i);
     HALFBYTE_UNROLL
     for (size_t r = 0; r < 4; ++r) {
-      const auto row = io.Load(df, v + r * ld + i);
-      if (first) PrefetchRows(v + r * ld + i);
+      const auto row = io.Load(df, v + r * head_dim + i);
       HALFBYTE_UNROLL
       for (size_t n = 0; n < N; ++n) sum[n] = hn::MulAdd(weight[n][r], row, sum[n]);
     }
@@ -118,7 +103,6 @@ struct Block {
 // One token's rows of a block, [row, row + len); the first is the position `at`.
 struct Run {
   size_t token, row, at, len;
-  bool first;  // of those that read the block
 };
 
 // Calls body(block) for all that the tokens see, in the order of positions.
@@ -145,17 +129,23 @@ HWY_INLINE void ForBlocks(const AttendArgs& a, const Body& body) {
 // Calls body(run) for every token that sees some of the block.
 template <class Body>
 HWY_INLINE void ForRuns(const AttendArgs& a, const Block& block, const Body& body) {
-  bool first = true;
   for (size_t t = 0; t < a.num_tokens; ++t) {
     const size_t begin = HWY_MAX(block.at, a.sees[t].begin);
     const size_t end = HWY_MIN(block.at + block.len, a.sees[t].end);
     if (begin >= end) continue;
-    body(Run{t, begin - block.at, begin, end - begin, first});
-    first = false;
+    body(Run{t, begin - block.at, begin, end - begin});
   }
 }
 
 // How a vector of a row's elements becomes f32.
+struct F32Row {
+  using T = float;
+  template <class DF, class Io>
+  static HWY_INLINE hn::Vec<DF> Load(DF df, const T* p, float /*step*/, Io io) {
+    return io.Load(df, p);
+  }
+};
+
 struct F16Row {
   using T = uint16_t;
   template <class DF, class Io>
@@ -174,43 +164,55 @@ struct I8Row {
   }
 };
 
+// Rows of a block, in memory and decoded.
 template <class Row>
-HWY_INLINE void DecodeRow(const typename Row::T* row, float step, size_t head_dim,
-                          float* to) {
-  const hn::ScalableTag<float> df;
-  const auto* bytes = reinterpret_cast<const uint8_t*>(row);
-  for (size_t i = 0; i < head_dim * sizeof(*row); i += kLineBytes) {
-    Prefetch<1>(bytes + i + kAhead);
-  }
-  ForVectors(df, 0, head_dim, [&](size_t i, auto io) HWY_ATTR {
-    io.Store(Row::Load(df, row + i, step, io), df, to + i);
-  });
-}
-
-// The first row of a block in f32, and the distance to the next.
-struct Rows {
-  const float* data;
+struct Decode {
+  const typename Row::T* rows;
   size_t ld;
+  const float* steps;  // null: none
+  size_t head_dim;
+  float* to;
+
+  // Rows `row`, `row` + apart, and so on: R of them.
+  template <size_t R>
+  HWY_INLINE void RowsApart(size_t row, size_t apart) const {
+    const hn::ScalableTag<float> df;
+    ForVectors(df, 0, head_dim, [&](size_t i, auto io) HWY_ATTR {
+      HALFBYTE_UNROLL
+      for (size_t r = row; r < row + R * apart; r += apart) {
+        const float step = steps == nullptr ? 1.0f : steps[r];
+        io.Store(Row::Load(df, rows + r * ld + i, step, io), df, to + r * head_dim + i);
+      }
+    });
+  }
+
+  // Memory is read in four streams, which keep it busy where one does not.
+  HWY_INLINE void operator()(size_t len) const {
+    const size_t apart = len / 4;
+    for (size_t row = 0; row < apart; ++row) RowsApart<4>(row, apart);
+    for (size_t row = 4 * apart; row < len; ++row) RowsApart<1>(row, 1);
+  }
 };
 
-// A block of `keys`, which are rows `ld` apart: decoded, or where it lies.
-HWY_INLINE Rows RowsOf(const AttendArgs& a, const Block& block, const void* keys,
-                       const float* steps, size_t ld) {
-  if (a.type == KvType::kF32) {
-    return {static_cast<const float*>(keys) + block.offset * ld, ld};
+// Decodes a block of keys or values, which are rows `ld` apart, to a.rows.
+template <class Row>
+HWY_INLINE void DecodeBlock(const AttendArgs& a, const Block& block, const void* keys,
+                            const float* steps, size_t ld) {
+  const auto* rows = static_cast<const typename Row::T*>(keys) + block.offset * ld;
+  if (steps != nullptr) steps += block.offset;
+  Decode<Row>{rows, ld, steps, a.head_dim, a.rows}(block.len);
+}
+
+HWY_INLINE void DecodeAny(const AttendArgs& a, const Block& block, const void* keys,
+                          const float* steps, size_t ld) {
+  switch (a.type) {
+    case KvType::kF32:
+      return DecodeBlock<F32Row>(a, block, keys, nullptr, ld);
+    case KvType::kF16:
+      return DecodeBlock<F16Row>(a, block, keys, nullptr, ld);
+    case KvType::kI8:
+      return DecodeBlock<I8Row>(a, block, keys, steps, ld);
   }
-  for (size_t r = 0; r < block.len; ++r) {
-    const size_t row = block.offset + r;
-    float* to = a.rows + r * a.head_dim;
-    if (a.type == KvType::kF16) {
-      const auto* half = static_cast<const uint16_t*>(keys);
-      DecodeRow<F16Row>(half + row * ld, 1.0f, a.head_dim, to);
-    } else {
-      const auto* codes = static_cast<const int8_t*>(keys);
-      DecodeRow<I8Row>(codes + row * ld, steps[row], a.head_dim, to);
-    }
-  }
-  return {a.rows, a.head_dim};
 }
 
 // Where the scores of a query are, at position 0.
@@ -221,37 +223,34 @@ HWY_INLINE float* ScoresOf(const AttendArgs& a, size_t ld, size_t token, size_t 
 // score[n, r] = scale * q[n] . k[r] for R keys and queries from n on, N at a time while
 // there are as many; rows of scores are `ld` apart.
 template <size_t N, size_t R>
-HWY_INLINE void ScoreKeys(const AttendArgs& a, const float* q, Rows k, bool first,
-                          size_t n, size_t ld, float* score) {
+HWY_INLINE void ScoreKeys(const AttendArgs& a, const float* q, const float* k, size_t n,
+                          size_t ld, float* score) {
   for (; n + N <= a.num_queries; n += N) {
     float dot[N * R];
-    DotRows<N, R>(q + n * a.q_ld, a.q_ld, k.data, k.ld, a.head_dim, a.scale,
-                  first && n == 0, dot);
+    DotRows<N, R>(q + n * a.q_ld, a.q_ld, k, a.head_dim, a.scale, dot);
     for (size_t i = 0; i < N; ++i) {
       memcpy(score + (n + i) * ld, dot + i * R, R * sizeof(float));
     }
   }
-  if constexpr (N > 1) ScoreKeys<N / 2, R>(a, q, k, first, n, ld, score);
+  if constexpr (N > 1) ScoreKeys<N / 2, R>(a, q, k, n, ld, score);
 }
 
 // All scores.
 HWY_INLINE void Score(const AttendArgs& a, size_t ld) {
-  const bool direct = a.type == KvType::kF32;
   ForBlocks(a, [&](const Block& block) HWY_ATTR {
-    const Rows rows = RowsOf(a, block, block.span.k, block.span.k_steps, a.k_ld);
+    DecodeAny(a, block, block.span.k, block.span.k_steps, a.k_ld);
     ForRuns(a, block, [&](const Run& run) HWY_ATTR {
       const float* q = a.q + run.token * a.q_token_ld;
       float* score = ScoresOf(a, ld, run.token, 0) + run.at;
-      const bool first = run.first && direct;
-      Rows k = {rows.data + run.row * rows.ld, rows.ld};
+      const float* k = a.rows + run.row * a.head_dim;
       size_t left = run.len;
       for (; left >= kScoreKeys; left -= kScoreKeys) {
-        ScoreKeys<kScoreQueries, kScoreKeys>(a, q, k, first, 0, ld, score);
-        k.data += kScoreKeys * k.ld;
+        ScoreKeys<kScoreQueries, kScoreKeys>(a, q, k, 0, ld, score);
+        k += kScoreKeys * a.head_dim;
         score += kScoreKeys;
       }
-      for (; left != 0; --left, ++score, k.data += k.ld) {
-        ScoreKeys<kScoreQueries, 1>(a, q, k, first, 0, ld, score);
+      for (; left != 0; --left, ++score, k += a.head_dim) {
+        ScoreKeys<kScoreQueries, 1>(a, q, k, 0, ld, score);
       }
     });
   });
@@ -277,31 +276,29 @@ HWY_INLINE void Scale(float scale, size_t head_dim, float* out) {
 // out[n] += p[n, 0] v[0] + … + p[n, 3] v[3] for queries from n on, N at a time while
 // there are as many.
 template <size_t N>
-HWY_INLINE void MixRows(const AttendArgs& a, const float* p, size_t ld, Rows v,
-                        bool first, size_t n, float* out) {
+HWY_INLINE void MixRows(const AttendArgs& a, const float* p, size_t ld, const float* v,
+                        size_t n, float* out) {
   for (; n + N <= a.num_queries; n += N) {
-    Add4Rows<N>(p + n * ld, ld, v.data, v.ld, a.head_dim, first && n == 0,
-                out + n * a.out_ld, a.out_ld);
+    Add4Rows<N>(p + n * ld, ld, v, a.head_dim, out + n * a.out_ld, a.out_ld);
   }
-  if constexpr (N > 1) MixRows<N / 2>(a, p, ld, v, first, n, out);
+  if constexpr (N > 1) MixRows<N / 2>(a, p, ld, v, n, out);
 }
 
 // out[n] += sum of scores[n, j] v[j].
 HWY_INLINE void Mix(const AttendArgs& a, size_t ld) {
-  const bool direct = a.type == KvType::kF32;
   ForBlocks(a, [&](const Block& block) HWY_ATTR {
-    const Rows rows = RowsOf(a, block, block.span.v, block.span.v_steps, a.v_ld);
+    DecodeAny(a, block, block.span.v, block.span.v_steps, a.v_ld);
     ForRuns(a, block, [&](const Run& run) HWY_ATTR {
       const float* p = ScoresOf(a, ld, run.token, 0) + run.at;
       float* out = a.out + run.token * a.out_token_ld;
-      Rows v = {rows.data + run.row * rows.ld, rows.ld};
+      const float* v = a.rows + run.row * a.head_dim;
       size_t left = run.len;
-      for (; left >= 4; left -= 4, p += 4, v.data += 4 * v.ld) {
-        MixRows<kMixQueries>(a, p, ld, v, run.first && direct, 0, out);
+      for (; left >= 4; left -= 4, p += 4, v += 4 * a.head_dim) {
+        MixRows<kMixQueries>(a, p, ld, v, 0, out);
       }
-      for (; left != 0; --left, ++p, v.data += v.ld) {
+      for (; left != 0; --left, ++p, v += a.head_dim) {
         for (size_t n = 0; n < a.num_queries; ++n) {
-          AddRow(p[n * ld], v.data, a.head_dim, out + n * a.out_ld);
+          AddRow(p[n * ld], v, a.head_dim, out + n * a.out_ld);
         }
       }
     });

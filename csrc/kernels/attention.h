@@ -41,7 +41,7 @@ struct AttendArgs {
   const KvRange* sees;  // of each token
   size_t k_ld, v_ld;    // elements from one position of a span to the next
   KvType type;
-  float* rows;    // scratch of NumRows
+  float* rows;    // scratch of NumDecoded
   float* scores;  // scratch of NumScores
   float* out;     // like q, and may be q; overlaps nothing else
   size_t out_token_ld, out_ld;
@@ -57,9 +57,7 @@ constexpr size_t NumScores(size_t tokens, size_t queries, size_t positions) {
 inline constexpr size_t kAttendBlock = 32;
 
 // Floats that they take.
-constexpr size_t NumRows(KvType type, size_t head_dim) {
-  return type == KvType::kF32 ? 0 : kAttendBlock * head_dim;
-}
+constexpr size_t NumDecoded(size_t head_dim) { return kAttendBlock * head_dim; }
 
 // Tokens that are best taken together: scores of more than 4 MB would be read and
 // written in memory, where the keys are by then.

@@ -138,7 +138,7 @@ void AttendTokens(const AttendQueries& a, const HeadTile& tile, size_t token,
   const size_t count = lists.sees.size(), dim = a.q.row_len;
   size_t positions = 0;
   for (const KvSpan& span : lists.spans) positions += span.len;
-  const size_t rows = NumRows(a.type, dim);
+  const size_t rows = NumDecoded(dim);
   const size_t scores = NumScores(count, tile.num_heads, positions);
   auto* scratch =
       reinterpret_cast<float*>(ThreadScratch((rows + scores) * sizeof(float)));

@@ -55,8 +55,8 @@ class Cache {
     const size_t num = q.size() / head_dim_ / sees.size();
     const size_t num_scores = NumScores(sees.size(), num, len_);
     Guarded<float> query(q, guard), scores(num_scores, guard), out(q.size(), guard);
-    Guarded<float> rows(NumRows(type_, head_dim_), guard);
-    for (size_t i = 0; i < NumRows(type_, head_dim_); ++i) rows.Set(i, kNaN);
+    Guarded<float> rows(NumDecoded(head_dim_), guard);
+    for (size_t i = 0; i < NumDecoded(head_dim_); ++i) rows.Set(i, kNaN);
     for (size_t i = 0; i < q.size(); ++i) out.Set(i, kNaN);  // must not be read
     for (size_t i = 0; i < num_scores; ++i) scores.Set(i, kNaN);
     halfbyte::Attend({.q = query.data(),
