@@ -64,7 +64,7 @@ def arguments() -> argparse.ArgumentParser:
     add("model", type=model_path, help="a GGUF file or a directory")
     add("--context", type=int, default=4096, help="positions, all of them used")
     add("--tokens", type=int, default=64, help="the last ones, one by one")
-    add("--kv", choices=["f32", "f16"], default="f32")
+    add("--kv", choices=["f32", "f16", "int8"], default="f32")
     add("--repack", choices=["auto", "always", "never"], default="auto")
     add("--json", type=Path, metavar="FILE", help="write the result")
     return parser

@@ -30,7 +30,7 @@ py::object OrNone(const std::optional<T>& value) {
 Error OutOfMemory(ErrorInfo info) {
   if (info.hint.empty()) {
     info.hint =
-        "a smaller context, kv=\"f16\", repack=\"never\" or load=\"mmap\" take less";
+        "a smaller context, kv=\"int8\", repack=\"never\" or load=\"mmap\" take less";
   }
   return Error(ErrorClass::kOutOfMemory, std::move(info));
 }

@@ -506,8 +506,7 @@ class Model:
 
         A mobile checkpoint was trained to keep its cache in integers. Sliding layers
         have 8 bits with this step; full layers 4 bits, or 8 with a sixteenth of it.
-        They are read and checked, and the cache is kept in floats all the same. None
-        for a layer without.
+        ``load(…, kv="int8")`` uses them. None for a layer without.
         """
         return self._core.kv_scales
 
@@ -844,7 +843,7 @@ def load(
     *,
     context: int | None = None,
     threads: int | None = None,
-    kv: Literal["f32", "f16"] = "f32",
+    kv: Literal["f32", "f16", "int8"] = "f32",
     activations: str | None = None,
     repack: str = "auto",
     quantize: str | None = None,
@@ -875,9 +874,12 @@ def load(
     threads : int, optional
         For all calls of this model; `halfbyte.num_threads` at the time of the call by
         default.
-    kv : {"f32", "f16"}
-        How keys and values are kept. f16 takes half the memory; Gemma 4 does not scale
-        its attention scores, so the rounding shows in the logits.
+    kv : {"f32", "f16", "int8"}
+        How keys and values are kept. ``"f16"`` takes half the memory and ``"int8"`` a
+        quarter, and long contexts are read faster; Gemma 4 does not scale its attention
+        scores, so the rounding shows in the logits. ``"int8"`` rounds as
+        `halfbyte.quantize_kv` does, with the steps that a mobile checkpoint was trained
+        for, if there are some and `activations` is not ``"dynamic"``.
     activations : {"auto", "static", "dynamic", "f32"}, optional
         How the inputs of products are rounded. ``"auto"``, the default, computes what
         the checkpoint was trained for: mobile checkpoints have a step for what goes

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import tiny
 import torch
+from halfbyte import reference
 
 F64 = npt.NDArray[np.float64]
 Tensor = torch.Tensor
@@ -485,8 +486,8 @@ def int8_logits(
     return _rows(forward(_batch(ids), Rounding(names, round_to_int8)))
 
 
-def cache_f16_logits(model: Any, ids: Prompts) -> F64:
-    """Emulate a cache of IEEE half precision numbers.
+def cache_logits(model: Any, ids: Prompts, rounded: Callable[[Tensor], Tensor]) -> F64:
+    """Emulate a cache that rounds.
 
     Parameters
     ----------
@@ -494,14 +495,26 @@ def cache_f16_logits(model: Any, ids: Prompts) -> F64:
         Weights and configuration.
     ids : list of int, or list of lists of int
         One prompt, or several of equal length; T is the number of all their ids.
+    rounded : callable
+        What becomes of keys and of values, shape (batch, tokens, heads, head_dim).
 
     Returns
     -------
     ndarray
         (T, vocab) float64.
     """
-    rounding = Rounding(cache=lambda x: x.half().to(x.dtype))
-    return _rows(Forward(model)(_batch(ids), rounding))
+    return _rows(Forward(model)(_batch(ids), Rounding(cache=rounded)))
+
+
+def in_half(x: Tensor) -> Tensor:
+    """Round to IEEE half precision."""
+    return x.half().to(x.dtype)
+
+
+def in_8_bits(x: Tensor) -> Tensor:
+    """Round each row as a cache of 8 bits does, by the slow twin."""
+    kept = reference.quantize_kv(x.float().numpy())
+    return torch.from_numpy(reference.dequantize_kv(kept)).to(x.dtype)
 
 
 @dataclass(frozen=True)

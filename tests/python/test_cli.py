@@ -1178,6 +1178,7 @@ def test_inspect_shows_a_file_that_cannot_be_run(
         "context": 1024,
         "kv_f32_bytes": 1024 * 3 * 2 * (16 + 16) * 4,
         "kv_f16_bytes": 1024 * 3 * 2 * (16 + 16) * 2,
+        "kv_int8_bytes": 1024 * 3 * 2 * (16 + 4 + 16 + 4),
     }
     assert "* beyond the model's context of 2,048" in text
 

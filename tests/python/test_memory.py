@@ -126,6 +126,18 @@ def test_half_the_cache_in_f16(tiny_gguf: Callable[..., Path]) -> None:
     assert sizes[0] == 2 * sizes[1] > 0
 
 
+def test_a_quarter_of_the_cache_in_8_bits(tiny_gguf: Callable[..., Path]) -> None:
+    model, full = (halfbyte.load(tiny_gguf("31b"), kv=kv) for kv in ("int8", "f32"))
+    for each in (model, full):
+        each.logits(IDS)
+    layers = [
+        layer for i, layer in enumerate(model.config.layers) if layer.kv_source == i
+    ]
+    page = 256 * 2 * sum(layer.num_kv_heads for layer in layers)
+    assert model._session.kv_bytes == full._session.kv_bytes // 4 + 4 * page
+    assert model.report().kv_bytes_at_context == model._session.kv_bytes
+
+
 def test_tables_stay_in_the_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

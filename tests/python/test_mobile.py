@@ -37,7 +37,7 @@ from halfbyte import _core, errors
 from halfbyte.transformers.sessions import CACHE_NAME
 from numpy.typing import NDArray
 from refusal import refused
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 IDS = tiny.prompt(100)
 NAMES = ["e2b", "e4b"]
@@ -242,6 +242,49 @@ def test_kv_scales(name: str, folder: Path) -> None:
             float(written[base + "k_cache_scale"]),
             float(written[base + "v_cache_scale"]),
         )
+
+
+class _RoundedCache(DynamicCache):
+    """Keys and values as the checkpoint was trained to keep them, in 8 bits."""
+
+    def __init__(self, model: Any, sixteenth: float) -> None:
+        super().__init__(config=model.config.text_config)
+        self.steps = mobile.kv_scales(model)
+        self.kinds = model.config.text_config.layer_types
+        self.sixteenth = sixteenth
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        part = 1.0 if self.kinds[layer] == "sliding_attention" else self.sixteenth
+        base = f"{mobile.ROOT}layers.{layer}.self_attn."
+        rounded = []
+        for x, name in ((key, "k_cache_scale"), (value, "v_cache_scale")):
+            step = part * self.steps[base + name]
+            rounded.append((x / step).round().clamp(-128, 127) * step)
+        return super().update(*rounded, layer)
+
+
+def test_a_cache_in_8_bits_has_the_trained_steps(name: str, folder: Path) -> None:
+    """As `test_8_bit_cache` of the float models: off by codes at ties alone.
+
+    Activations are rounded as well, whose ties are as many.
+    """
+    model = reference(name)
+
+    def by_reference(sixteenth: float) -> F32:
+        cache = _RoundedCache(model, sixteenth)
+        return mobile.logits(model, IDS, use_cache=True, **{CACHE_NAME: cache})
+
+    got = halfbyte.load(folder, threads=1, kv="int8").logits(IDS)
+    want, coarse = by_reference(1 / 16), by_reference(1.0)
+    cost = np.sqrt(np.mean((mobile.logits(model, IDS) - want) ** 2))
+    assert np.sqrt(np.mean((got - want) ** 2)) < cost / 4
+    assert np.sqrt(np.mean((got - coarse) ** 2)) > cost / 4
+    dynamic = halfbyte.load(folder, threads=1, kv="int8", activations="dynamic")
+    floats = halfbyte.load(folder, threads=1, activations="dynamic").logits(IDS)
+    off = np.sqrt(np.mean((dynamic.logits(IDS) - floats) ** 2))
+    assert 0 < off < cost / 4
 
 
 def test_without_kv_scales(folder: Path, name: str, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
 def test_options_out_of_range(tiny_gguf: Make, monkeypatch: Any) -> None:
     path = tiny_gguf("e2b")
     with pytest.raises(
-        errors.ArgumentError, match="kv: found 'q8'; expected f32 or f16"
+        errors.ArgumentError, match="kv: found 'q8'; expected f32, f16 or int8"
     ):
         halfbyte.load(path, kv="q8")
     monkeypatch.setenv("HALFBYTE_ACTIVATIONS", "f64")

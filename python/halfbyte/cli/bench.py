@@ -37,6 +37,7 @@ class _How(NamedTuple):
     repetitions: int
     json: bool
     quiet: bool
+    kv: options.KvType
     activations: str | None
     quantize: str | None
 
@@ -90,6 +91,7 @@ def bench(
             "--tokens", help="Of the kernels; 1,4,32,512 by default.", metavar="N[,N]"
         ),
     ] = None,
+    kv: options.Kv = options.KvType.F32,
     activations: options.Activations = None,
     quantize: options.Quantize = None,
     json: options.Json = False,
@@ -109,12 +111,13 @@ def bench(
     counts = [halfbyte.num_threads()]
     if threads is not None:
         counts = _numbers(threads, "--threads", 1, 1024)
-    how = _How(counts, repetitions, json, quiet, activations, quantize)
+    how = _How(counts, repetitions, json, quiet, kv, activations, quantize)
     if kernels:
-        if any(value is not None for value in (model, activations, quantize)):
+        asked = (model, activations, quantize)
+        if kv is not options.KvType.F32 or any(value is not None for value in asked):
             raise UsageError(
-                "--kernels measures no model: leave MODEL out, and so --activations and "
-                "--quantize"
+                "--kernels measures no model: leave MODEL out, and so --kv, "
+                "--activations and --quantize"
             )
         _kernels(formats, matrices, tokens, how)
         return
@@ -187,6 +190,7 @@ def _model(name: str | None, prompts: list[int], answers: list[int], how: _How) 
         path,
         None,
         max(prompts + answers),
+        kv=how.kv,
         activations=how.activations,
         quantize=how.quantize,
         quiet=how.quiet,

@@ -195,6 +195,7 @@ def _by_context(shape: memory.CacheShape | None) -> list[dict[str, int]] | None:
             "context": context,
             "kv_f32_bytes": 4 * shape.elements(context),
             "kv_f16_bytes": 2 * shape.elements(context),
+            "kv_int8_bytes": shape.int8_bytes(context),
         }
         for context in memory.CONTEXTS
     ]
@@ -354,11 +355,12 @@ def _show_memory(parts: Sequence[roles.Part], shape: memory.CacheShape | None) -
                 f"{context:,}{' *' if beyond else '  '}",
                 size_text(4 * size),
                 size_text(2 * size),
+                size_text(shape.int8_bytes(context)),
                 size_text(weights + 4 * size),
-                size_text(weights + 2 * size),
+                size_text(weights + shape.int8_bytes(context)),
             )
         )
-    header = ("context  ", "KV f32", "KV f16", "in memory, f32", "f16")
-    terminal.table(header, rows, "rrrrr")
+    header = ("context  ", "KV f32", "f16", "int8", "in memory, f32", "int8")
+    terminal.table(header, rows, "rrrrrr")
     if shape.context is not None and shape.context < memory.CONTEXTS[-1]:
         terminal.line(f"* beyond the model's context of {shape.context:,}")

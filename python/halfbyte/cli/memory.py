@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 __all__ = ["CONTEXTS", "CacheShape", "Layer", "Vendor", "cache_shape", "vendor"]
@@ -65,11 +65,20 @@ class CacheShape(NamedTuple):
     def elements(self, context: int) -> int:
         """Count the numbers that `context` positions leave in the cache."""
         return sum(
-            layer.heads
-            * (layer.key + layer.value)
-            * (context if layer.window is None else min(context, layer.window))
-            for layer in self.layers
+            (layer.key + layer.value) * rows for layer, rows in self._rows(context)
         )
+
+    def int8_bytes(self, context: int) -> int:
+        """Count the bytes of as many in 8 bits, with the steps of keys and of values."""
+        return sum(
+            (layer.key + layer.value + 2 * 4) * rows
+            for layer, rows in self._rows(context)
+        )
+
+    def _rows(self, context: int) -> Iterator[tuple[Layer, int]]:
+        for layer in self.layers:
+            kept = context if layer.window is None else min(context, layer.window)
+            yield layer, layer.heads * kept
 
 
 def cache_shape(metadata: Mapping[str, Any]) -> CacheShape | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from halfbyte._sizes import size_text
 from halfbyte.cli import terminal
 from halfbyte.cli.errors import UsageError
+from halfbyte.cli.options import KvType
 
 if TYPE_CHECKING:
     from halfbyte.model import Model
@@ -194,6 +195,7 @@ def open_model(
     context: int | None,
     *,
     quiet: bool,
+    kv: KvType = KvType.F32,
     activations: str | None = None,
     quantize: str | None = None,
     repack: str = "auto",
@@ -206,6 +208,7 @@ def open_model(
             path,
             threads=threads,
             context=context,
+            kv=kv.value,
             activations=activations,
             quantize=quantize,
             repack=repack,

@@ -19,6 +19,8 @@ __all__ = [
     "Context",
     "Debug",
     "Json",
+    "Kv",
+    "KvType",
     "MaxTokens",
     "MinP",
     "ModelArgument",
@@ -43,6 +45,14 @@ class ActivationMode(str, Enum):
     STATIC = "static"
     DYNAMIC = "dynamic"
     F32 = "f32"
+
+
+class KvType(str, Enum):
+    """What `halfbyte.load` knows."""
+
+    F32 = "f32"
+    F16 = "f16"
+    INT8 = "int8"
 
 
 def _range(
@@ -169,6 +179,10 @@ Activations = Annotated[
         help="Rounding of inputs: auto (as trained), static, dynamic or f32.",
         metavar="MODE",
     ),
+]
+Kv = Annotated[
+    KvType,
+    typer.Option("--kv", help="Keys and values: f32, f16 or int8.", metavar="TYPE"),
 ]
 Quantize = Annotated[
     str | None,
