@@ -14,6 +14,7 @@ except ImportError as error:
     ) from None
 
 from halfbyte.transformers import attention, quantizer
+from halfbyte.transformers.cache import CompressedCache
 from halfbyte.transformers.config import HalfbyteConfig
 from halfbyte.transformers.engine import EngineModel, engine
 from halfbyte.transformers.gguf import from_gguf
@@ -21,6 +22,7 @@ from halfbyte.transformers.sessions import SessionCache
 from halfbyte.transformers.takeover import disable, enable
 
 __all__ = [
+    "CompressedCache",
     "EngineModel",
     "HalfbyteConfig",
     "SessionCache",

@@ -12,14 +12,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from halfbyte import ops
 from halfbyte.errors import ArgumentError, UnsupportedError
+from halfbyte.kv import KvCodes
 from halfbyte.torch._dispatch import threads
+from halfbyte.transformers.cache import CompressedTensor
 
 __all__ = ["NAME", "forward", "make_mask", "register"]
 
@@ -87,6 +91,7 @@ def forward(
         The layer; its ``is_causal`` counts where the argument is missing.
     query : tensor, shape (batch, heads, tokens, head_dim)
     key, value : tensors, shape (batch, kv_heads, kv_tokens, head_dim)
+        Those of a `CompressedCache` are attended to in 8 bits.
     attention_mask : bool tensor, shape (batch, 1 or heads, tokens, kv_tokens), optional
         What each query sees, a window included. Without it a causal layer's last query
         stands at the last key, and sees `sliding_window` keys, if that is given.
@@ -121,6 +126,7 @@ def forward(
             # Torch would put the first query at the first key, and knows no window.
             attention_mask = _aligned_mask(tokens, kv_tokens, window)
         kwargs |= {"dropout": dropout, "scaling": scaling, "is_causal": causal}
+        key, value = (_dense(x) for x in (key, value))
         answer: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, **kwargs
         )
@@ -130,7 +136,9 @@ def forward(
     out = torch.empty(shape, dtype=torch.float32, device="cpu")
     with threads():
         ops.attention(
-            *(tensor.detach().float().numpy() for tensor in tensors),
+            query.detach().float().numpy(),
+            _kept(key),
+            _kept(value),
             mask=None if attention_mask is None else attention_mask.numpy(),
             causal=causal,
             window=window,
@@ -138,6 +146,14 @@ def forward(
             out=out.transpose(1, 2).numpy(),
         )
     return out.to(query.dtype), None
+
+
+def _kept(x: torch.Tensor) -> NDArray[np.float32] | KvCodes:
+    return x.kept if isinstance(x, CompressedTensor) else x.detach().float().numpy()
+
+
+def _dense(x: torch.Tensor) -> torch.Tensor:
+    return x.dense() if isinstance(x, CompressedTensor) else x
 
 
 def _refuse_what_would_be_wrong(
