@@ -41,7 +41,8 @@ ARROWS: dict[str, set[str]] = {
 # The same for Python; "" is the package, whose names are the public ones.
 MODULES: dict[str, set[str]] = {
     "errors": set(),
-    "reference": {"errors"},
+    "kv_codes": {"errors"},
+    "reference": {"kv_codes"},
     "_arguments": {"errors"},
     "_arrays": {"errors"},
     "_picture": set(),
@@ -49,7 +50,8 @@ MODULES: dict[str, set[str]] = {
     "targets": {"_arguments"},
     "_onednn": {"errors"},
     "formats": {"_arrays", "_picture", "targets"},
-    "ops": {"formats", "_onednn"},
+    "kv": {"_arrays", "targets", "kv_codes"},
+    "ops": {"formats", "_onednn", "kv"},
     "lattice": {"formats"},
     "files": {"formats"},
     "template": {"errors"},

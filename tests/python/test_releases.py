@@ -16,7 +16,8 @@ import pytest
 import tiny
 import torch
 from halfbyte.errors import ModelError, UnsupportedError
-from halfbyte.transformers import HalfbyteConfig, engine, from_gguf
+from halfbyte.transformers import CompressedCache, HalfbyteConfig, engine, from_gguf
+from halfbyte.transformers.sessions import CACHE_NAME
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.quantizers.base import HfQuantizer
@@ -51,6 +52,21 @@ def test_attention(name: str) -> None:
     want = logits(model)
     model.set_attn_implementation("halfbyte")
     assert_near(logits(model), want)
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_a_cache_in_8_bits(name: str) -> None:
+    model = tiny.talkative(name)
+    answers = []
+    for kind in ("sdpa", "halfbyte"):
+        model.set_attn_implementation(kind)
+        cache = CompressedCache(model.config)
+        run = {CACHE_NAME: cache, "max_new_tokens": 20, "do_sample": False}
+        answers.append(model.generate(IDS, **run))
+        assert cache.get_seq_length() == answers[-1].shape[1] - 1
+        kinds = {type(layer).__name__ for layer in cache.layers}
+        assert kinds <= {"_FullLayer", "_SlidingLayer", "DummyLayer"}
+    assert torch.equal(*answers)
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)

@@ -343,13 +343,27 @@ class CompressedCache(DynamicCache):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config=config)
-        plain = DynamicCache(config=config)
-        self.layers: list[Any] = [_compressed(layer) for layer in plain.layers]
+        self.layers: list[Any] = [_compressed(layer) for layer in _plain(config)]
+        self.layer_class_to_replicate = None
 
     @property
     def nbytes(self) -> int:
         """Bytes that are allocated for keys and values."""
         return sum(getattr(layer, "nbytes", 0) for layer in self.layers)
+
+
+def _plain(config: PreTrainedConfig) -> list[Any]:
+    """The layers of transformers' own cache."""
+    if layers := DynamicCache(config=config).layers:
+        return list(layers)
+    # 5.5 takes "no layer shares" for "all do", and makes full ones as it needs them.
+    text = config.get_text_config(decoder=True)
+    return [
+        DynamicSlidingWindowLayer(sliding_window=text.sliding_window)
+        if kind == "sliding_attention"
+        else DynamicLayer()
+        for kind in text.layer_types
+    ]
 
 
 def _compressed(layer: Any) -> Any:
