@@ -26,7 +26,8 @@
 #endif
 #elif HWY_ARCH_X86
 // CPUs between the baseline and AVX2 are over ten years old: the baseline serves them.
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_SCALAR)
+// Sapphire Rapids adds arithmetic on f16 to AVX3_DL, and AMX: no kernel uses either.
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_SPR | HWY_SCALAR)
 #elif HWY_COMPILER_GCC_ACTUAL
 #define HWY_DISABLED_TARGETS HWY_SCALAR
 #endif

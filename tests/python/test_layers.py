@@ -74,7 +74,7 @@ MODULES: dict[str, set[str]] = {
         "conversion",
         "torch",
     },
-    "torch": {"formats", "_sizes"},
+    "torch": {"ops", "_sizes"},
     "transformers": {"", "gemma"},
     "sidecars": set(),
     "origin": set(),

@@ -15,6 +15,7 @@ except ImportError as error:
         f'halfbyte.torch takes torch ({error}): run pip install "halfbyte[torch]"'
     ) from error
 
+from halfbyte.torch.attention import attention, dequantize_kv, quantize_kv
 from halfbyte.torch.modules import QuantEmbedding, QuantLinear
 from halfbyte.torch.ops import dequantize, embedding_rows, linear, quantize
 from halfbyte.torch.rowwise import gelu_mul, rms_norm, rope
@@ -22,11 +23,14 @@ from halfbyte.torch.rowwise import gelu_mul, rms_norm, rope
 __all__ = [
     "QuantEmbedding",
     "QuantLinear",
+    "attention",
     "dequantize",
+    "dequantize_kv",
     "embedding_rows",
     "gelu_mul",
     "linear",
     "quantize",
+    "quantize_kv",
     "rms_norm",
     "rope",
 ]
