@@ -164,8 +164,9 @@ RESULT = {
 
 
 def test_the_json_of_a_model(run: Command, path: Path) -> None:
-    args = (path, "-p", "8,0,3", "-n", 4, "-r", 2, "--threads", "1,2")
+    args = (path, "-p", "8,0,3", "-n", 4, "-r", 2, "--threads", "1,2", "--kv", "int8")
     found = run.json(*args)
+    assert found["model"]["kv"] == "int8"
     assert list(found) == ["schema", "machine", "model", "results"]
     assert found["schema"] == 1
     assert found["model"]["path"] == str(path)

@@ -187,6 +187,19 @@ def test_a_window_that_was_passed_cannot_come_back() -> None:
     assert torch.equal(got, run(model, CompressedCache(model.config), [40]))
 
 
+def test_older_releases_say_how_many_stay() -> None:
+    model = made("gemma3")
+    cache = CompressedCache(model.config)
+    run(model, cache, [5])
+    for kept in (9, 3):
+        cache.crop(kept)
+        assert cache.get_seq_length() == min(kept, 5)
+    want = CompressedCache(model.config)
+    run(model, want, [3])
+    for layer, other in zip(cache.layers, want.layers, strict=True):
+        assert layer.keys.shape == other.keys.shape
+
+
 def test_rows_of_the_batch() -> None:
     model = made("31b")
     cache, want = CompressedCache(model.config), RoundedCache(config=model.config)

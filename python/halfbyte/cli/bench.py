@@ -212,6 +212,7 @@ def _model(name: str | None, prompts: list[int], answers: list[int], how: _How) 
             "path": str(path),
             "architecture": report.architecture,
             "bytes_per_token": report.bytes_per_token,
+            "kv": report.kv,
         }
         _document(where, [speed.to_dict() for speed in found], model=about)
     else:
