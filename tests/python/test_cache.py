@@ -241,10 +241,22 @@ def test_memory_is_that_of_the_codes() -> None:
     assert full * 3000 * token < cache.nbytes <= rows * token
 
 
+def test_a_long_prompt_leaves_a_sliding_layer_small() -> None:
+    cache = CompressedCache(tiny.config("gemma3"))
+    assert cache.is_sliding[0]
+    cache.update(*[torch.zeros(1, 2, 9000, 16)] * 2, 0)
+    long = cache.nbytes
+    cache.update(*[torch.zeros(1, 2, 1, 16)] * 2, 0)
+    assert cache.nbytes < long / 10
+
+
 def test_what_was_handed_out_stays() -> None:
     cache = CompressedCache(tiny.config("gemma3"))
     key, _ = cache.update(*[torch.randn(1, 2, 5, 16)] * 2, 0)
     before = key.dense()
+    cache.crop(-3)
+    cache.update(*[torch.randn(1, 2, 3, 16)] * 2, 0)
+    assert torch.equal(key.dense(), before)
     for _ in range(700):
         cache.update(*[torch.randn(1, 2, 1, 16)] * 2, 0)
     assert torch.equal(key.dense(), before)
