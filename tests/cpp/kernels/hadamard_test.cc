@@ -19,7 +19,7 @@ namespace {
 class HadamardTest : public TargetTest {};
 HALFBYTE_INSTANTIATE_TARGETS(HadamardTest);
 
-constexpr size_t kRowLens[] = {2,  4,  6,   8,   12,  16,  24,  32,  48,
+constexpr size_t kRowLens[] = {2,  4,  6,  8,   12,  16,  24,  32,  48,
                                64, 80, 96, 128, 160, 256, 320, 512, 1024};
 
 std::vector<double> Definition(const std::vector<float>& x) {
