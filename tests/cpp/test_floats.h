@@ -24,9 +24,9 @@ inline constexpr double kTiny = 0x1p-149;  // smallest subnormal f32
 
 inline std::vector<float> Normal(size_t num, uint32_t seed, float scale = 1.0f) {
   std::mt19937 rng(seed);
-  std::normal_distribution<float> dist(0.0f, scale);
+  std::normal_distribution<float> dist;  // which takes no scale of 0
   std::vector<float> v(num);
-  for (float& f : v) f = dist(rng);
+  for (float& f : v) f = scale * dist(rng);
   return v;
 }
 
