@@ -44,9 +44,17 @@ struct HeadRows {
   T* Row(size_t b, size_t h, size_t t) const {
     return data + b * batch_ld + h * head_ld + t * token_ld;
   }
+  bool HasShape(size_t b, size_t h, size_t t, size_t len) const {
+    return batch == b && heads == h && tokens == t && row_len == len;
+  }
+  // The same sizes and distances, of elements from `d` on.
+  template <class U>
+  HeadRows<U> Over(U* d) const {
+    return {d, batch, heads, tokens, row_len, batch_ld, head_ld, token_ld};
+  }
   // NOLINTNEXTLINE(google-explicit-constructor): a view may always be read
   operator HeadRows<const T>() const requires(!std::is_const_v<T>) {
-    return {data, batch, heads, tokens, row_len, batch_ld, head_ld, token_ld};
+    return Over<const T>(data);
   }
 };
 

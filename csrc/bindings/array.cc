@@ -134,14 +134,7 @@ HeadRows<T> Writable(const HeadRows<const T>& in, py::array& a, const char* name
   if (!a.writeable()) {
     throw Error(ErrorClass::kShape, std::string(name) + ": expected a writable array");
   }
-  const HeadRows<T> out = {const_cast<T*>(in.data),
-                           in.batch,
-                           in.heads,
-                           in.tokens,
-                           in.row_len,
-                           in.batch_ld,
-                           in.head_ld,
-                           in.token_ld};
+  const HeadRows<T> out = in.Over(const_cast<T*>(in.data));
   if (a.size() != 0 && !RowsAreApart(out))
     WrongShape(name, "rows that do not overlap", a);
   return out;

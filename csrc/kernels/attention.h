@@ -13,6 +13,10 @@ namespace halfbyte {
 // position.
 enum class KvType { kF32, kF16, kI8 };
 
+constexpr size_t ElementBytes(KvType type) {
+  return type == KvType::kI8 ? 1 : type == KvType::kF16 ? 2 : sizeof(float);
+}
+
 // Consecutive positions that lie evenly in memory: `len` rows of head_dim elements.
 struct KvSpan {
   const void* k;

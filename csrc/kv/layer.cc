@@ -15,17 +15,6 @@
 namespace halfbyte {
 namespace {
 
-size_t ElementBytes(KvType type) {
-  switch (type) {
-    case KvType::kF16:
-      return sizeof(uint16_t);
-    case KvType::kI8:
-      return sizeof(int8_t);
-    default:
-      return sizeof(float);
-  }
-}
-
 // The keys of a page, or its values, without and with their steps.
 size_t RowBytes(const KvLayerShape& s) {
   return s.num_heads * KvLayer::kPageLen * s.head_dim * ElementBytes(s.type);

@@ -88,35 +88,27 @@ void AttendTile(const AttentionArgs& a, const HeadTile& tile, size_t token,
                tile, token, lists);
 }
 
-template <class T>
-bool IsShaped(const HeadRows<T>& a, size_t batch, size_t heads, size_t tokens,
-              size_t row_len) {
-  return a.batch == batch && a.heads == heads && a.tokens == tokens &&
-         a.row_len == row_len;
-}
-
 void CheckShapes(const AttentionArgs& a) {
   const HeadRows<const float>& q = a.q;
-  const KvHeads &k = a.k, &v = a.v;
-  Require(k.rows.batch == q.batch && k.rows.row_len == q.row_len,
+  const HeadRows<const uint8_t>& k = a.k.rows;
+  Require(k.batch == q.batch && k.row_len == q.row_len,
           "attention: k has another batch or head_dim than q");
-  Require(v.rows.batch == k.rows.batch && v.rows.heads == k.rows.heads &&
-              v.rows.tokens == k.rows.tokens && v.rows.row_len == k.rows.row_len,
+  Require(a.v.rows.HasShape(k.batch, k.heads, k.tokens, k.row_len),
           "attention: v is not shaped like k");
-  for (const KvHeads* x : {&k, &v}) {
-    Require(x->type == k.type, "attention: v is not kept as k is");
-    Require(x->type != KvType::kI8 ||
-                (IsShaped(x->steps, k.rows.batch, k.rows.heads, k.rows.tokens, 1) &&
-                 x->steps.token_ld == 1),
-            "attention: steps are not [batch, kv_heads, kv_tokens], side by side");
+  Require(a.v.type == a.k.type, "attention: v is not kept as k is");
+  for (const KvHeads* x : {&a.k, &a.v}) {
+    Require(
+        x->type != KvType::kI8 || (x->steps.HasShape(k.batch, k.heads, k.tokens, 1) &&
+                                   x->steps.token_ld == 1),
+        "attention: steps are not [batch, kv_heads, kv_tokens], side by side");
   }
-  Require(IsShaped(a.out, q.batch, q.heads, q.tokens, q.row_len),
+  Require(a.out.HasShape(q.batch, q.heads, q.tokens, q.row_len),
           "attention: out is not shaped like q");
-  Require(q.heads == 0 || (k.rows.heads != 0 && q.heads % k.rows.heads == 0),
+  Require(q.heads == 0 || (k.heads != 0 && q.heads % k.heads == 0),
           "attention: heads are no multiple of kv_heads");
-  Require(a.mask.data == nullptr ||
-              IsShaped(a.mask, q.batch, q.heads, q.tokens, k.rows.tokens),
-          "attention: mask is not [batch, heads, tokens, kv_tokens]");
+  Require(
+      a.mask.data == nullptr || a.mask.HasShape(q.batch, q.heads, q.tokens, k.tokens),
+      "attention: mask is not [batch, heads, tokens, kv_tokens]");
   Require(a.window == 0 || a.causal, "attention: a window takes causal");
 }
 

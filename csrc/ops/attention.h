@@ -21,13 +21,13 @@ namespace halfbyte {
 // step for each row.
 struct KvHeads {
   // NOLINTNEXTLINE(google-explicit-constructor): they are keys as they are
-  KvHeads(HeadRows<const float> f32) : rows(Bytes(f32)) {}
+  KvHeads(HeadRows<const float> f32) : rows(f32.Over(Bytes(f32.data))) {}
   KvHeads(HeadRows<const int8_t> codes, HeadRows<const float> code_steps)
-      : type(KvType::kI8), rows(Bytes(codes)), steps(code_steps) {}
+      : type(KvType::kI8), rows(codes.Over(Bytes(codes.data))), steps(code_steps) {}
 
   const uint8_t* Row(size_t b, size_t h, size_t t) const {
     const size_t at = b * rows.batch_ld + h * rows.head_ld + t * rows.token_ld;
-    return rows.data + at * (type == KvType::kI8 ? sizeof(int8_t) : sizeof(float));
+    return rows.data + at * ElementBytes(type);
   }
   const float* Steps(size_t b, size_t h, size_t t) const {
     return type == KvType::kI8 ? steps.Row(b, h, t) : nullptr;
@@ -38,16 +38,8 @@ struct KvHeads {
   HeadRows<const float> steps;   // [batch, kv_heads, kv_tokens, 1]; tokens side by side
 
  private:
-  template <class T>
-  static HeadRows<const uint8_t> Bytes(const HeadRows<const T>& x) {
-    return {reinterpret_cast<const uint8_t*>(x.data),
-            x.batch,
-            x.heads,
-            x.tokens,
-            x.row_len,
-            x.batch_ld,
-            x.head_ld,
-            x.token_ld};
+  static const uint8_t* Bytes(const void* data) {
+    return static_cast<const uint8_t*>(data);
   }
 };
 

@@ -17,8 +17,7 @@ namespace {
 
 template <class T, class U>
 void RequireAlike(const HeadRows<T>& a, const HeadRows<U>& b, size_t row_len) {
-  Require(a.batch == b.batch && a.heads == b.heads && a.tokens == b.tokens &&
-              b.row_len == row_len,
+  Require(b.HasShape(a.batch, a.heads, a.tokens, row_len),
           "kv: codes or steps are not shaped like the rows");
 }
 

@@ -66,10 +66,7 @@ def quantize_kv(
     (array([127, 127, 127, 127], dtype=int8), (1, 1, 2))
     """
     rows = heads_of(as_heads(x, "x"))
-    size = 0.0 if step is None else number(step, "step")
-    if step is not None and not _F32_MIN <= size <= _F32_MAX:
-        raise ArgumentError(f"step: expected a normal float32 above 0, got {step}")
-    turned = step is None if rotate is None else flag(rotate, "rotate")
+    size, turned = rounding(step, rotate)
     if out is None:
         codes = np.empty(rows.shape, np.int8)
         out = KvCodes(codes, np.empty(rows.shape[:3], np.float32), turned)
@@ -105,6 +102,14 @@ def dequantize_kv(x: KvCodes, *, out: F32Array | None = None) -> F32Array:
     result = new_or_checked(out, x.shape)
     _core.decode_i8(codes, steps, x.rotated, result, num_threads())
     return result
+
+
+def rounding(step: float | None, rotate: bool | None) -> tuple[float, bool]:
+    """The step that rows share, 0 for their own, and whether they are transformed."""
+    size = 0.0 if step is None else number(step, "step")
+    if step is not None and not _F32_MIN <= size <= _F32_MAX:
+        raise ArgumentError(f"step: expected a normal float32 above 0, got {step}")
+    return size, step is None if rotate is None else flag(rotate, "rotate")
 
 
 def core_arrays(x: KvCodes) -> tuple[NDArray[np.int8], F32Array]:

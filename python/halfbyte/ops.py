@@ -461,27 +461,15 @@ def attention(
              [0.5, 0.5]]]], dtype=float32)
     """
     queries = heads_of(as_heads(q, "q"))
-    batch, heads, _, head_dim = queries.shape
+    head_dim = queries.shape[3]
     keys, k_steps, rotated = _kept(k, "k")
     values, v_steps, v_rotated = _kept(v, "v")
-    if keys.shape[0] != batch or keys.shape[3] != head_dim:
-        want = f"({batch}, kv_heads, kv_tokens, {head_dim})"
-        raise ShapeError(f"k: expected shape {want}, got {keys.shape}")
-    if values.shape != keys.shape:
-        raise ShapeError(f"v: expected shape {keys.shape}, got {values.shape}")
+    check_heads(queries.shape, keys.shape, values.shape)
     if (k_steps is None, rotated) != (v_steps is None, v_rotated):
         raise ArgumentError(
             "v: expected what is kept as k is, in 8 bits and rotated, or not"
         )
-    if heads and (keys.shape[1] == 0 or heads % keys.shape[1]):
-        raise ShapeError(f"k: {keys.shape[1]} heads do not divide the {heads} of q")
-    seen_keys = 0 if window is None else whole(window, "window", 1, 2**62)
-    in_order = flag(causal, "causal")
-    if seen_keys and not in_order:
-        raise ArgumentError(f"window: expected causal with it, got {window} alone")
-    factor = max(head_dim, 1) ** -0.5 if scale is None else number(scale, "scale")
-    if not abs(factor) <= _F32_MAX:
-        raise ArgumentError(f"scale: expected a finite number, got {factor}")
+    factor, in_order, seen_keys = attention_options(head_dim, causal, window, scale)
     seen = None if mask is None else _mask(mask, (*queries.shape[:3], keys.shape[2]))
     result = new_or_checked(out, queries.shape)
     _core.attention(
@@ -499,6 +487,32 @@ def attention(
         num_threads(),
     )
     return result
+
+
+def check_heads(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...]) -> None:
+    """Demand shapes of queries, keys and values that belong together."""
+    batch, heads, _, head_dim = q
+    if k[0] != batch or k[3] != head_dim:
+        want = f"({batch}, kv_heads, kv_tokens, {head_dim})"
+        raise ShapeError(f"k: expected shape {want}, got {k}")
+    if v != k:
+        raise ShapeError(f"v: expected shape {k}, got {v}")
+    if heads and (k[1] == 0 or heads % k[1]):
+        raise ShapeError(f"k: {k[1]} heads do not divide the {heads} of q")
+
+
+def attention_options(
+    head_dim: int, causal: object, window: object, scale: float | None
+) -> tuple[float, bool, int]:
+    """The factor of scores, whether keys are in order, and how many are seen: 0, all."""
+    seen_keys = 0 if window is None else whole(window, "window", 1, 2**62)
+    in_order = flag(causal, "causal")
+    if seen_keys and not in_order:
+        raise ArgumentError(f"window: expected causal with it, got {window} alone")
+    factor = max(head_dim, 1) ** -0.5 if scale is None else number(scale, "scale")
+    if not abs(factor) <= _F32_MAX:
+        raise ArgumentError(f"scale: expected a finite number, got {factor}")
+    return factor, in_order, seen_keys
 
 
 def _kept(x: Array | KvCodes, name: str) -> tuple[NDArray[Any], F32Array | None, bool]:

@@ -12,7 +12,8 @@ import halfbyte
 import pytest
 import tiny
 import torch
-from halfbyte import KvCodes, ops, reference
+from float_forward import in_8_bits
+from halfbyte import KvCodes, ops
 from halfbyte.errors import ArgumentError, UnsupportedError
 from halfbyte.transformers import CompressedCache
 from halfbyte.transformers.cache import CompressedTensor
@@ -35,11 +36,6 @@ def _one_thread_and_no_gradients() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def rounded(x: torch.Tensor) -> torch.Tensor:
-    kept = reference.quantize_kv(x.detach().float().numpy())
-    return torch.from_numpy(reference.dequantize_kv(kept)).to(x.dtype)
-
-
 class RoundedCache(DynamicCache):
     """What `CompressedCache` says it is, in float32 and by the slow twin."""
 
@@ -47,7 +43,7 @@ class RoundedCache(DynamicCache):
         self, key: torch.Tensor, value: torch.Tensor, *args: Any, **options: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         seen: tuple[torch.Tensor, torch.Tensor] = super().update(
-            rounded(key), rounded(value), *args, **options
+            in_8_bits(key), in_8_bits(value), *args, **options
         )
         return seen
 

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from halfbyte import kv, ops
-from halfbyte._arguments import flag, number, whole
+from halfbyte._arguments import flag
 from halfbyte.errors import ArgumentError, DTypeError, ShapeError
 from halfbyte.torch._dispatch import (
     check_float,
@@ -116,10 +115,7 @@ def quantize_kv(
         If an argument does not fit; the message names it.
     """
     check_tensors(x=x)
-    turned = step is None if rotate is None else flag(rotate, "rotate")
-    size = 0.0 if step is None else number(step, "step")
-    if step is not None and not size > 0:
-        raise ArgumentError(f"step: expected a number above 0, got {step}")
+    size, turned = kv.rounding(step, rotate)
     codes, steps = torch.ops.halfbyte.quantize_kv(x.detach(), size, turned)
     return codes, steps
 
@@ -201,14 +197,7 @@ def _check(
             _check_heads(x, name)
         else:
             _check_codes(x, steps, name, f"{name}_steps")
-    batch, heads, _, head_dim = q.shape
-    if k.shape[0] != batch or k.shape[3] != head_dim:
-        want = f"({batch}, kv_heads, kv_tokens, {head_dim})"
-        raise ShapeError(f"k: expected shape {want}, got {tuple(k.shape)}")
-    if v.shape != k.shape:
-        raise ShapeError(f"v: expected shape {tuple(k.shape)}, got {tuple(v.shape)}")
-    if heads and (k.shape[1] == 0 or heads % k.shape[1]):
-        raise ShapeError(f"k: {k.shape[1]} heads do not divide the {heads} of q")
+    ops.check_heads(tuple(q.shape), tuple(k.shape), tuple(v.shape))
     if mask is not None and mask.dtype != torch.bool:
         raise DTypeError(f"mask: expected bool, got {mask.dtype}")
 
@@ -244,18 +233,22 @@ def _attention_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (*back, *[None] * (10 - len(back)))
 
 
+def aligned_mask(tokens: int, kv_tokens: int, window: int | None) -> Tensor:
+    """What causal queries see whose last stands at the last key."""
+    last = kv_tokens - tokens
+    seen = torch.ones(tokens, kv_tokens, dtype=torch.bool).tril(last)
+    return seen if window is None else seen.triu(last - window + 1)
+
+
 def _definition(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, ctx: Any
 ) -> Tensor:
     group = q.shape[1] // max(k.shape[1], 1)
     k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
     tokens, kv_tokens = q.shape[2], k.shape[2]
-    last = kv_tokens - tokens
-    seen = torch.ones(tokens, kv_tokens, dtype=torch.bool, device=q.device)
+    seen = torch.ones(tokens, kv_tokens, dtype=torch.bool)
     if ctx.causal:
-        seen = seen.tril(last)
-        if ctx.window:
-            seen = seen.triu(last - ctx.window + 1)
+        seen = aligned_mask(tokens, kv_tokens, ctx.window or None)
     if mask is not None:
         seen = seen & mask
     scores = (ctx.scale * (q @ k.mT)).masked_fill(~seen, -torch.inf)
@@ -320,15 +313,8 @@ def attention(
     """
     check_tensors(q=q, k=k, v=v)
     check_optional_tensors(k_steps=k_steps, v_steps=v_steps, mask=mask)
-    if q.dim() == 4 and scale is None:
-        scale = max(q.shape[-1], 1) ** -0.5
-    factor = 1.0 if scale is None else number(scale, "scale")
-    if not abs(factor) <= float(np.finfo(np.float32).max):
-        raise ArgumentError(f"scale: expected a finite number, got {factor}")
-    seen = 0 if window is None else whole(window, "window", 1, 2**62)
-    in_order = flag(causal, "causal")
-    if seen and not in_order:
-        raise ArgumentError(f"window: expected causal with it, got {window} alone")
+    head_dim = q.shape[-1] if q.dim() else 1
+    factor, in_order, seen = ops.attention_options(head_dim, causal, window, scale)
     turned = flag(rotated, "rotated")
     y: Tensor = torch.ops.halfbyte.attention(
         q, k, v, k_steps, v_steps, turned, mask, factor, in_order, seen

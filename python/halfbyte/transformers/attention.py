@@ -23,7 +23,8 @@ from halfbyte import ops
 from halfbyte.errors import ArgumentError, UnsupportedError
 from halfbyte.kv import KvCodes
 from halfbyte.torch._dispatch import threads
-from halfbyte.transformers.cache import CompressedTensor
+from halfbyte.torch.attention import aligned_mask
+from halfbyte.transformers.cache import CompressedTensor, dense
 
 __all__ = ["NAME", "forward", "make_mask", "register"]
 
@@ -124,9 +125,9 @@ def forward(
         tokens, kv_tokens = query.shape[2], key.shape[2]
         if causal and (tokens != kv_tokens or (window or kv_tokens) < kv_tokens):
             # Torch would put the first query at the first key, and knows no window.
-            attention_mask = _aligned_mask(tokens, kv_tokens, window)
+            attention_mask = aligned_mask(tokens, kv_tokens, window)[None, None]
         kwargs |= {"dropout": dropout, "scaling": scaling, "is_causal": causal}
-        key, value = (_dense(x) for x in (key, value))
+        key, value = dense(key), dense(value)
         answer: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, **kwargs
         )
@@ -150,10 +151,6 @@ def forward(
 
 def _kept(x: torch.Tensor) -> NDArray[np.float32] | KvCodes:
     return x.kept if isinstance(x, CompressedTensor) else x.detach().float().numpy()
-
-
-def _dense(x: torch.Tensor) -> torch.Tensor:
-    return x.dense() if isinstance(x, CompressedTensor) else x
 
 
 def _refuse_what_would_be_wrong(
@@ -193,10 +190,3 @@ def _is_for_torch(
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     )
-
-
-def _aligned_mask(tokens: int, kv_tokens: int, window: int | None) -> torch.Tensor:
-    """What causal queries see whose last stands at the last key."""
-    last = kv_tokens - tokens
-    seen = torch.ones(1, 1, tokens, kv_tokens, dtype=torch.bool).tril(last)
-    return seen if window is None else seen.triu(last - window + 1)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedConfig
 from transformers.cache_utils import (
+    Cache,
     DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -22,7 +23,7 @@ from halfbyte.errors import ArgumentError, UnsupportedError
 from halfbyte.kv import KvCodes, dequantize_kv, quantize_kv
 from halfbyte.torch._dispatch import threads
 
-__all__ = ["CompressedCache", "CompressedTensor"]
+__all__ = ["CompressedCache", "CompressedTensor", "dense"]
 
 _ROOM = 256  # tokens that a buffer holds beside those it is made for
 
@@ -68,10 +69,11 @@ class CompressedTensor(torch.Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Run `func` on decoded tensors."""
-        return func(*tree_map(_dense, args), **tree_map(_dense, kwargs or {}))
+        return func(*tree_map(dense, args), **tree_map(dense, kwargs or {}))
 
 
-def _dense(x: Any) -> Any:
+def dense(x: Any) -> Any:
+    """Decode a `CompressedTensor`; anything else is as it was."""
     return x.dense() if isinstance(x, CompressedTensor) else x
 
 
@@ -102,6 +104,9 @@ class _Buffer:
         with threads():
             quantize_kv(x.detach().float().numpy(), out=self._codes(rows))
         self.end += tokens
+
+    def all(self) -> KvCodes:
+        return self._codes(slice(self.begin, self.end))
 
     def last(self, tokens: int) -> KvCodes:
         return self._codes(slice(max(self.begin, self.end - tokens), self.end))
@@ -150,7 +155,7 @@ class _Compressed(DynamicLayer):
     @property
     def keys(self) -> torch.Tensor | None:
         """The keys that are kept, decoded."""
-        return None if self._buffers is None else self._tensor(0, 2**62).dense()
+        return None if self._buffers is None else self._tensors()[0].dense()
 
     @keys.setter
     def keys(self, value: None) -> None:
@@ -159,7 +164,7 @@ class _Compressed(DynamicLayer):
     @property
     def values(self) -> torch.Tensor | None:
         """The values that are kept, decoded."""
-        return None if self._buffers is None else self._tensor(1, 2**62).dense()
+        return None if self._buffers is None else self._tensors()[1].dense()
 
     @values.setter
     def values(self, value: None) -> None:
@@ -196,12 +201,14 @@ class _Compressed(DynamicLayer):
         ):
             buffer.append(x)
 
-    def _tensor(self, which: int, tokens: int) -> CompressedTensor:
-        assert self._buffers is not None
-        return CompressedTensor.of(self._buffers[which].last(tokens), self._dtype)
-
-    def _seen(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._tensor(0, tokens), self._tensor(1, tokens)
+    def _tensors(self, last: int | None = None) -> list[CompressedTensor]:
+        """Keys and values: of the last tokens, or all that are kept."""
+        return [
+            CompressedTensor.of(
+                buffer.all() if last is None else buffer.last(last), self._dtype
+            )
+            for buffer in self._buffers or ()
+        ]
 
     def _drop(self, tokens: int) -> None:
         for buffer in self._buffers or ():
@@ -247,7 +254,8 @@ class _FullLayer(_Compressed):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keep the tokens, and return all."""
         self._append(key_states, value_states)
-        return self._seen(2**62)
+        keys, values = self._tensors()
+        return keys, values
 
     def get_seq_length(self) -> int:
         """Return how many tokens were seen."""
@@ -272,10 +280,10 @@ class _SlidingLayer(_Compressed, DynamicSlidingWindowLayer):
         self._append(key_states, value_states)
         tokens = key_states.shape[2]
         self.cumulative_length += tokens
-        seen = self._seen(self.sliding_window - 1 + tokens)
+        keys, values = self._tensors(self.sliding_window - 1 + tokens)
         if not getattr(self, "record_past", False):
             self._keep_window()
-        return seen
+        return keys, values
 
     def get_seq_length(self) -> int:
         """Return how many tokens were seen."""
@@ -342,9 +350,8 @@ class CompressedCache(DynamicCache):
     """
 
     def __init__(self, config: PreTrainedConfig) -> None:
-        super().__init__(config=config)
-        self.layers: list[Any] = [_compressed(layer) for layer in _plain(config)]
-        self.layer_class_to_replicate = None
+        # Not DynamicCache's own way, which makes layers of floats.
+        Cache.__init__(self, layers=[_compressed(layer) for layer in _plain(config)])
 
     @property
     def nbytes(self) -> int:
