@@ -78,33 +78,34 @@ py::array_t<float> Run(GuardedSession& guarded, const py::array& ids, size_t row
 
 // Appends `ids`; the logits that follow the last of them. The GIL is not needed.
 std::vector<float> LastLogits(const Context& context, Session& s,
-                              const std::vector<int32_t>& ids) {
+                              const std::vector<int32_t>& ids, size_t draft) {
   if (ids.empty()) throw Error(ErrorClass::kValue, "ids: expected at least one");
   std::vector<float> logits(VocabSize(s));
-  s.Run(context, ids, Mat<float>(logits.data(), 1, logits.size()));
+  s.Step(context, ids, draft, logits);
   return logits;
 }
 
-// Appends `ids`, then chooses the token that follows. History is the whole sequence.
+// Appends `ids`, then chooses the token that follows, guessing up to `draft` of those
+// behind it. History is the whole sequence.
 int32_t Step(GuardedSession& guarded, const py::array& ids, Sampler& sampler,
-             size_t threads) {
+             size_t threads, size_t draft) {
   return guarded.Use([&](Session& s) {
     const std::vector<int32_t> tokens = AsIds(ids, "ids", VocabSize(s));
     const Context context = MakeContext(threads);
     const GilRelease nogil;
-    std::vector<float> logits = LastLogits(context, s, tokens);
+    std::vector<float> logits = LastLogits(context, s, tokens, draft);
     return sampler.Sample(logits, s.tokens(), s.model().suppressed());
   });
 }
 
 // The same, and how likely the model held that token and the `top` likeliest.
 py::list ScoredStep(GuardedSession& guarded, const py::array& ids, Sampler& sampler,
-                    size_t threads, size_t top) {
+                    size_t threads, size_t draft, size_t top) {
   const std::vector<TokenLogprob> scored = guarded.Use([&](Session& s) {
     const std::vector<int32_t> tokens = AsIds(ids, "ids", VocabSize(s));
     const Context context = MakeContext(threads);
     const GilRelease nogil;
-    const std::vector<float> logits = LastLogits(context, s, tokens);
+    const std::vector<float> logits = LastLogits(context, s, tokens, draft);
     std::vector<float> copy = logits;
     const int32_t id = sampler.Sample(copy, s.tokens(), s.model().suppressed());
     return Logprobs(logits, id, top);
@@ -363,9 +364,10 @@ void BindSession(py::module_& m) {
            }),
            py::arg("model"))
       .def("run", &Run, py::arg("ids"), py::arg("rows"), py::arg("threads"))
-      .def("step", &Step, py::arg("ids"), py::arg("sampler"), py::arg("threads"))
+      .def("step", &Step, py::arg("ids"), py::arg("sampler"), py::arg("threads"),
+           py::arg("draft"))
       .def("scored_step", &ScoredStep, py::arg("ids"), py::arg("sampler"),
-           py::arg("threads"), py::arg("top"))
+           py::arg("threads"), py::arg("draft"), py::arg("top"))
       .def("score", &Score, py::arg("ids"), py::arg("next"), py::arg("threads"))
       .def("copy",
            [](GuardedSession& g) {
@@ -383,6 +385,12 @@ void BindSession(py::module_& m) {
       .def_property_readonly("tokens",
                              [](GuardedSession& g) {
                                return g.Use([](Session& s) { return s.tokens(); });
+                             })
+      .def_property_readonly("drafts",
+                             [](GuardedSession& g) {
+                               return g.Use([](Session& s) {
+                                 return py::make_tuple(s.drafted(), s.accepted());
+                               });
                              })
       .def_property_readonly("kv_bytes", [](GuardedSession& g) {
         return g.Use([](Session& s) { return s.kv_bytes(); });

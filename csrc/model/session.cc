@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "model/lookup.h"
 
 namespace halfbyte {
 
@@ -46,6 +47,7 @@ void Session::Run(const Context& context, std::span<const int32_t> ids,
   Check(ids);
   Require(logits.rows <= ids.size(), "logits: more rows than ids");
   model_->CheckFiles();
+  ahead_.ids.clear();
   const size_t skip = ids.size() - logits.rows;  // tokens without logits
   for (size_t begin = 0; begin < ids.size(); begin += Model::kChunk) {
     const size_t end = std::min(begin + Model::kChunk, ids.size());
@@ -58,8 +60,46 @@ void Session::Run(const Context& context, std::span<const int32_t> ids,
   }
 }
 
+void Session::Step(const Context& context, std::span<const int32_t> ids, size_t draft,
+                   std::span<float> logits) {
+  Check(ids);
+  if (ids.size() == 1 && Take(ids[0], logits)) return;
+  std::vector<int32_t> guesses;
+  if (ids.size() == 1 && draft != 0) {
+    std::vector<int32_t> known = tokens_;
+    known.push_back(ids[0]);
+    const size_t room = model_->options().context - known.size();
+    guesses = LookUp(known, std::min(draft, room));
+  }
+  if (guesses.empty()) {
+    return Run(context, ids, Mat<float>(logits.data(), 1, logits.size()));
+  }
+  std::vector<int32_t> all(ids.begin(), ids.end());
+  all.insert(all.end(), guesses.begin(), guesses.end());
+  std::vector<float> rows = std::move(ahead_.logits);
+  rows.resize(all.size() * logits.size());
+  Run(context, all, Mat<float>(rows.data(), all.size(), logits.size()));
+  tokens_.resize(tokens_.size() - guesses.size());
+  std::copy_n(rows.begin(), logits.size(), logits.begin());
+  drafted_ += guesses.size();
+  ahead_ = {.ids = std::move(guesses), .logits = std::move(rows)};
+}
+
+// Takes the next guess into the sequence, if `id` is what was guessed.
+bool Session::Take(int32_t id, std::span<float> logits) {
+  if (ahead_.taken >= ahead_.ids.size() || ahead_.ids[ahead_.taken] != id) return false;
+  tokens_.push_back(id);
+  ++ahead_.taken;
+  ++accepted_;
+  const auto row =
+      ahead_.logits.begin() + static_cast<ptrdiff_t>(ahead_.taken * logits.size());
+  std::copy_n(row, logits.size(), logits.begin());
+  return true;
+}
+
 size_t Session::Truncate(size_t length) {
   if (length >= tokens_.size()) return tokens_.size();
+  ahead_.ids.clear();
   const auto can = [length](const std::optional<KvLayer>& layer) {
     return !layer || layer->CanResumeAt(length);
   };

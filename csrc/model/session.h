@@ -38,6 +38,18 @@ class Session {
   // ends after the last chunk that was finished.
   void Run(const Context& context, std::span<const int32_t> ids, Mat<float> logits);
 
+  // Appends `ids` and writes the logits that follow the last of them: the bits of Run.
+  // A single id runs together with up to `draft` tokens that LookUp guesses to follow
+  // it. They are no part of the sequence, but where the next Step brings what was
+  // guessed, its logits are there already: one pass over the weights for several
+  // tokens.
+  void Step(const Context& context, std::span<const int32_t> ids, size_t draft,
+            std::span<float> logits);
+
+  // Of all Steps so far: tokens that were guessed, and those of them that came.
+  size_t drafted() const { return drafted_; }
+  size_t accepted() const { return accepted_; }
+
   // Cuts the sequence to at most `length` tokens. Sliding layers remember only so much:
   // where too little is left to go on from there, the sequence becomes empty. Returns
   // what its length is now.
@@ -50,6 +62,18 @@ class Session {
   std::vector<int32_t> tokens_;
   KvLayers kv_;
   Workspace workspace_;
+
+  // Guesses that ran behind tokens_ and have not come yet. Keys and values know them;
+  // whatever runs next writes over those.
+  struct Ahead {
+    std::vector<int32_t> ids;
+    std::vector<float> logits;  // row 0 follows what ran before ids[0]
+    size_t taken = 0;           // of ids, which are in tokens_
+  };
+  bool Take(int32_t id, std::span<float> logits);
+
+  Ahead ahead_;
+  size_t drafted_ = 0, accepted_ = 0;
 };
 
 }  // namespace halfbyte

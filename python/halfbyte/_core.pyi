@@ -446,11 +446,11 @@ class Session:
     def run(self, ids: _I64, rows: int, threads: int) -> _F32:
         """Append tokens; logits after the last `rows` of them."""
 
-    def step(self, ids: _I64, sampler: Sampler, threads: int) -> int:
-        """Append tokens and choose the next."""
+    def step(self, ids: _I64, sampler: Sampler, threads: int, draft: int) -> int:
+        """Append tokens and choose the next; run up to `draft` guesses along."""
 
     def scored_step(
-        self, ids: _I64, sampler: Sampler, threads: int, top: int
+        self, ids: _I64, sampler: Sampler, threads: int, draft: int, top: int
     ) -> list[tuple[int, float]]:
         """Choose as step does; log p of that token, then of the `top` likeliest."""
 
@@ -466,6 +466,10 @@ class Session:
     @property
     def tokens(self) -> list[int]:
         """Tokens held."""
+
+    @property
+    def drafts(self) -> tuple[int, int]:
+        """Tokens that steps have guessed, and those of them that came."""
 
     @property
     def kv_bytes(self) -> int:

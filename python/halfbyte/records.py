@@ -133,6 +133,10 @@ class Stats:
     """From the first token to the last."""
     peak_rss_bytes: int
     """Of the process so far."""
+    drafted_tokens: int = 0
+    """Guessed ahead, as `draft` of `Model.stream` asks."""
+    accepted_tokens: int = 0
+    """Of those, the ones that came."""
 
     @property
     def prompt_tps(self) -> float:

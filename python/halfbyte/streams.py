@@ -134,6 +134,7 @@ class Progress:
         self.tokens: list[int] = []
         self.stats: Stats | None = None  # when the answer has ended
         self.ended_by: int | None = None  # thread that went on to something else
+        self.drafted = self.accepted = 0
         self._prompt = prompt_tokens
         self.start(0)
 
@@ -158,4 +159,6 @@ class Progress:
             prompt_seconds=self._first - self._start,
             decode_seconds=self._last - self._first,
             peak_rss_bytes=_core.peak_rss(),
+            drafted_tokens=self.drafted,
+            accepted_tokens=self.accepted,
         )

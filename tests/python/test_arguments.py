@@ -72,6 +72,10 @@ def check(call: Callable[[], Any], error: type[Exception], begins: str) -> None:
         ("logprobs", "3", DTypeError),
         ("logprobs", None, DTypeError),
         ("logprobs", -1, ArgumentError),
+        ("draft", 1.5, DTypeError),
+        ("draft", True, ArgumentError),
+        ("draft", -1, ArgumentError),
+        ("draft", 17, ArgumentError),
     ],
 )
 def test_options_of_an_answer(

@@ -429,6 +429,17 @@ def test_sampling_options_turn_sampling_on(halfbyte: Command, plain: Path) -> No
     assert sampling["min_p"] == 0.1
 
 
+def test_guesses_change_no_answer(halfbyte: Command, plain: Path) -> None:
+    text = "the end of the line, the end of the line, the end of"
+    args = ("run", plain, text, "-n", 40, "--raw", "--temp", 0)
+    alone, guessing = (halfbyte.json(*args, "--draft", n) for n in (0, 16))
+    assert guessing["text"] == alone["text"]
+    assert alone["stats"]["drafted_tokens"] == 0
+    assert guessing["stats"]["accepted_tokens"] > 0
+    assert b" guesses came)" in halfbyte(*args, "--draft", 16).stderr
+    halfbyte(*args, "--draft", 17, code=2)
+
+
 def test_the_models_own_sampling_is_the_default(
     halfbyte: Command, talking: Path
 ) -> None:

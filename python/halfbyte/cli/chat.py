@@ -80,6 +80,7 @@ def chat(
         bool,
         typer.Option("--raw-output", help="Control characters reach the terminal."),
     ] = False,
+    draft: options.Draft = 0,
     threads: options.Threads = None,
     context: options.Context = None,
     kv: options.Kv = options.KvType.F32,
@@ -114,7 +115,8 @@ def chat(
     if thinks and not loaded.has_template:
         raise UsageError("--think needs a chat template (this model has none)")
     conversation = Conversation(loaded, system=system, enable_thinking=thinks)
-    talk = _Talk(conversation, path, {"max_tokens": max_tokens, **chosen._asdict()})
+    answers = {"max_tokens": max_tokens, "draft": draft, **chosen._asdict()}
+    talk = _Talk(conversation, path, answers)
     talk.raw_output, talk.stats, talk.thoughts = raw_output, stats, show_thoughts
     if not quiet:
         if not loaded.has_template:

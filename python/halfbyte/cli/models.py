@@ -249,11 +249,14 @@ def sampling(
 def stats_line(stats: Stats) -> str:
     """Speed and memory of an answer, in one line."""
     cached = f" (+{stats.cached_tokens} kept)" if stats.cached_tokens else ""
+    drafts = ""
+    if stats.drafted_tokens:
+        drafts = f" ({stats.accepted_tokens} of {stats.drafted_tokens} guesses came)"
     return (
         f"prompt {stats.prompt_tokens} tokens{cached}, "
         f"{terminal.quantity(stats.prompt_tps)} tok/s | "
         f"answer {stats.generated_tokens} tokens, "
-        f"{terminal.quantity(stats.decode_tps)} tok/s | "
+        f"{terminal.quantity(stats.decode_tps)} tok/s{drafts} | "
         f"peak memory {size_text(stats.peak_rss_bytes)}"
     )
 
@@ -264,6 +267,8 @@ def stats_dict(stats: Stats) -> dict[str, float]:
         "prompt_tokens",
         "cached_tokens",
         "generated_tokens",
+        "drafted_tokens",
+        "accepted_tokens",
         "prompt_seconds",
         "decode_seconds",
         "prompt_tps",

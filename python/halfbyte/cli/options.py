@@ -18,6 +18,7 @@ __all__ = [
     "Activations",
     "Context",
     "Debug",
+    "Draft",
     "Json",
     "Kv",
     "KvType",
@@ -152,6 +153,16 @@ ShowThoughts = Annotated[
     bool,
     typer.Option(
         "--show-thoughts", help="Show what it thinks, on stderr; with --think."
+    ),
+]
+Draft = Annotated[
+    int,
+    typer.Option(
+        "--draft",
+        min=0,
+        max=16,  # MAX_DRAFT of halfbyte.model, which help does not wait for
+        help="Tokens to guess ahead from what was written; same answer.",
+        metavar="N",
     ),
 ]
 Threads = Annotated[

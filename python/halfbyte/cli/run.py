@@ -73,6 +73,7 @@ def run(
         bool,
         typer.Option("--raw-output", help="Control characters reach the terminal."),
     ] = False,
+    draft: options.Draft = 0,
     threads: options.Threads = None,
     context: options.Context = None,
     kv: options.Kv = options.KvType.F32,
@@ -111,7 +112,11 @@ def run(
     thinks = think or show_thoughts
     request = _request(loaded, text, system, think=thinks, raw=raw, quiet=quiet)
     stream = loaded.stream(
-        request, max_tokens=max_tokens, enable_thinking=thinks, **chosen._asdict()
+        request,
+        max_tokens=max_tokens,
+        enable_thinking=thinks,
+        draft=draft,
+        **chosen._asdict(),
     )
     shown = terminal.Shown(raw=raw_output, thoughts=show_thoughts, quiet=quiet)
     pieces: list[Piece] = []

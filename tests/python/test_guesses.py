@@ -1,0 +1,186 @@
+# tests/python/test_guesses.py
+# Tokens guessed ahead: what an answer with them has, to the bit, and what they save.
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens guessed ahead: what an answer with them has, to the bit, and what they save.
+
+Passes of several tokens have the bits of single ones, so nothing here has a tolerance.
+How many guesses come follows from the tokens alone: `expected` says it in Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import halfbyte
+import numpy as np
+import pytest
+import tiny
+from halfbyte.model import MAX_DRAFT
+
+Make = Callable[..., Path]
+# Stretches that come again, as quotations do.
+IDS = tiny.prompt(12) + tiny.prompt(20, seed=1)[1:] + tiny.prompt(12)[1:]
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampled": {"temperature": 0.3, "seed": 4},
+    "penalized": {"repetition_penalty": 1.05},
+    "logprobs": {"logprobs": 3},
+    "stopped": {"stop": "th"},
+}
+
+
+def load(path: Path, **options: Any) -> halfbyte.Model:
+    return halfbyte.load(path, **{"threads": 1} | options)
+
+
+@pytest.fixture(scope="module", params=tiny.NAMES)
+def model(request: pytest.FixtureRequest, tiny_gguf: Make) -> halfbyte.Model:
+    return load(tiny_gguf(request.param))
+
+
+@pytest.fixture(scope="module")
+def e2b(tiny_gguf: Make) -> halfbyte.Model:
+    return load(tiny_gguf("e2b"))
+
+
+def look_up(ids: list[int], most: int) -> list[int]:
+    """Guess what `halfbyte` should."""
+    for length in (3, 2):
+        for start in range(len(ids) - length - 1, -1, -1):
+            if ids[start : start + length] == ids[-length:]:
+                again = ids[start + length :]
+                return [again[i % len(again)] for i in range(most)]
+    return []
+
+
+def expected(prompt: list[int], answer: list[int], draft: int) -> tuple[int, int]:
+    """How many tokens are guessed for an answer, and how many of them come.
+
+    The last token of the answer is never run.
+    """
+    drafted = accepted = 0
+    at = 0  # of the answer: the token that runs next
+    while at < len(answer) - 1:
+        most = min(draft, len(answer) - at - 2)
+        guesses = look_up(prompt + answer[: at + 1], most) if most > 0 else []
+        drafted += len(guesses)
+        at += 1
+        for guess in guesses:
+            if at == len(answer) - 1 or answer[at] != guess:
+                break
+            accepted, at = accepted + 1, at + 1
+    return drafted, accepted
+
+
+def run(session: Any, **options: Any) -> tuple[list[halfbyte.Piece], halfbyte.Stats]:
+    stream = session.stream(IDS, **{"max_tokens": 60} | options)
+    pieces = list(stream)
+    assert stream.stats is not None
+    return pieces, stream.stats
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("draft", [1, 3, MAX_DRAFT])
+def test_the_answer_is_the_same(
+    model: halfbyte.Model, settings: str, draft: int
+) -> None:
+    plain, stats = run(model.session(), **SETTINGS[settings])
+    assert (stats.drafted_tokens, stats.accepted_tokens) == (0, 0)
+    assert run(model.session(), draft=draft, **SETTINGS[settings])[0] == plain
+
+
+@pytest.mark.parametrize("options", [{"kv": "f16"}, {"kv": "int8"}, {"threads": 2}])
+def test_however_it_is_loaded(tiny_gguf: Make, options: dict[str, Any]) -> None:
+    other = load(tiny_gguf("e2b"), **options)
+    plain, _ = run(other.session())
+    guessed, stats = run(other.session(), draft=4)
+    assert guessed == plain
+    assert stats.accepted_tokens > 0
+
+
+@pytest.mark.parametrize("draft", [1, 2, 3, 7, MAX_DRAFT])
+def test_how_many_guesses_come(e2b: halfbyte.Model, draft: int) -> None:
+    stream = e2b.session().stream(IDS, max_tokens=100, draft=draft)
+    for _ in stream:
+        pass
+    assert stream.stats is not None
+    found = (stream.stats.drafted_tokens, stream.stats.accepted_tokens)
+    assert found == expected(IDS, stream.tokens, draft)
+    assert found[0] > found[1] > 0  # some came, and some did not
+
+
+def test_a_session_holds_what_it_would_without(e2b: halfbyte.Model) -> None:
+    plain, guessing = e2b.session(), e2b.session()
+    streams = (
+        plain.stream(IDS, max_tokens=60),
+        guessing.stream(IDS, max_tokens=60, draft=5),
+    )
+    for _ in range(50):
+        assert next(streams[0]) == next(streams[1])
+        assert guessing.tokens == plain.tokens
+
+
+@pytest.mark.parametrize("pieces", range(1, 24))
+def test_it_goes_on_with_anything_else(e2b: halfbyte.Model, pieces: int) -> None:
+    sessions = []
+    for draft in (0, 5):
+        session = e2b.session()
+        stream = session.stream(IDS, max_tokens=60, draft=draft)
+        for _ in range(pieces):
+            next(stream)
+        sessions.append(session)
+    other = tiny.prompt(9, seed=3)[1:]
+    plain, guessing = sessions
+    assert guessing.tokens == plain.tokens
+    copy, row = guessing.copy(), plain.logits(other)
+    assert np.array_equal(guessing.logits(other), row)
+    assert np.array_equal(copy.logits(other), row)
+    cut = len(IDS) - 3
+    assert guessing.truncate(cut) == plain.truncate(cut) == cut
+    assert np.array_equal(guessing.logits(other), plain.logits(other))
+
+
+@pytest.mark.parametrize("token", sorted(set(IDS)))
+def test_what_was_guessed_is_forgotten_with_a_cut(
+    e2b: halfbyte.Model, token: int
+) -> None:
+    session = e2b.session()
+    next(session.stream(IDS, draft=MAX_DRAFT))
+    next(session.stream([*IDS, IDS[12]], draft=MAX_DRAFT))  # guesses wait
+    other = [*IDS[:20], token]
+    fresh = next(e2b.session().stream(other, logprobs=1))
+    assert next(session.stream(other, logprobs=1)) == fresh
+
+
+@pytest.mark.parametrize("length", [505, 509, 765, 1021])
+def test_where_sliding_layers_write_over_pages(tiny_gguf: Make, length: int) -> None:
+    long_model = load(tiny_gguf("e2b", context=4096))
+    ids = (tiny.prompt(40) * 40)[:length]
+    texts = []
+    for draft in (0, 16):
+        stream = long_model.session().stream(ids, max_tokens=40, draft=draft)
+        texts.append([piece.token for piece in stream])
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("left", range(6))
+def test_the_context_may_end_an_answer(tiny_gguf: Make, left: int) -> None:
+    small = load(tiny_gguf("e2b", context=128), context=len(IDS) + left)
+    for draft in (3, MAX_DRAFT):
+        stream = small.session().stream(IDS, max_tokens=60, draft=draft)
+        pieces = list(stream)
+        assert len(stream.tokens) == left + 1
+        assert pieces[-1].finish_reason == "length"
+
+
+def test_chat_and_conversations_take_it() -> None:
+    model = halfbyte.load("tiny", threads=1)
+    question = "Tell me of love and love and love."
+    plain = model.chat(question, max_tokens=40)
+    assert model.chat(question, max_tokens=40, draft=3).text == plain.text
+    talk = halfbyte.Conversation(model)
+    text = "".join(piece.text for piece in talk.send(question, max_tokens=40, draft=3))
+    assert text == plain.text
