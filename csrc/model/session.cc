@@ -64,12 +64,12 @@ void Session::Step(const Context& context, std::span<const int32_t> ids, size_t 
                    std::span<float> logits) {
   Check(ids);
   if (ids.size() == 1 && Take(ids[0], logits)) return;
+  ahead_.ids.clear();  // whatever happens below, even if it throws
   std::vector<int32_t> guesses;
   if (ids.size() == 1 && draft != 0) {
     std::vector<int32_t> known = tokens_;
     known.push_back(ids[0]);
-    const size_t room = model_->options().context - known.size();
-    guesses = LookUp(known, std::min(draft, room));
+    guesses = LookUp(known, std::min(draft, Room(known.size())));
   }
   if (guesses.empty()) {
     return Run(context, ids, Mat<float>(logits.data(), 1, logits.size()));
@@ -83,6 +83,13 @@ void Session::Step(const Context& context, std::span<const int32_t> ids, size_t 
   std::copy_n(rows.begin(), logits.size(), logits.begin());
   drafted_ += guesses.size();
   ahead_ = {.ids = std::move(guesses), .logits = std::move(rows)};
+}
+
+// Guesses behind `length` tokens at most. They begin no page of keys and values: a
+// sliding layer would forget one for them, and they may not come.
+size_t Session::Room(size_t length) const {
+  const size_t page = KvLayer::kPageLen - 1 - (length - 1) % KvLayer::kPageLen;
+  return std::min(page, model_->options().context - length);
 }
 
 // Takes the next guess into the sequence, if `id` is what was guessed.

@@ -99,7 +99,7 @@ void CheckShapes(const AttentionArgs& a) {
   for (const KvHeads* x : {&a.k, &a.v}) {
     Require(
         x->type != KvType::kI8 || (x->steps.HasShape(k.batch, k.heads, k.tokens, 1) &&
-                                   x->steps.token_ld == 1),
+                                   (k.tokens <= 1 || x->steps.token_ld == 1)),
         "attention: steps are not [batch, kv_heads, kv_tokens], side by side");
   }
   Require(a.out.HasShape(q.batch, q.heads, q.tokens, q.row_len),

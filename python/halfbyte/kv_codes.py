@@ -52,6 +52,9 @@ class KvCodes:
             raise ShapeError(
                 f"steps: expected shape {want_shape}, got {self.steps.shape}"
             )
+        if not isinstance(self.rotated, bool | np.bool_):
+            got = type(self.rotated).__name__
+            raise DTypeError(f"rotated: expected a bool, got {got}")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -362,7 +362,6 @@ class Session:
         cached = self._keep_prefix(request.ids)
         progress.start(cached)
         turn = self._sequence.turn
-        before = self._sequence.core.drafts
         pending = np.asarray(request.ids[cached:], np.int64)
         try:
             for left in range(request.limit, 0, -1):
@@ -370,8 +369,10 @@ class Session:
                     raise RuntimeError(
                         "the session went on to something else; make one session a stream"
                     )
+                drafts = self._sequence.core.drafts
                 token, logprob, likeliest = self._choose(pending, request, left)
                 progress.add(token)
+                progress.guessed(drafts, self._sequence.core.drafts)
                 pending = np.asarray([token], np.int64)
                 ended = self._model.tokenizer.is_end(token)
                 last = left == 1
@@ -391,8 +392,6 @@ class Session:
                 if reason:
                     return
         finally:
-            now = self._sequence.core.drafts
-            progress.drafted, progress.accepted = np.subtract(now, before).tolist()
             progress.stop()
 
     def _choose(

@@ -150,6 +150,11 @@ class Progress:
             self._first = self._last
         self.tokens.append(token)
 
+    def guessed(self, before: tuple[int, int], after: tuple[int, int]) -> None:
+        """Note what a step guessed, and what came: counts of the session around it."""
+        self.drafted += after[0] - before[0]
+        self.accepted += after[1] - before[1]
+
     def stop(self) -> None:
         """Take stock, once."""
         self.stats = self.stats or Stats(

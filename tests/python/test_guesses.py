@@ -9,6 +9,7 @@ How many guesses come follows from the tokens alone: `expected` says it in Pytho
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ import halfbyte
 import numpy as np
 import pytest
 import tiny
+from halfbyte import errors
 from halfbyte.model import MAX_DRAFT
 
 Make = Callable[..., Path]
 # Stretches that come again, as quotations do.
 IDS = tiny.prompt(12) + tiny.prompt(20, seed=1)[1:] + tiny.prompt(12)[1:]
+
+PAGE = 256  # positions whose keys and values come and go together
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -155,15 +159,20 @@ def test_what_was_guessed_is_forgotten_with_a_cut(
     assert next(session.stream(other, logprobs=1)) == fresh
 
 
-@pytest.mark.parametrize("length", [505, 509, 765, 1021])
+@pytest.mark.parametrize("length", [505, 509, 765, 1021, 1277])
 def test_where_sliding_layers_write_over_pages(tiny_gguf: Make, length: int) -> None:
     long_model = load(tiny_gguf("e2b", context=4096))
     ids = (tiny.prompt(40) * 40)[:length]
-    texts = []
-    for draft in (0, 16):
-        stream = long_model.session().stream(ids, max_tokens=40, draft=draft)
-        texts.append([piece.token for piece in stream])
-    assert texts[0] == texts[1]
+    seen = []
+    for draft in (0, MAX_DRAFT):
+        session = long_model.session()
+        stream = session.stream(ids, max_tokens=40, draft=draft)
+        told = []
+        for piece in stream:
+            back = session.copy().truncate(length - 2 * tiny.WINDOW - PAGE)
+            told.append((piece, session.kv_bytes, back))
+        seen.append(told)
+    assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize("left", range(6))
@@ -174,6 +183,32 @@ def test_the_context_may_end_an_answer(tiny_gguf: Make, left: int) -> None:
         pieces = list(stream)
         assert len(stream.tokens) == left + 1
         assert pieces[-1].finish_reason == "length"
+
+
+def test_a_pass_that_fails_leaves_nothing_behind(tiny_gguf: Make) -> None:
+    path = tiny_gguf("e2b", context=300)
+    model = load(path)
+    session = model.session()
+    next(session.stream(IDS, draft=MAX_DRAFT))
+    next(session.stream([*IDS, IDS[12]], draft=MAX_DRAFT))  # guesses wait
+    held, times = session.tokens, path.stat()
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+    with pytest.raises(errors.FileChangedError):
+        next(session.stream([*held, IDS[0]], draft=MAX_DRAFT))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    for token in sorted(set(IDS)):
+        fresh = next(model.session().stream([*held, token], logprobs=1))
+        assert next(session.stream([*held, token], logprobs=1)) == fresh
+
+
+def test_a_paused_stream_counts_its_own(e2b: halfbyte.Model) -> None:
+    session = e2b.session()
+    paused = session.stream(IDS, max_tokens=60)
+    next(paused)
+    assert run(session, draft=5)[1].drafted_tokens > 0
+    paused.close()
+    assert paused.stats is not None
+    assert paused.stats.drafted_tokens == 0
 
 
 def test_chat_and_conversations_take_it() -> None:

@@ -190,6 +190,20 @@ def test_what_it_says_of_itself() -> None:
     assert copy.copy(kept).codes is kept.codes
 
 
+@each_option
+def test_attention_to_one_position_and_to_none(options: dict[str, Any]) -> None:
+    q, x = normal(1, 4, 2, 64, seed=1), normal(1, 2, 1, 64, seed=2)
+    kept = quantize_kv(x, **options)
+    want = np.repeat(np.repeat(dequantize_kv(kept), 2, axis=1), 2, axis=2)  # weight 1
+    # Turned back behind the sum, where dequantize_kv has none: as much rounding again.
+    bound = 40 * U * np.abs(x).max() * 64**0.5
+    np.testing.assert_allclose(
+        halfbyte.attention(q, kept, kept), want, rtol=0, atol=bound
+    )
+    none = quantize_kv(x[:, :, :0], **options)
+    assert not halfbyte.attention(q, none, none).any()
+
+
 def test_wrong_arguments_are_named() -> None:
     x = normal(1, 2, 5, 64, seed=1)
     kept, plain = quantize_kv(x), quantize_kv(x, rotate=False)
@@ -215,6 +229,8 @@ def test_wrong_arguments_are_named() -> None:
         KvCodes(x, kept.steps, rotated=True)  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match=r"^steps: expected shape \(1, 2, 5\)"):
         KvCodes(kept.codes, kept.steps[:, :, :3], rotated=True)
+    with pytest.raises(DTypeError, match=r"^rotated: expected a bool, got str"):
+        KvCodes(kept.codes, kept.steps, rotated="yes")  # type: ignore[arg-type]
     q = normal(1, 2, 3, 64, seed=2)
     with pytest.raises(ArgumentError, match=r"^v: expected what is kept as k is"):
         halfbyte.attention(q, kept, x)
