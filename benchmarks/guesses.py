@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import halfbyte
-from halfbyte import demo
 from halfbyte.cli import terminal
-from roof import counts, environment, save, summary
+from roof import counts, environment, model_path, save, summary
 
 PROMPT, ANSWER = 768, 128  # tokens
 ROOT = Path(__file__).parents[1]
@@ -101,7 +100,7 @@ def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("model", nargs="?", help="a file or a name; without it, the demo's")
+    add("model", nargs="?", type=model_path, default="", help="else the demo")
     add("--text", type=Path, nargs="*", default=TEXTS, help="files to go on with")
     add("--draft", type=counts, default=[3, 7], help="tokens to guess")
     add("--threads", type=counts, default=[1, 2], help="numbers of threads")
@@ -110,7 +109,7 @@ def main() -> None:
     options = parser.parse_args()
     results = []
     for threads in options.threads:
-        model = halfbyte.load(options.model or demo.model_path(), threads=threads)
+        model = halfbyte.load(options.model, threads=threads)
         where = environment(threads)
         terminal.line(f"{model!r}, {threads} threads")
         told = {"passes": passes(model, options.draft, options.rounds)}

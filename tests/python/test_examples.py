@@ -123,6 +123,7 @@ BENCHMARKS = {
     "convert.py": 1,
     "engine.py": 1,
     "generate.py": 1,
+    "guesses.py": 1,
     "lattice.py": 1,
     "lineage.py": 1,
     "memory.py": 1,
@@ -147,6 +148,13 @@ def test_benchmarks_take_the_names_that_load_takes() -> None:
     options = ["--prompt", "8", "--tokens", "2", "--rounds", "1", "--mib", "16"]
     out = run("benchmarks/generate.py", "tiny", *options, "--only-ours")
     assert "tiny-q4_0.gguf" in out
+
+
+def test_guesses_are_measured() -> None:
+    options = ["--rounds", "1", "--threads", "1", "--draft", "2"]
+    out = run("benchmarks/guesses.py", "tiny", *options)
+    assert "tokens a pass" in out
+    assert all(name in out for name in ("LICENSE", "gguf.cc", "layer.h"))
     assert "looked at" in run("benchmarks/lineage.py", "tiny", "--rounds", 1)
 
 
