@@ -240,8 +240,8 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Say:
     choose = Session._choose
     tokens: Iterator[int] = iter(())
 
-    def forged(self: Session, pending: Any, request: Any) -> Any:
-        _, *rest = choose(self, pending, request)
+    def forged(self: Session, *asked: Any) -> Any:
+        _, *rest = choose(self, *asked)
         return next(tokens), *rest
 
     def say(*answers: str, end: str = "<turn|>") -> None:

@@ -14,7 +14,7 @@ import tiny
 import torch
 from float_forward import in_8_bits
 from halfbyte import KvCodes, ops
-from halfbyte.errors import ArgumentError, UnsupportedError
+from halfbyte.errors import ArgumentError, ShapeError, UnsupportedError
 from halfbyte.transformers import CompressedCache
 from halfbyte.transformers.cache import CompressedTensor
 from halfbyte.transformers.sessions import CACHE_NAME
@@ -233,8 +233,22 @@ def test_memory_is_that_of_the_codes() -> None:
     full = config.layer_types.count("full_attention")
     windows = config.num_hidden_layers - full
     token = 2 * heads * (dim + 4)
-    rows = full * (3000 + 3000 // 4 + 256) + windows * (config.sliding_window + 2 * 256)
+    rows = full * (3000 + 3000 // 8 + 32) + windows * (config.sliding_window + 2 * 32)
     assert full * 3000 * token < cache.nbytes <= rows * token
+
+
+def test_another_batch_or_model_is_named_and_changes_nothing() -> None:
+    cache = CompressedCache(tiny.config("gemma3"))
+    cache.update(*[torch.zeros(1, 2, 5, 16)] * 2, 0)
+    fits = torch.zeros(1, 2, 3, 16)
+    for shape in ((2, 2, 3, 16), (1, 1, 3, 16), (1, 2, 3, 32)):
+        for pair in ((torch.zeros(shape), fits), (fits, torch.zeros(shape))):
+            with pytest.raises(
+                ShapeError, match=r"holds a batch of 1 with 2 heads of 16"
+            ):
+                cache.update(*pair, 0)
+    key, value = cache.update(fits, fits, 0)
+    assert key.shape == value.shape == (1, 2, 8, 16)
 
 
 def test_a_long_prompt_leaves_a_sliding_layer_small() -> None:

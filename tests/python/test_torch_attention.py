@@ -14,6 +14,7 @@ import torch
 from halfbyte import KvCodes
 from halfbyte import torch as hbt
 from halfbyte.errors import ArgumentError, DTypeError, ShapeError
+from halfbyte.torch.attention import aligned_mask
 from samples import normal
 from torch import Tensor
 from torch.library import opcheck
@@ -204,3 +205,33 @@ def test_wrong_arguments_are_named() -> None:
     for kind, message, call in wrong:
         with pytest.raises(kind, match=message):
             call()
+
+
+def test_gradients_of_gradients() -> None:
+    q, k, v = (torch.randn(1, 2, n, 8, dtype=torch.float32) for n in (5, 9, 9))
+    norms = []
+    for attend in (hbt.attention, torch.nn.functional.scaled_dot_product_attention):
+        x = q.clone().requires_grad_()
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            y = attend(x, k, v)
+            (slope,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+            (y.sum() + slope.square().sum()).backward()
+        assert x.grad is not None
+        norms.append(x.grad)
+    torch.testing.assert_close(*norms, rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_has_no_say_in_gradients() -> None:
+    q, k, v = (torch.randn(1, 2, n, 8, dtype=torch.float32) for n in (5, 9, 9))
+    grads = []
+    for enabled in (False, True):
+        x = q.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            hbt.attention(x, k, v).sum().backward()
+        grads.append(x.grad)
+    assert torch.equal(grads[0], grads[1])
+
+
+def test_the_mask_is_no_matter_of_the_default_device() -> None:
+    with torch.device("meta"):
+        assert aligned_mask(3, 5, None).device.type == "cpu"

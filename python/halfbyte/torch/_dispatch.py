@@ -25,6 +25,7 @@ __all__ = [
     "check_indices",
     "check_optional_tensors",
     "check_tensors",
+    "is_watched",
     "num_threads",
     "register",
     "threads",
@@ -166,15 +167,24 @@ def aligned(x: Tensor) -> Tensor:
     return x.clone() if x.data_ptr() % x.element_size() else x
 
 
+def is_watched() -> bool:
+    """Whether someone traces, watches or transforms what torch does (vmap, jvp)."""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state()
+        or torch._C._functorch.peek_interpreter_stack()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
 def at_once(x: Tensor, weight: Tensor | None) -> bool:
     """Whether the dispatcher would go straight to the kernel, and can be left out.
 
     It costs more than a small product. Not where someone traces, watches or transforms
     (vmap), where a gradient is wanted, or where `x` is not memory to be read as it is.
     """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return False
-    if torch._C._get_tracing_state() or torch._C._functorch.peek_interpreter_stack():
+    if is_watched():
         return False
     if type(x) is not Tensor or not x.is_cpu or x.layout is not torch.strided:
         return False

@@ -162,7 +162,7 @@ def _attention(
     window: int,
 ) -> Tensor:
     _check(q, k, v, k_steps, v_steps, mask)
-    out = torch.empty(q.shape, dtype=torch.float32)
+    out = torch.empty(q.shape, dtype=torch.float32, device="cpu")
     with threads():
         ops.attention(
             q.detach().float().numpy(),
@@ -214,21 +214,25 @@ def _attention_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 
 
 def _attention_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Differentiate the definition, in torch."""
+    """Differentiate the definition, in torch, as often as is asked for."""
     q, k, v, k_steps, v_steps, mask = ctx.saved_tensors
     floats = [q]
     if k_steps is None:
         floats += [k, v]
-    leaves = [x.detach().float().requires_grad_() for x in floats]
+    again = torch.is_grad_enabled()  # gradients of these gradients are wanted
+    leaves = [
+        x.float() if again and x.requires_grad else x.detach().float().requires_grad_()
+        for x in floats
+    ]
     kept = [
         torch.ops.halfbyte.dequantize_kv(x, steps, ctx.rotated)
         for x, steps in ((k, k_steps), (v, v_steps))
         if steps is not None
     ]
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
         query, key, value = (*leaves, *kept)
         y = _definition(query, key, value, mask, ctx)
-        grads = torch.autograd.grad(y, leaves, grad.float())
+        grads = torch.autograd.grad(y, leaves, grad.float(), create_graph=again)
     back = [g.to(x.dtype) for g, x in zip(grads, floats, strict=True)]
     return (*back, *[None] * (10 - len(back)))
 
@@ -236,7 +240,7 @@ def _attention_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def aligned_mask(tokens: int, kv_tokens: int, window: int | None) -> Tensor:
     """What causal queries see whose last stands at the last key."""
     last = kv_tokens - tokens
-    seen = torch.ones(tokens, kv_tokens, dtype=torch.bool).tril(last)
+    seen = torch.ones(tokens, kv_tokens, dtype=torch.bool, device="cpu").tril(last)
     return seen if window is None else seen.triu(last - window + 1)
 
 
@@ -246,7 +250,7 @@ def _definition(
     group = q.shape[1] // max(k.shape[1], 1)
     k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
     tokens, kv_tokens = q.shape[2], k.shape[2]
-    seen = torch.ones(tokens, kv_tokens, dtype=torch.bool)
+    seen = torch.ones(tokens, kv_tokens, dtype=torch.bool, device="cpu")
     if ctx.causal:
         seen = aligned_mask(tokens, kv_tokens, ctx.window or None)
     if mask is not None:

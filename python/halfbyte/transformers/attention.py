@@ -22,7 +22,7 @@ from transformers.masking_utils import sdpa_mask
 from halfbyte import ops
 from halfbyte.errors import ArgumentError, UnsupportedError
 from halfbyte.kv import KvCodes
-from halfbyte.torch._dispatch import threads
+from halfbyte.torch._dispatch import is_watched, threads
 from halfbyte.torch.attention import aligned_mask
 from halfbyte.transformers.cache import CompressedTensor, dense
 
@@ -187,6 +187,6 @@ def _is_for_torch(
         or key.shape != value.shape
         or key.shape[0] != query.shape[0]
         or query.dtype not in _DTYPES
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        or any(t.is_neg() for t in tensors)
+        or is_watched()
     )

@@ -19,13 +19,13 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
-from halfbyte.errors import ArgumentError, UnsupportedError
+from halfbyte.errors import ArgumentError, ShapeError, UnsupportedError
 from halfbyte.kv import KvCodes, dequantize_kv, quantize_kv
 from halfbyte.torch._dispatch import threads
 
 __all__ = ["CompressedCache", "CompressedTensor", "dense"]
 
-_ROOM = 256  # tokens that a buffer holds beside those it is made for
+_ROOM = 32  # tokens that a buffer holds beside those it is made for
 
 
 class CompressedTensor(torch.Tensor):
@@ -97,6 +97,17 @@ class _Buffer:
     def __len__(self) -> int:
         return self.end - self.begin
 
+    def check(self, x: torch.Tensor) -> None:
+        """Refuse what is of another batch, or of another model."""
+        batch, heads, _, head_dim = self.codes.shape
+        got = (x.shape[0], x.shape[1], x.shape[3])
+        if got != (batch, heads, head_dim):
+            raise ShapeError(
+                f"CompressedCache: holds a batch of {batch} with {heads} heads of "
+                f"{head_dim}, got a batch of {got[0]} with {got[1]} heads of {got[2]}; "
+                "begin with a cache of its own"
+            )
+
     def append(self, x: torch.Tensor) -> None:
         tokens = x.shape[2]
         self._make_room(tokens)
@@ -126,12 +137,12 @@ class _Buffer:
         return KvCodes(self.codes[:, :, rows], self.steps[:, :, rows], rotated=True)
 
     def _make_room(self, tokens: int) -> None:
-        # A quarter more than is needed: copies are rare, and little lies idle. A long
+        # An eighth more than is needed: copies are rare, and little lies idle. A long
         # prompt leaves a sliding layer with a buffer that it does not need again.
         wanted = len(self) + tokens
-        too_large = self.codes.shape[2] > 2 * (wanted + _ROOM)
+        too_large = self.codes.shape[2] > wanted + wanted // 4 + 2 * _ROOM
         if self.end + tokens > self.codes.shape[2] or too_large:
-            self._move(self.begin, self.end, tokens + max(_ROOM, wanted // 4))
+            self._move(self.begin, self.end, tokens + max(_ROOM, wanted // 8))
 
     def _move(self, begin: int, end: int, room: int) -> None:
         """Go on with rows [begin, end) in a new buffer."""
@@ -196,9 +207,10 @@ class _Compressed(DynamicLayer):
                 )
         if self._buffers is None:
             self.lazy_initialization(key_states, value_states)
-        for buffer, x in zip(
-            self._buffers or (), (key_states, value_states), strict=True
-        ):
+        pairs = list(zip(self._buffers or (), (key_states, value_states), strict=True))
+        for buffer, x in pairs:  # both, before either grows
+            buffer.check(x)
+        for buffer, x in pairs:
             buffer.append(x)
 
     def _tensors(self, last: int | None = None) -> list[CompressedTensor]:
