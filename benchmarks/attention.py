@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from halfbyte.cli import terminal
 from numpy.typing import NDArray
-from roof import ReadLoop, counts, environment, headline, save, summary
+from roof import ReadLoop, counts, environment, headline, ratio, save, summary
 from torch.nn.functional import scaled_dot_product_attention
 
 F32 = NDArray[np.float32]
@@ -125,8 +125,7 @@ def measure(layer: Heads, positions: int, threads: int, rounds: int) -> dict[str
     for name, side in made.items():
         median = statistics.median(seconds[name])
         share = side.bytes / median / 1e9 / best
-        ratios = [a / b for a, b in zip(seconds[name], seconds["int8"], strict=True)]
-        over = statistics.median(ratios)
+        over = ratio(seconds[name], seconds["int8"])
         told[name] = summary(seconds[name]) | {"bytes": side.bytes, "over_int8": over}
         rows.append((name, f"{median * 1e6:.0f}", f"{share:.2f}", f"{over:.2f}"))
     terminal.line(f"{layer.name}, {positions} positions")

@@ -10,14 +10,13 @@ README.md in this folder says what the columns mean.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import halfbyte
 from halfbyte.cli import terminal
-from roof import counts, environment, model_path, save, summary
+from roof import counts, environment, model_path, ratio, save, summary
 
 PROMPT, ANSWER = 768, 128  # tokens
 ROOT = Path(__file__).parents[1]
@@ -36,14 +35,11 @@ def passes(model: halfbyte.Model, drafts: list[int], rounds: int) -> dict[str, A
             session.logits([2] * size)
             seconds[size].append(time.perf_counter() - start)
             session.truncate(PROMPT)
-    one = seconds[1]
     rows, told = [], {}
     for size in sizes:
-        ratio = statistics.median(
-            a / b for a, b in zip(seconds[size], one, strict=True)
-        )
-        told[str(size)] = summary(seconds[size]) | {"over_one": ratio}
-        rows.append((str(size), f"{ratio:.2f}"))
+        over = ratio(seconds[size], seconds[1])
+        told[str(size)] = summary(seconds[size]) | {"over_one": over}
+        rows.append((str(size), f"{over:.2f}"))
     terminal.table(("tokens of a pass", "time"), rows, "rr")
     return told
 
@@ -76,10 +72,7 @@ def answers(
     rows, told = [], {}
     for draft in tried:
         seconds = [one.decode_seconds for one in stats[draft]]
-        pairs = zip(stats[0], stats[draft], strict=True)
-        faster = statistics.median(
-            a.decode_seconds / b.decode_seconds for a, b in pairs
-        )
+        faster = ratio([one.decode_seconds for one in stats[0]], seconds)
         last = stats[draft][-1]
         steps = len(plain) - 1 - last.accepted_tokens
         a_pass = (len(plain) - 1) / steps

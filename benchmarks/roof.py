@@ -120,6 +120,11 @@ def summary(samples: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def ratio(samples: Sequence[float], others: Sequence[float]) -> float:
+    """How many times the others they are: median of the ratios, round by round."""
+    return statistics.median(a / b for a, b in zip(samples, others, strict=True))
+
+
 def plus_minus(samples: Sequence[float]) -> str:
     """Mean ± standard deviation, in as many digits as mean something."""
     told = summary(samples)

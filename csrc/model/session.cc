@@ -62,34 +62,34 @@ void Session::Run(const Context& context, std::span<const int32_t> ids,
 
 void Session::Step(const Context& context, std::span<const int32_t> ids, size_t draft,
                    std::span<float> logits) {
+  const Mat<float> last(logits.data(), 1, logits.size());
+  if (ids.size() != 1) return Run(context, ids, last);
   Check(ids);
-  if (ids.size() == 1 && Take(ids[0], logits)) return;
-  ahead_.ids.clear();  // whatever happens below, even if it throws
-  std::vector<int32_t> guesses;
-  if (ids.size() == 1 && draft != 0) {
-    std::vector<int32_t> known = tokens_;
-    known.push_back(ids[0]);
-    guesses = LookUp(known, std::min(draft, Room(known.size())));
-  }
-  if (guesses.empty()) {
-    return Run(context, ids, Mat<float>(logits.data(), 1, logits.size()));
-  }
-  std::vector<int32_t> all(ids.begin(), ids.end());
+  if (Take(ids[0], logits)) return;
+  const std::vector<int32_t> guesses = Guess(ids[0], draft);
+  if (guesses.empty()) return Run(context, ids, last);
+  std::vector<int32_t> all = {ids[0]};
   all.insert(all.end(), guesses.begin(), guesses.end());
-  std::vector<float> rows = std::move(ahead_.logits);
-  rows.resize(all.size() * logits.size());
-  Run(context, all, Mat<float>(rows.data(), all.size(), logits.size()));
+  ahead_.ids.clear();  // before their logits go, whatever throws below
+  ahead_.logits.resize(all.size() * logits.size());
+  Run(context, all, Mat<float>(ahead_.logits.data(), all.size(), logits.size()));
   tokens_.resize(tokens_.size() - guesses.size());
-  std::copy_n(rows.begin(), logits.size(), logits.begin());
+  std::copy_n(ahead_.logits.begin(), logits.size(), logits.begin());
   drafted_ += guesses.size();
-  ahead_ = {.ids = std::move(guesses), .logits = std::move(rows)};
+  ahead_.ids = guesses;
+  ahead_.taken = 0;
 }
 
-// Guesses behind `length` tokens at most. They begin no page of keys and values: a
-// sliding layer would forget one for them, and they may not come.
-size_t Session::Room(size_t length) const {
-  const size_t page = KvLayer::kPageLen - 1 - (length - 1) % KvLayer::kPageLen;
-  return std::min(page, model_->options().context - length);
+// Up to `most` tokens behind `id`, which is about to run. They begin no page of keys
+// and values: a sliding layer would forget one for them, and they may not come.
+std::vector<int32_t> Session::Guess(int32_t id, size_t most) const {
+  const size_t position = tokens_.size();  // of id
+  const size_t page = KvLayer::kPageLen - 1 - position % KvLayer::kPageLen;
+  most = std::min({most, page, model_->options().context - position - 1});
+  if (most == 0) return {};
+  std::vector<int32_t> known = tokens_;
+  known.push_back(id);
+  return LookUp(known, most);
 }
 
 // Takes the next guess into the sequence, if `id` is what was guessed.

@@ -70,7 +70,7 @@ class Session {
     std::vector<float> logits;  // row 0 follows what ran before ids[0]
     size_t taken = 0;           // of ids, which are in tokens_
   };
-  size_t Room(size_t length) const;
+  std::vector<int32_t> Guess(int32_t id, size_t most) const;
   bool Take(int32_t id, std::span<float> logits);
 
   Ahead ahead_;

@@ -14,7 +14,6 @@ import torch
 from halfbyte import KvCodes
 from halfbyte import torch as hbt
 from halfbyte.errors import ArgumentError, DTypeError, ShapeError
-from halfbyte.torch.attention import aligned_mask
 from samples import normal
 from torch import Tensor
 from torch.library import opcheck
@@ -230,8 +229,3 @@ def test_autocast_has_no_say_in_gradients() -> None:
             hbt.attention(x, k, v).sum().backward()
         grads.append(x.grad)
     assert torch.equal(grads[0], grads[1])
-
-
-def test_the_mask_is_no_matter_of_the_default_device() -> None:
-    with torch.device("meta"):
-        assert aligned_mask(3, 5, None).device.type == "cpu"

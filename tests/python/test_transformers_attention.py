@@ -26,6 +26,9 @@ from halfbyte.errors import ArgumentError, UnsupportedError
 from halfbyte.transformers import attention
 from halfbyte.transformers.sessions import CACHE_NAME
 from samples import normal
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -419,3 +422,31 @@ def test_the_default_device_has_no_say() -> None:
     with torch.device("meta"):
         got, _ = attention.forward(layer, x, x, x, None)
     assert torch.equal(got, wanted)
+    longer = torch.randn(1, 2, 9, 8)
+    x.requires_grad_()
+    wanted, _ = attention.forward(layer, x, longer, longer, None)
+    with torch.device("meta"):
+        got, _ = attention.forward(layer, x, longer, longer, None)
+    assert got.requires_grad
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's
+def test_what_is_watched_is_torchs_to_compute() -> None:
+    q, k, v = tensors(5, 5)
+
+    def attend(x: torch.Tensor) -> torch.Tensor:
+        return attention.forward(LAYER, x, k, v, None)[0]
+
+    wanted = attend(q)
+    traced = make_fx(attend)(torch.zeros_like(q))(q)
+    torch.testing.assert_close(traced, wanted)
+    with pytest.warns(UserWarning, match="batching rule"):  # torch's own, of torch
+        torch.testing.assert_close(torch.vmap(attend)(q[None])[0], wanted)
+    along, step = torch.randn_like(q), 1e-3
+    # Torch's fused function for CPUs refuses this; ours would have left the slope out.
+    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+        slope = forward_ad.unpack_dual(attend(forward_ad.make_dual(q, along))).tangent
+    about = (attend(q + step * along) - attend(q - step * along)) / (2 * step)
+    # The step's square and float32's rounding over the step, of numbers near 1.
+    torch.testing.assert_close(slope, about, rtol=0, atol=2e-3)

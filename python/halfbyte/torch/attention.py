@@ -237,10 +237,12 @@ def _attention_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (*back, *[None] * (10 - len(back)))
 
 
-def aligned_mask(tokens: int, kv_tokens: int, window: int | None) -> Tensor:
+def aligned_mask(
+    tokens: int, kv_tokens: int, window: int | None, device: torch.device
+) -> Tensor:
     """What causal queries see whose last stands at the last key."""
     last = kv_tokens - tokens
-    seen = torch.ones(tokens, kv_tokens, dtype=torch.bool, device="cpu").tril(last)
+    seen = torch.ones(tokens, kv_tokens, dtype=torch.bool, device=device).tril(last)
     return seen if window is None else seen.triu(last - window + 1)
 
 
@@ -250,9 +252,10 @@ def _definition(
     group = q.shape[1] // max(k.shape[1], 1)
     k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
     tokens, kv_tokens = q.shape[2], k.shape[2]
-    seen = torch.ones(tokens, kv_tokens, dtype=torch.bool, device="cpu")
     if ctx.causal:
-        seen = aligned_mask(tokens, kv_tokens, ctx.window or None)
+        seen = aligned_mask(tokens, kv_tokens, ctx.window or None, q.device)
+    else:
+        seen = torch.ones(tokens, kv_tokens, dtype=torch.bool, device=q.device)
     if mask is not None:
         seen = seen & mask
     scores = (ctx.scale * (q @ k.mT)).masked_fill(~seen, -torch.inf)

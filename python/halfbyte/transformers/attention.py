@@ -5,7 +5,7 @@
 float32 tensors are read where they lie; float16 and bfloat16 ones are widened first, and
 the result is rounded back. What `halfbyte.attention` does not compute is left to torch's
 own function, from the same mask: gradients, dropout, a mask of numbers, a bias by
-position, the pages of continuous batching, and what `torch.compile` traces.
+position, and what is traced or transformed (`torch.compile`, `vmap`).
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def forward(
         tokens, kv_tokens = query.shape[2], key.shape[2]
         if causal and (tokens != kv_tokens or (window or kv_tokens) < kv_tokens):
             # Torch would put the first query at the first key, and knows no window.
-            attention_mask = aligned_mask(tokens, kv_tokens, window)[None, None]
+            seen = aligned_mask(tokens, kv_tokens, window, query.device)
+            attention_mask = seen[None, None]
         kwargs |= {"dropout": dropout, "scaling": scaling, "is_causal": causal}
         key, value = dense(key), dense(value)
         answer: tuple[torch.Tensor, None] = sdpa_attention_forward(
