@@ -29,8 +29,8 @@
 #include "io/mmap.h"
 #include "io/safetensors.h"
 #include "io/tensor.h"
-#include "model/tokenizer.h"
 #include "runtime/topology.h"
+#include "text/tokenizer.h"
 
 namespace py = pybind11;
 

@@ -23,12 +23,12 @@
 #include "io/tensor.h"
 #include "kv/layer.h"
 #include "model/config.h"
-#include "model/tokenizer.h"
 #include "model/weights.h"
 #include "ops/linear.h"
 #include "ops/rowwise.h"
 #include "runtime/pages.h"
 #include "runtime/thread_pool.h"
+#include "text/tokenizer.h"
 
 namespace halfbyte {
 

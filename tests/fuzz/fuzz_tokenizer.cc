@@ -15,7 +15,7 @@
 #include "base/error.h"
 #include "base/utf8.h"
 #include "io/json.h"
-#include "model/tokenizer.h"
+#include "text/tokenizer.h"
 
 namespace {
 

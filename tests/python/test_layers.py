@@ -24,7 +24,7 @@ Check = Callable[[Path], list[str]]
 
 # base <- formats <- kernels <- ops <- kv <- model <- bindings
 # base <- runtime <----------- ops
-# base <- formats <- io <------------------- model
+# base <- formats <- io <- text <----------- model
 ARROWS: dict[str, set[str]] = {
     "base": set(),
     "formats": {"base"},
@@ -33,7 +33,8 @@ ARROWS: dict[str, set[str]] = {
     "ops": {"kernels", "runtime"},
     "kv": {"ops"},
     "io": {"formats"},
-    "model": {"kv", "io"},
+    "text": {"io"},
+    "model": {"kv", "text"},
     "bindings": {"model"},
 }
 

@@ -1,7 +1,7 @@
-// csrc/model/token_table.cc
+// csrc/text/token_table.cc
 // Hash tables of a tokenizer.
 // SPDX-License-Identifier: Apache-2.0
-#include "model/token_table.h"
+#include "text/token_table.h"
 
 #include <string.h>
 

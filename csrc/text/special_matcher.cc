@@ -1,7 +1,7 @@
-// csrc/model/special_matcher.cc
+// csrc/text/special_matcher.cc
 // A trie built level by level from sorted spellings, so without recursion.
 // SPDX-License-Identifier: Apache-2.0
-#include "model/special_matcher.h"
+#include "text/special_matcher.h"
 
 #include <algorithm>
 

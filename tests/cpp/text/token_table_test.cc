@@ -1,6 +1,6 @@
-// tests/cpp/model/token_table_test.cc
+// tests/cpp/text/token_table_test.cc
 // SPDX-License-Identifier: Apache-2.0
-#include "model/token_table.h"
+#include "text/token_table.h"
 
 #include <gtest/gtest.h>
 #include <stddef.h>

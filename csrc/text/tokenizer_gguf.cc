@@ -1,4 +1,4 @@
-// csrc/model/tokenizer_gguf.cc
+// csrc/text/tokenizer_gguf.cc
 // A tokenizer from the tokenizer.* keys of a GGUF file.
 // SPDX-License-Identifier: Apache-2.0
 #include <stddef.h>
@@ -9,7 +9,7 @@
 
 #include "base/error.h"
 #include "io/gguf.h"
-#include "model/tokenizer.h"
+#include "text/tokenizer.h"
 
 namespace halfbyte {
 namespace {

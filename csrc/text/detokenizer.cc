@@ -1,4 +1,4 @@
-// csrc/model/detokenizer.cc
+// csrc/text/detokenizer.cc
 // Streamed decoding: no piece of text ends inside a character.
 // SPDX-License-Identifier: Apache-2.0
 #include <stddef.h>
@@ -8,7 +8,7 @@
 #include <string_view>
 
 #include "base/utf8.h"
-#include "model/tokenizer.h"
+#include "text/tokenizer.h"
 
 namespace halfbyte {
 namespace {

@@ -1,4 +1,4 @@
-// csrc/model/tokenizer_json.cc
+// csrc/text/tokenizer_json.cc
 // A tokenizer from Hugging Face's tokenizer.json and the files beside it.
 // SPDX-License-Identifier: Apache-2.0
 #include <stddef.h>
@@ -13,7 +13,7 @@
 
 #include "base/error.h"
 #include "io/json.h"
-#include "model/tokenizer.h"
+#include "text/tokenizer.h"
 
 namespace halfbyte {
 namespace {

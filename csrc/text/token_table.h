@@ -1,4 +1,4 @@
-// csrc/model/token_table.h
+// csrc/text/token_table.h
 // The two look-ups of a tokenizer, as open-addressing hash tables: spelling to id, and
 // pair of ids to merge. Seeded, so that no file can be made to collide.
 // SPDX-License-Identifier: Apache-2.0

@@ -1,4 +1,4 @@
-// csrc/model/merge.h
+// csrc/text/merge.h
 // The core of byte pair encoding: join neighbours, best pair first, until none is left.
 // SPDX-License-Identifier: Apache-2.0
 

@@ -1,7 +1,7 @@
-// csrc/model/tokenizer.cc
+// csrc/text/tokenizer.cc
 // Checks a vocabulary, then encodes and decodes with it.
 // SPDX-License-Identifier: Apache-2.0
-#include "model/tokenizer.h"
+#include "text/tokenizer.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -16,7 +16,7 @@
 #include "base/error.h"
 #include "base/utf8.h"
 #include "io/limits.h"
-#include "model/merge.h"
+#include "text/merge.h"
 
 namespace halfbyte {
 namespace {

@@ -1,4 +1,4 @@
-// csrc/model/boundary_set.h
+// csrc/text/boundary_set.h
 // Which two characters some merge joins across. Where none does, a text can be cut
 // without changing its tokens: words merge on their own, in the cache.
 // SPDX-License-Identifier: Apache-2.0

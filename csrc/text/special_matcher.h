@@ -1,4 +1,4 @@
-// csrc/model/special_matcher.h
+// csrc/text/special_matcher.h
 // Finds the tokens that are cut out of a text before anything else: at each position,
 // the longest one that starts there.
 // SPDX-License-Identifier: Apache-2.0

@@ -1,8 +1,8 @@
-// tests/cpp/model/tokenizer_test.cc
+// tests/cpp/text/tokenizer_test.cc
 // The tokenizer against a merge loop that anyone can check, against llama.cpp's answers
 // for a real vocabulary, and against vocabularies and texts that mean harm.
 // SPDX-License-Identifier: Apache-2.0
-#include "model/tokenizer.h"
+#include "text/tokenizer.h"
 
 #include <gtest/gtest.h>
 #include <pthread.h>
@@ -26,7 +26,7 @@
 #include "base/utf8.h"
 #include "io/gguf.h"
 #include "io/json.h"
-#include "model/merge.h"
+#include "text/merge.h"
 
 namespace halfbyte {
 namespace {

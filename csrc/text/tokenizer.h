@@ -1,4 +1,4 @@
-// csrc/model/tokenizer.h
+// csrc/text/tokenizer.h
 // Text to token ids and back. Two kinds of vocabulary share one merging core: merges
 // ranked by a list (Gemma 4) and pieces ranked by their score (SentencePiece).
 // SPDX-License-Identifier: Apache-2.0
@@ -17,9 +17,9 @@
 #include <utility>
 #include <vector>
 
-#include "model/boundary_set.h"
-#include "model/special_matcher.h"
-#include "model/token_table.h"
+#include "text/boundary_set.h"
+#include "text/special_matcher.h"
+#include "text/token_table.h"
 
 namespace halfbyte {
 
