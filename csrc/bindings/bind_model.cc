@@ -35,8 +35,9 @@ namespace {
 // A session that notices a second thread instead of racing with it.
 class GuardedSession {
  public:
-  explicit GuardedSession(std::shared_ptr<const Model> model)
-      : session_(std::move(model)) {}
+  GuardedSession(std::shared_ptr<const Model> model,
+                 std::shared_ptr<const Model> drafter)
+      : session_(std::move(model), std::move(drafter)) {}
   explicit GuardedSession(const Session& session) : session_(session) {}
 
   // f(session), if nobody else is inside.
@@ -113,6 +114,20 @@ py::list ScoredStep(GuardedSession& guarded, const py::array& ids, Sampler& samp
   py::list pairs;
   for (const TokenLogprob& x : scored) pairs.append(py::make_tuple(x.id, x.logprob));
   return pairs;
+}
+
+// For tests: what a Step of `id` would guess behind it.
+std::vector<int32_t> Guess(GuardedSession& guarded, int64_t id, size_t threads,
+                           size_t most) {
+  return guarded.Use([&](Session& s) {
+    Require(id >= 0 && id < static_cast<int64_t>(VocabSize(s)),
+            "id: not in the vocabulary");
+    const std::vector<int32_t> one = {static_cast<int32_t>(id)};
+    s.Check(one);
+    const Context context = MakeContext(threads);
+    const GilRelease nogil;
+    return s.Guess(context, one[0], most);
+  });
 }
 
 // log p(ids[i + 1] | ids[0..i]) for every i, appended to the sequence a few at a time.
@@ -195,9 +210,12 @@ ModelHandle LoadModel(const std::string& path, size_t context, const std::string
                       const std::optional<std::string>& quantize,
                       const std::string& load,
                       const std::map<std::string, uint64_t>& limits,
-                      const py::object& progress, size_t threads, bool runs) {
+                      const py::object& progress, size_t threads, bool runs,
+                      bool must_quantize, bool drafter) {
   ModelOptions options;
   options.runs = runs;
+  options.must_quantize = must_quantize;
+  options.drafter = drafter;
   options.context = context;
   options.kv = AsKvType(kv);
   SetActivations(activations, options);
@@ -264,6 +282,7 @@ py::dict ConfigDict(const Model& model) {
 // have their source's.
 py::list KvScales(const Model& model) {
   py::list steps;
+  if (model.config().IsDrafter()) return steps;
   for (const LayerConfig& layer : model.config().layers) {
     const LayerWeights& w = model.weights().layers[layer.kv_source];
     if (w.k_cache_step == 0.0f && w.v_cache_step == 0.0f) {
@@ -294,7 +313,8 @@ void BindModel(py::module_& m) {
       .def_static("load", &LoadModel, py::arg("path"), py::arg("context"),
                   py::arg("kv"), py::arg("activations"), py::arg("repack"),
                   py::arg("quantize"), py::arg("load"), py::arg("limits"),
-                  py::arg("progress"), py::arg("threads"), py::arg("runs"))
+                  py::arg("progress"), py::arg("threads"), py::arg("runs"),
+                  py::arg("must_quantize"), py::arg("drafter"))
       .def_property_readonly("config", Property(&ConfigDict))
       .def_property_readonly("types", Property(&Types))
       .def_property_readonly("kv_scales", Property(&KvScales))
@@ -359,15 +379,17 @@ void BindSession(py::module_& m) {
           },
           py::arg("logits"), py::arg("history"));
   py::class_<GuardedSession>(m, "Session")
-      .def(py::init([](const ModelHandle& h) {
-             return std::make_unique<GuardedSession>(h.model);
+      .def(py::init([](const ModelHandle& h, const ModelHandle* drafter) {
+             return std::make_unique<GuardedSession>(
+                 h.model, drafter != nullptr ? drafter->model : nullptr);
            }),
-           py::arg("model"))
+           py::arg("model"), py::arg("drafter").none(true))
       .def("run", &Run, py::arg("ids"), py::arg("rows"), py::arg("threads"))
       .def("step", &Step, py::arg("ids"), py::arg("sampler"), py::arg("threads"),
            py::arg("draft"))
       .def("scored_step", &ScoredStep, py::arg("ids"), py::arg("sampler"),
            py::arg("threads"), py::arg("draft"), py::arg("top"))
+      .def("guess", &Guess, py::arg("id"), py::arg("threads"), py::arg("most"))
       .def("score", &Score, py::arg("ids"), py::arg("next"), py::arg("threads"))
       .def("copy",
            [](GuardedSession& g) {

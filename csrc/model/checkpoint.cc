@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/checkpoint.h"
 
+#include <string.h>
+
 #include "kernels/format_kernels.h"
 
 namespace halfbyte {
@@ -70,6 +72,29 @@ Vector Checkpoint::Values(const std::string& name, const Shape& shape) {
   Vector values(tensor->bytes / info.block_bytes);
   KernelsFor(*tensor->format).decode_row(tensor->data, values.size(), values.data());
   return values;
+}
+
+std::vector<int32_t> Checkpoint::Ids(const std::string& name, size_t count) {
+  const TensorView* tensor = OfShape(name, {count});
+  if (tensor == nullptr) return {};
+  const size_t width = tensor->bytes / count;
+  if (tensor->type != "I64" && tensor->type != "I32") {
+    Problem("MODEL_TYPE", name, tensor->type, "I64 or I32");
+    return {};
+  }
+  std::vector<int32_t> ids(count);
+  for (size_t i = 0; i < count; ++i) {
+    // Little-endian: the low half of a number that is in range.
+    uint64_t id = 0;
+    memcpy(&id, tensor->data + i * width, width);
+    if (id >= count) {
+      Problem("MODEL_IDS", name, std::to_string(id) + " at " + std::to_string(i),
+              "0 to " + std::to_string(count - 1));
+      return {};
+    }
+    ids[i] = static_cast<int32_t>(id);
+  }
+  return ids;
 }
 
 void Checkpoint::Problem(const char* code, const std::string& tensor,

@@ -50,6 +50,10 @@ class Checkpoint {
   // All numbers of an F32, F16 or BF16 tensor; empty if a problem was noted.
   Vector Values(const std::string& name, const Shape& shape);
 
+  // All of a vector of `count` integers (I64, I32), which are row numbers of a matrix
+  // of as many rows.
+  std::vector<int32_t> Ids(const std::string& name, size_t count);
+
   void Problem(const char* code, const std::string& tensor, const std::string& found,
                const std::string& expected);
   // Throws one Error(kModel) that lists up to ten problems, if there are any.

@@ -36,6 +36,11 @@ constexpr Family kFamilies[] = {
      .full_rotary = 0.25},
 };
 
+// A drafter's: "gemma4_assistant", "gemma4_unified_assistant", "gemma4-assistant".
+bool IsDrafter(std::string_view architecture) {
+  return architecture.ends_with("_assistant") || architecture.ends_with("-assistant");
+}
+
 const Family& FamilyNamed(std::string_view architecture, const std::string& path) {
   std::string known;
   for (const Family& family : kFamilies) {
@@ -84,11 +89,20 @@ float ScaleOf(const std::string& key, double divisor) {
   return static_cast<float>(1.0 / sqrt(Positive(key, divisor)));
 }
 
+// What a drafter's last matrix was called: by llama.cpp, before that, by ik_llama.cpp.
+constexpr const char* kDrafterOut[] = {"nextn.post_projection.weight",
+                                       "mtp.post_projection.weight",
+                                       "mtp_post_proj.weight"};
+
 constexpr uint64_t kMaxLayers = 1024, kMaxLen = uint64_t{1} << 20, kMaxHeads = 4096;
 constexpr uint64_t kMaxHeadDim = 8192, kMaxContext = uint64_t{1} << 24;
 
 // Layer l of those that share takes the last owner before it of its own kind.
 void SetKvSources(ModelConfig& c, size_t num_shared, const std::string& key) {
+  if (c.IsDrafter()) {
+    for (LayerConfig& layer : c.layers) layer.kv_source = kElsewhere;
+    return;
+  }
   const size_t first = c.layers.size() - num_shared;
   for (size_t l = 0; l < c.layers.size(); ++l) {
     size_t source = l;
@@ -135,6 +149,7 @@ void CheckLayers(const ModelConfig& c, const Keys& keys) {
     while (c.layers[first].sliding != layer.sliding) ++first;
     CheckAlike(keys.head_dim, l, layer.head_dim, c.layers[first].head_dim, first,
                layer.sliding ? ", which slides too" : ", which is full too");
+    if (c.IsDrafter()) continue;
     CheckAlike(keys.kv_heads, l, layer.num_kv_heads,
                c.layers[layer.kv_source].num_kv_heads, layer.kv_source,
                ", whose keys it takes");
@@ -160,9 +175,11 @@ void CheckConfig(const ModelConfig& c, const Keys& keys) {
 
 class GgufConfig {
  public:
-  GgufConfig(const GgufFile& file, const Family& family)
-      : file_(file), m_(file.metadata), prefix_(std::string(family.name) + ".") {
+  // `architecture`: what its keys begin with.
+  GgufConfig(const GgufFile& file, const Family& family, std::string_view architecture)
+      : file_(file), m_(file.metadata), prefix_(std::string(architecture) + ".") {
     c_.family = &family;
+    if (IsDrafter(architecture)) c_.drafter.backbone_size = BackboneSize();
   }
 
   ModelConfig Read() {
@@ -186,7 +203,8 @@ class GgufConfig {
       c_.expert_ffn_len = PerLayer("expert_feed_forward_length", kMaxLen).front();
     }
     const std::string shared = "attention.shared_kv_layers";
-    SetKvSources(c_, Optional(shared, 0, num_layers - 1), Key(shared));
+    const size_t most = c_.IsDrafter() ? num_layers : num_layers - 1;
+    SetKvSources(c_, Optional(shared, 0, most), Key(shared));
     CheckConfig(c_, {.norm_eps = Key("attention.layer_norm_rms_epsilon"),
                      .softcap = Key("final_logit_softcapping"),
                      .experts_used = Key("expert_used_count"),
@@ -212,19 +230,34 @@ class GgufConfig {
     return v;
   }
 
-  size_t VocabSize() const {
-    const TensorView* embedding = file_.FindTensor("token_embd.weight");
-    if (embedding == nullptr || embedding->shape.size() != 2) {
+  // Number of rows of `tensor`, which may be null.
+  static size_t NumRows(const TensorView* tensor, const std::string& name,
+                        uint64_t high) {
+    if (tensor == nullptr || tensor->shape.size() != 2) {
       ErrorInfo info;
       info.kind = "model";
       info.code = "MODEL_MISSING_TENSOR";
-      info.tensor = "token_embd.weight";
-      info.subject = "tensor 'token_embd.weight'";
-      info.found = embedding == nullptr ? "none" : "another rank";
+      info.tensor = name;
+      info.subject = "tensor '" + name + "'";
+      info.found = tensor == nullptr ? "none" : "another rank";
       info.expected = "a matrix";
       throw Error(ErrorClass::kModel, std::move(info));
     }
-    return InRange("token_embd.weight", embedding->shape[0], 1, uint64_t{1} << 21);
+    return InRange(name, tensor->shape[0], 1, high);
+  }
+
+  size_t VocabSize() const {
+    const std::string name = "token_embd.weight";
+    return NumRows(file_.FindTensor(name), name, uint64_t{1} << 21);
+  }
+
+  // The key's name changed more often than the tensor's.
+  size_t BackboneSize() const {
+    const TensorView* tensor = nullptr;
+    for (const char* name : kDrafterOut) {
+      if (tensor == nullptr) tensor = file_.FindTensor(name);
+    }
+    return NumRows(tensor, kDrafterOut[0], kMaxLen);
   }
 
   // Only the small sizes have per-layer embeddings; a file that has them says how wide.
@@ -325,7 +358,9 @@ class GgufConfig {
 
 class JsonConfig {
  public:
-  JsonConfig(const JsonValue& text, const Family& family) : j_(text) {
+  // `root`: what `text` lies in, or `text` itself.
+  JsonConfig(const JsonValue& root, const JsonValue& text, const Family& family)
+      : root_(root), j_(text) {
     c_.family = &family;
   }
 
@@ -333,6 +368,7 @@ class JsonConfig {
     const size_t num_layers = Size("num_hidden_layers", 1, kMaxLayers);
     c_.layers.resize(num_layers);
     c_.vocab_size = Size("vocab_size", 1, uint64_t{1} << 21);
+    ReadDrafter();
     c_.hidden_size = Size("hidden_size", 1, kMaxLen);
     c_.num_heads = Size("num_attention_heads", 1, kMaxHeads);
     c_.context_length = Size("max_position_embeddings", 1, kMaxContext);
@@ -350,8 +386,8 @@ class JsonConfig {
     ReadLayerTypes();
     ReadRope();
     ReadLayers();
-    SetKvSources(c_, Size("num_kv_shared_layers", 0, num_layers - 1, 0),
-                 "num_kv_shared_layers");
+    const size_t most = c_.IsDrafter() ? num_layers : num_layers - 1;
+    SetKvSources(c_, Size("num_kv_shared_layers", 0, most, 0), "num_kv_shared_layers");
     WidenSharedMlps();
     const std::string scalar = "query_pre_attn_scalar";
     c_.attention_scale = IsGemma4() ? 1.0f : ScaleOf(scalar, Number(scalar, 256.0));
@@ -366,7 +402,12 @@ class JsonConfig {
  private:
   size_t Size(const std::string& key, uint64_t low, uint64_t high,
               std::optional<uint64_t> fallback = {}) const {
-    const std::optional<JsonValue> v = j_.Get(key);
+    return SizeIn(j_, key, low, high, fallback);
+  }
+
+  static size_t SizeIn(const JsonValue& where, const std::string& key, uint64_t low,
+                       uint64_t high, std::optional<uint64_t> fallback = {}) {
+    const std::optional<JsonValue> v = where.Get(key);
     if (!v && !fallback) BadHparam(key, "none", "a number");
     return InRange(key, v ? v->AsUint64() : *fallback, low, high);
   }
@@ -382,6 +423,22 @@ class JsonConfig {
   }
 
   bool IsGemma4() const { return c_.family->value_norm; }
+
+  void ReadDrafter() {
+    const std::optional<JsonValue> type = root_.Find("model_type");
+    if (!type || !IsDrafter(type->AsString())) return;
+    DrafterConfig& d = c_.drafter;
+    d.backbone_size = SizeIn(root_, "backbone_hidden_size", 1, kMaxLen, 1536);
+    const std::optional<JsonValue> ordered = root_.Get("use_ordered_embeddings");
+    if (!ordered || !ordered->AsBool()) return;
+    d.num_clusters = SizeIn(root_, "num_centroids", 1, uint64_t{1} << 21, 2048);
+    d.num_clusters_used =
+        SizeIn(root_, "centroid_intermediate_top_k", 1, d.num_clusters, 32);
+    if (c_.vocab_size % d.num_clusters != 0) {
+      BadHparam("num_centroids", std::to_string(d.num_clusters),
+                "a divisor of vocab_size, " + std::to_string(c_.vocab_size));
+    }
+  }
 
   // As in transformers, whose Gemma4TextConfig has per-layer embeddings unless it is
   // told otherwise, and whose classes of Gemma 3 and of the 12B ("unified") never have.
@@ -535,7 +592,7 @@ class JsonConfig {
     }
   }
 
-  const JsonValue& j_;
+  const JsonValue &root_, &j_;
   ModelConfig c_{};
 };
 
@@ -549,7 +606,10 @@ size_t ModelConfig::FirstSharedLayer() const {
 
 ModelConfig ConfigFromGguf(const GgufFile& file) {
   const std::string_view architecture = file.metadata.GetString("general.architecture");
-  return GgufConfig(file, FamilyNamed(architecture, file.metadata.path())).Read();
+  std::string_view name = architecture;
+  if (IsDrafter(name)) name.remove_suffix(std::string_view("-assistant").size());
+  const Family& family = FamilyNamed(name, file.metadata.path());
+  return GgufConfig(file, family, architecture).Read();
 }
 
 ModelConfig ConfigFromJson(const JsonValue& root) {
@@ -559,7 +619,7 @@ ModelConfig ConfigFromJson(const JsonValue& root) {
   if (const auto t = text.Find("model_type")) type = t->AsString();
   // gemma4, gemma4_text, gemma4_unified_text, gemma3_text: the family comes first.
   ModelConfig config =
-      JsonConfig(text, FamilyNamed(type.substr(0, type.find('_')), "")).Read();
+      JsonConfig(root, text, FamilyNamed(type.substr(0, type.find('_')), "")).Read();
   for (const JsonValue& where : {root, text}) {
     const std::optional<JsonValue> tied = where.Get("tie_word_embeddings");
     if (tied && !tied->AsBool()) config.untied_head = true;

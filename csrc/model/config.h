@@ -6,6 +6,7 @@
 #define HALFBYTE_MODEL_CONFIG_H_
 
 #include <stddef.h>
+#include <stdint.h>
 
 #include <vector>
 
@@ -29,8 +30,18 @@ struct LayerConfig {
   bool sliding;
   size_t head_dim, num_kv_heads;
   size_t ffn_len;
-  // The layer whose keys and values this one attends to: itself, unless shared.
+  // The layer whose keys and values this one attends to: itself, unless shared. A
+  // drafter's layers attend to another model's.
   size_t kv_source;
+};
+
+inline constexpr size_t kElsewhere = SIZE_MAX;
+
+// What a drafter takes from the model that it drafts for, and how it reads its head.
+struct DrafterConfig {
+  size_t backbone_size = 0;  // hidden_size of that model; 0: this is no drafter
+  // Clusters of the head's rows, and how many of them are looked through; 0: all rows.
+  size_t num_clusters = 0, num_clusters_used = 0;
 };
 
 struct ModelConfig {
@@ -48,7 +59,9 @@ struct ModelConfig {
   size_t num_experts, num_experts_used, expert_ffn_len;  // 0: dense
   bool untied_head;  // config.json says that a head beside the embedding is no copy
   std::vector<LayerConfig> layers;
+  DrafterConfig drafter;
 
+  bool IsDrafter() const { return drafter.backbone_size != 0; }
   bool OwnsKv(size_t layer) const { return layers[layer].kv_source == layer; }
   // Layers from here on have no keys and values of their own.
   size_t FirstSharedLayer() const;

@@ -24,18 +24,41 @@ float InverseRoot(size_t n) {
   return static_cast<float>(1.0 / sqrt(static_cast<double>(n)));
 }
 
+// y.Row(i) = row ids[i] of the table.
+void Gather(const Context& context, const Model& model, Workspace& workspace,
+            const WeightView& table, std::span<const int32_t> ids, Mat<float> y) {
+  std::vector<int32_t> all(ids.size());
+  std::iota(all.begin(), all.end(), 0);
+  EmbeddingRows(context, workspace.table_rows.Copy(model, table, ids), all, y);
+}
+
+void ScaleRows(const Context& context, float a, Mat<float> x) {
+  ForEachRow(context, x.rows, x.cols, [&](size_t m) { Scale(a, x.cols, x.Row(m)); });
+}
+
+KvSources SourcesOf(const Model& model, KvLayers& kv) {
+  Require(!model.config().IsDrafter(), "a drafter has no keys of its own");
+  KvSources sources;
+  for (const LayerConfig& layer : model.config().layers) {
+    sources.push_back(&*kv[layer.kv_source]);
+  }
+  return sources;
+}
+
 // One pass. M tokens, H hidden_size, D head_dim of the layer, P ple_len, F ffn_len.
 class Pass {
  public:
-  Pass(const Context& context, const Model& model, KvLayers& kv, Workspace& workspace,
-       size_t num_tokens, size_t position)
+  // Tokens are turned by their place from `position` on. Those of a drafter, which add
+  // no keys, stand `behind` the last one that they see.
+  Pass(const Context& context, const Model& model, const KvSources& kv,
+       Workspace& workspace, size_t num_tokens, size_t position, size_t behind = 0)
       : context_(context),
         model_(model),
         c_(model.config()),
         kv_(kv),
         ws_(workspace),
         num_tokens_(num_tokens),
-        position_(position) {
+        position_(position - behind) {
     std::vector<uint64_t> positions(num_tokens);
     std::iota(positions.begin(), positions.end(), position);
     turns_sliding_ = RopeTurns::Make(context, model.rope(true), positions);
@@ -59,8 +82,15 @@ class Pass {
     if (logits.rows != 0) Head(h.Slice(h.rows - logits.rows, logits.rows), logits);
   }
 
+  void Draft(Mat<const float> x, Mat<float> y) const {
+    const Mat<float> h = ws_.stream.Shape(x.rows, c_.hidden_size);
+    Product(x, model_.weights().drafter.in, h);
+    for (size_t l = 0; l < c_.layers.size(); ++l) Layer(l, h);
+    Norm(h, model_.weights().norm, y);
+  }
+
   void Inputs(std::span<const int32_t> ids, Mat<float> h) const {
-    Embed(ids, h);
+    EmbedTokens(context_, model_, ws_, ids, h);
     if (c_.ple_len != 0) PerLayerInputs(ids, h);
   }
 
@@ -73,7 +103,7 @@ class Pass {
     AttentionBlock(l, h);
     FeedForward(l, h);
     if (c_.ple_len != 0) PerLayerBlock(l, h);
-    if (c_.family->layer_scale) ScaleRows(W(l).scale, h);
+    if (c_.family->layer_scale) ScaleRows(context_, W(l).scale, h);
   }
 
   void Head(Mat<const float> h, Mat<float> logits) const {
@@ -98,24 +128,6 @@ class Pass {
     Linear(in, w, y);
   }
 
-  void ScaleRows(float a, Mat<float> x) const {
-    ForEachRow(context_, x.rows, x.cols, [&](size_t m) { Scale(a, x.cols, x.Row(m)); });
-  }
-
-  // y.Row(i) = row ids[i] of the table.
-  void Gather(const WeightView& table, std::span<const int32_t> ids,
-              Mat<float> y) const {
-    std::vector<int32_t> all(ids.size());
-    std::iota(all.begin(), all.end(), 0);
-    EmbeddingRows(context_, ws_.table_rows.Copy(model_, table, ids), all, y);
-  }
-
-  // h = embedding * sqrt(H)
-  void Embed(std::span<const int32_t> ids, Mat<float> h) const {
-    Gather(model_.weights().embedding, ids, h);
-    ScaleRows(sqrtf(static_cast<float>(c_.hidden_size)), h);
-  }
-
   // The table has a row for each token, or for each token and layer.
   void PleRows(const WeightView& table, std::span<const int32_t> ids,
                Mat<float> y) const {
@@ -125,7 +137,8 @@ class Pass {
       rows[i] = ids[i / parts] * static_cast<int32_t>(parts) +
                 static_cast<int32_t>(i % parts);
     }
-    Gather(table, rows, Mat<float>(y.data, rows.size(), table.K));
+    const Mat<float> parts_of_y(y.data, rows.size(), table.K);
+    Gather(context_, model_, ws_, table, rows, parts_of_y);
   }
 
   // ple[m, l] = (norm(projection of h) + table row * sqrt(P)) / sqrt(2): what each
@@ -135,7 +148,7 @@ class Pass {
     const size_t L = c_.layers.size(), P = c_.ple_len;
     const Mat<float> ple = Ple();
     Product(h, w.ple_model_proj, ple);
-    ScaleRows(InverseRoot(c_.hidden_size), ple);
+    ScaleRows(context_, InverseRoot(c_.hidden_size), ple);
     RmsNormHeads(context_, ple, L, w.ple_proj_norm, c_.norm_eps);
     const float scale = sqrtf(static_cast<float>(P));
     constexpr size_t kAtOnce = 16;  // tokens: their rows are decoded beside `ple`
@@ -164,7 +177,7 @@ class Pass {
     RmsNormHeads(context_, q, c_.num_heads, w.q_norm, c_.norm_eps);
     Rope(context_, q, c_.num_heads, Turns(l), first_row_);
     const Mat<float> mixed = ws_.wide_too.Shape(h.rows, q_cols);
-    Attention(context_, *kv_[layer.kv_source], q, c_.num_heads, position_ + first_row_,
+    Attention(context_, *kv_[l], q, c_.num_heads, position_ + first_row_,
               c_.attention_scale, mixed);
     const Mat<float> out = ws_.branch.Shape(h.rows, c_.hidden_size);
     Product(mixed, w.o, out);
@@ -235,7 +248,7 @@ class Pass {
     Norm(residual, {}, t);
     ForEachRow(context_, t.rows, t.cols,
                [&](size_t m) { Mul(w.router_scale.data(), t.cols, t.Row(m)); });
-    ScaleRows(InverseRoot(c_.hidden_size), t);
+    ScaleRows(context_, InverseRoot(c_.hidden_size), t);
     const Mat<float> p = ws_.router.Shape(residual.rows, E);
     Product(t, w.router, p);
     Softmax(context_, p, p);
@@ -301,14 +314,21 @@ class Pass {
   const Context& context_;
   const Model& model_;
   const ModelConfig& c_;
-  KvLayers& kv_;
+  const KvSources& kv_;
   Workspace& ws_;
-  const size_t num_tokens_, position_;
-  size_t first_row_ = 0;  // of the tokens that are still in the stream
+  const size_t num_tokens_, position_;  // of the first row, among the keys
+  size_t first_row_ = 0;                // of the tokens that are still in the stream
   RopeTurns turns_sliding_, turns_full_;
 };
 
 }  // namespace
+
+// embedding * sqrt(H)
+void EmbedTokens(const Context& context, const Model& model, Workspace& workspace,
+                 std::span<const int32_t> ids, Mat<float> scaled) {
+  Gather(context, model, workspace, model.weights().embedding, ids, scaled);
+  ScaleRows(context, sqrtf(static_cast<float>(scaled.cols)), scaled);
+}
 
 KvLayers MakeKv(const Model& model) {
   KvLayers kv(model.config().layers.size());
@@ -328,17 +348,30 @@ void RunChunk(const Context& context, const Model& model, KvLayers& kv,
               Workspace& workspace, std::span<const int32_t> ids, size_t position,
               Mat<float> logits) {
   workspace.FitTo(ids.size());
-  Pass(context, model, kv, workspace, ids.size(), position).Run(ids, logits);
+  const KvSources sources = SourcesOf(model, kv);
+  Pass(context, model, sources, workspace, ids.size(), position).Run(ids, logits);
 }
 
+void RunDraft(const Context& context, const Model& drafter, const KvSources& sources,
+              Workspace& workspace, size_t position, Mat<const float> x, Mat<float> y) {
+  Pass(context, drafter, sources, workspace, 1, position, 1).Draft(x, y);
+}
+
+Stages::Stages(const Context& context, const Model& model, KvLayers& kv,
+               Workspace& workspace)
+    : context_(context),
+      model_(model),
+      sources_(SourcesOf(model, kv)),
+      workspace_(workspace) {}
+
 void Stages::Inputs(std::span<const int32_t> ids, Mat<float> h, Mat<float> ple) const {
-  const Pass pass(context_, model_, kv_, workspace_, ids.size(), 0);
+  const Pass pass(context_, model_, sources_, workspace_, ids.size(), 0);
   pass.Inputs(ids, h);
   if (ple.cols != 0) CopyRows(context_, pass.Ple(), ple);
 }
 
 void Stages::Layer(size_t layer, Mat<const float> ple, Mat<float> h) const {
-  const Pass pass(context_, model_, kv_, workspace_, h.rows, 0);
+  const Pass pass(context_, model_, sources_, workspace_, h.rows, 0);
   const Mat<float> all = pass.Ple();
   CopyRows(context_, ple,
            Mat<float>(all.data + layer * ple.cols, ple.rows, ple.cols, all.ld));
@@ -346,7 +379,7 @@ void Stages::Layer(size_t layer, Mat<const float> ple, Mat<float> h) const {
 }
 
 void Stages::Head(Mat<const float> h, Mat<float> logits) const {
-  Pass(context_, model_, kv_, workspace_, h.rows, 0).Head(h, logits);
+  Pass(context_, model_, sources_, workspace_, h.rows, 0).Head(h, logits);
 }
 
 }  // namespace halfbyte

@@ -53,18 +53,31 @@ struct Workspace {
   void FitTo(size_t num_tokens);
 };
 
+// By layer of a model, where the keys and values lie that it attends to.
+using KvSources = std::vector<KvLayer*>;
+
+// `scaled` row i = the embedding of ids[i], as the first layer gets it.
+void EmbedTokens(const Context& context, const Model& model, Workspace& workspace,
+                 std::span<const int32_t> ids, Mat<float> scaled);
+
 // Runs `ids` (at most Model::kChunk) at positions position, position + 1, … Their keys
 // and values are added to `kv`; the last logits.rows of them get logits.
 void RunChunk(const Context& context, const Model& model, KvLayers& kv,
               Workspace& workspace, std::span<const int32_t> ids, size_t position,
               Mat<float> logits);
 
+// Runs one row of a drafter's inputs, [1, 2 x backbone], at `position`, which is just
+// behind the keys that `sources` have for it, through its layers. `y`: [1, hidden],
+// after the final norm. `workspace`: the drafter's own.
+void RunDraft(const Context& context, const Model& drafter, const KvSources& sources,
+              Workspace& workspace, size_t position, Mat<const float> x, Mat<float> y);
+
 // The stages of RunChunk one at a time, for those who compare them with somebody
 // else's. Rows of `h`, hidden_size wide, are the positions from 0 on.
 class Stages {
  public:
-  Stages(const Context& context, const Model& model, KvLayers& kv, Workspace& workspace)
-      : context_(context), model_(model), kv_(kv), workspace_(workspace) {}
+  Stages(const Context& context, const Model& model, KvLayers& kv,
+         Workspace& workspace);
 
   // The stream before the first layer, and what the layers add for the tokens
   // themselves: [ids, layers x ple_len], not written if the model has no such thing.
@@ -77,7 +90,7 @@ class Stages {
  private:
   const Context& context_;
   const Model& model_;
-  KvLayers& kv_;
+  const KvSources sources_;
   Workspace& workspace_;
 };
 

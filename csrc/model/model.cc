@@ -204,14 +204,31 @@ void Model::LoadDirectory(const fs::path& root, const std::string& weights,
 
 void Model::Finish(const std::vector<TensorView>& tensors, TensorNames names,
                    const Quantization& quantization) {
+  CheckKind();
   tensors_ = tensors;
   weights_ = LoadWeights(config_, tensors, names, quantization);
+  if (!weights_.drafter.order.empty()) OrderHead();
   ChooseSteps();
   if (options_.quantize) QuantizeFloats();
   ChooseContext();
   types_ = CountTypes(tensors);
   MakeRope();
   if (options_.runs) CheckMemory();
+}
+
+void Model::CheckKind() const {
+  constexpr const char *kWhole = "a model that answers by itself", *kPart = "a drafter";
+  if (config_.IsDrafter() == options_.drafter) return;
+  if (options_.drafter) {
+    FailOption("MODEL_KIND", "architecture", kWhole, kPart, "load it without drafter");
+  }
+  FailOption("MODEL_KIND", "architecture", kPart, kWhole,
+             "give it as drafter of the model that it was made for");
+}
+
+// A drafter reads some clusters of its head: copied so that each lies together.
+void Model::OrderHead() {
+  weights_.head = ordered_head_.Copy(*this, weights_.head, weights_.drafter.order);
 }
 
 void Model::ChooseContext() {
@@ -236,13 +253,14 @@ void Model::ChooseSteps() {
 
 // Marks float matrices to be rounded when they are packed: a panel at a time, from the
 // mapped file. Embeddings are gathered by rows and stay there. So do what chooses
-// experts, whose mistakes are not averaged away, the projection that makes per-layer
-// embeddings, which official files keep in 16 bits, and rows of no whole number of
-// blocks.
+// experts or clusters, whose mistakes are not averaged away, the projection that makes
+// per-layer embeddings, which official files keep in 16 bits, and rows of no whole
+// number of blocks.
 void Model::QuantizeFloats() {
   const size_t block_len = InfoOf(*options_.quantize).block_len;
   size_t count = 0;
-  std::set<const WeightView*> kept = {&weights_.ple_model_proj};
+  std::set<const WeightView*> kept = {&weights_.ple_model_proj,
+                                      &weights_.drafter.centroids};
   for (const LayerWeights& layer : weights_.layers) kept.insert(&layer.moe.router);
   ForEachMatrix(weights_, [&](WeightView& w) {
     if (kept.contains(&w)) return;
@@ -252,7 +270,7 @@ void Model::QuantizeFloats() {
     w.format = *options_.quantize;
     ++count;
   });
-  if (count != 0) return;
+  if (count != 0 || !options_.must_quantize) return;
   FailOption("MODEL_QUANTIZE", "matrices", "none in F32, F16 or BF16",
              "some that quantize can round", "load without quantize");
 }

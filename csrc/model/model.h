@@ -23,6 +23,7 @@
 #include "io/tensor.h"
 #include "kv/layer.h"
 #include "model/config.h"
+#include "model/table_rows.h"
 #include "model/weights.h"
 #include "ops/linear.h"
 #include "ops/rowwise.h"
@@ -61,8 +62,12 @@ struct ModelOptions {
   FileLimits limits;
   // Whether it will run: its weights then have to fit into the machine's memory.
   bool runs = true;
-  // Round float matrices to this format as they are repacked.
+  // Round float matrices to this format as they are repacked; refuse a model that has
+  // none, if it must.
   std::optional<Format> quantize;
+  bool must_quantize = true;
+  // Whether a drafter is expected, or a model that answers by itself.
+  bool drafter = false;
 };
 
 // How many tensors, and how many bytes, the files have of one type.
@@ -130,6 +135,8 @@ class Model {
                      const Reading& reading);
   void Finish(const std::vector<TensorView>& tensors, TensorNames names,
               const Quantization& quantization);
+  void CheckKind() const;
+  void OrderHead();
   void ChooseSteps();
   void ChooseContext();
   void QuantizeFloats();
@@ -152,6 +159,7 @@ class Model {
   ModelConfig config_{};
   ModelWeights weights_;
   PageBuffer panels_;
+  TableRows ordered_head_;
   std::optional<Tokenizer> tokenizer_;
   std::string chat_template_;
   std::vector<std::pair<std::string, double>> sampling_;

@@ -11,11 +11,19 @@
 
 namespace halfbyte {
 
-Session::Session(std::shared_ptr<const Model> model)
-    : model_(std::move(model)), kv_(MakeKv(*model_)) {}
+Session::Session(std::shared_ptr<const Model> model,
+                 std::shared_ptr<const Model> drafter)
+    : model_(std::move(model)), kv_(MakeKv(*model_)) {
+  if (drafter) drafter_.emplace(std::move(drafter), *model_);
+}
 
 Session::Session(const Session& other)
-    : model_(other.model_), tokens_(other.tokens_), kv_(other.kv_) {}
+    : model_(other.model_),
+      tokens_(other.tokens_),
+      kv_(other.kv_),
+      hidden_(other.hidden_) {
+  if (other.drafter_) drafter_.emplace(other.drafter_->model(), *model_);
+}
 
 void Session::Check(std::span<const int32_t> ids) const {
   const size_t vocab = model_->config().vocab_size;
@@ -48,6 +56,7 @@ void Session::Run(const Context& context, std::span<const int32_t> ids,
   Require(logits.rows <= ids.size(), "logits: more rows than ids");
   model_->CheckFiles();
   ahead_.ids.clear();
+  hidden_.clear();
   const size_t skip = ids.size() - logits.rows;  // tokens without logits
   for (size_t begin = 0; begin < ids.size(); begin += Model::kChunk) {
     const size_t end = std::min(begin + Model::kChunk, ids.size());
@@ -57,7 +66,16 @@ void Session::Run(const Context& context, std::span<const int32_t> ids,
     RunChunk(context, *model_, kv_, workspace_, chunk, tokens_.size(),
              logits.Slice(keep == 0 ? 0 : first - skip, keep));
     tokens_.insert(tokens_.end(), chunk.begin(), chunk.end());
+    if (!drafter_ || keep == 0) continue;
+    const auto last = HiddenRows(keep).last(model_->config().hidden_size);
+    hidden_.assign(last.begin(), last.end());
   }
+}
+
+// Of the last pass: what its `count` rows of logits were made of.
+std::span<const float> Session::HiddenRows(size_t count) {
+  const size_t H = model_->config().hidden_size;
+  return {workspace_.head.Shape(count, H).data, count * H};
 }
 
 void Session::Step(const Context& context, std::span<const int32_t> ids, size_t draft,
@@ -66,7 +84,7 @@ void Session::Step(const Context& context, std::span<const int32_t> ids, size_t 
   if (ids.size() != 1) return Run(context, ids, last);
   Check(ids);
   if (Take(ids[0], logits)) return;
-  const std::vector<int32_t> guesses = Guess(ids[0], draft);
+  const std::vector<int32_t> guesses = Guess(context, ids[0], draft);
   if (guesses.empty()) return Run(context, ids, last);
   std::vector<int32_t> all = {ids[0]};
   all.insert(all.end(), guesses.begin(), guesses.end());
@@ -75,6 +93,12 @@ void Session::Step(const Context& context, std::span<const int32_t> ids, size_t 
   Run(context, all, Mat<float>(ahead_.logits.data(), all.size(), logits.size()));
   tokens_.resize(tokens_.size() - guesses.size());
   std::copy_n(ahead_.logits.begin(), logits.size(), logits.begin());
+  if (drafter_) {
+    const auto rows = HiddenRows(all.size());
+    ahead_.hidden.assign(rows.begin(), rows.end());
+    const auto first = rows.first(hidden_.size());
+    hidden_.assign(first.begin(), first.end());
+  }
   drafted_ += guesses.size();
   ahead_.ids = guesses;
   ahead_.taken = 0;
@@ -82,11 +106,16 @@ void Session::Step(const Context& context, std::span<const int32_t> ids, size_t 
 
 // Up to `most` tokens behind `id`, which is about to run. They begin no page of keys
 // and values: a sliding layer would forget one for them, and they may not come.
-std::vector<int32_t> Session::Guess(int32_t id, size_t most) const {
+std::vector<int32_t> Session::Guess(const Context& context, int32_t id, size_t most) {
   const size_t position = tokens_.size();  // of id
   const size_t page = KvLayer::kPageLen - 1 - position % KvLayer::kPageLen;
   most = std::min({most, page, model_->options().context - position - 1});
   if (most == 0) return {};
+  if (drafter_) {
+    if (hidden_.empty()) return {};
+    return drafter_->Draft(context, *model_, kv_, workspace_, hidden_, id, position,
+                           most);
+  }
   std::vector<int32_t> known = tokens_;
   known.push_back(id);
   return LookUp(known, most);
@@ -101,12 +130,16 @@ bool Session::Take(int32_t id, std::span<float> logits) {
   const auto row =
       ahead_.logits.begin() + static_cast<ptrdiff_t>(ahead_.taken * logits.size());
   std::copy_n(row, logits.size(), logits.begin());
+  const auto hidden =
+      ahead_.hidden.begin() + static_cast<ptrdiff_t>(ahead_.taken * hidden_.size());
+  std::copy_n(hidden, hidden_.size(), hidden_.begin());
   return true;
 }
 
 size_t Session::Truncate(size_t length) {
   if (length >= tokens_.size()) return tokens_.size();
   ahead_.ids.clear();
+  hidden_.clear();
   const auto can = [length](const std::optional<KvLayer>& layer) {
     return !layer || layer->CanResumeAt(length);
   };

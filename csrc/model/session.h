@@ -9,11 +9,13 @@
 #include <stdint.h>
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "base/view.h"
 #include "kv/layer.h"
+#include "model/drafter.h"
 #include "model/forward.h"
 #include "model/model.h"
 #include "runtime/thread_pool.h"
@@ -23,7 +25,9 @@ namespace halfbyte {
 // Used by one thread at a time.
 class Session {
  public:
-  explicit Session(std::shared_ptr<const Model> model);
+  // `drafter`: what guesses; null: LookUp. Throws as Drafter does.
+  explicit Session(std::shared_ptr<const Model> model,
+                   std::shared_ptr<const Model> drafter = nullptr);
   Session(const Session& other);  // the same tokens; keys and values are copied
 
   const Model& model() const { return *model_; }
@@ -39,12 +43,15 @@ class Session {
   void Run(const Context& context, std::span<const int32_t> ids, Mat<float> logits);
 
   // Appends `ids` and writes the logits that follow the last of them: the bits of Run.
-  // A single id runs together with up to `draft` tokens that LookUp guesses to follow
-  // it. They are no part of the sequence, but where the next Step brings what was
-  // guessed, its logits are there already: one pass over the weights for several
-  // tokens.
+  // A single id runs together with up to `draft` tokens that are guessed to follow it,
+  // by the drafter if there is one, or by LookUp. They are no part of the sequence, but
+  // where the next Step brings what was guessed, its logits are there already: one pass
+  // over the weights for several tokens.
   void Step(const Context& context, std::span<const int32_t> ids, size_t draft,
             std::span<float> logits);
+
+  // What Step would run behind `id`, which follows the sequence: at most `most` tokens.
+  std::vector<int32_t> Guess(const Context& context, int32_t id, size_t most);
 
   // Of all Steps so far: tokens that were guessed, and those of them that came.
   size_t drafted() const { return drafted_; }
@@ -68,12 +75,16 @@ class Session {
   struct Ahead {
     std::vector<int32_t> ids;
     std::vector<float> logits;  // row 0 follows what ran before ids[0]
+    std::vector<float> hidden;  // what the logits were made of, for a drafter
     size_t taken = 0;           // of ids, which are in tokens_
   };
-  std::vector<int32_t> Guess(int32_t id, size_t most) const;
   bool Take(int32_t id, std::span<float> logits);
+  std::span<const float> HiddenRows(size_t count);
 
   Ahead ahead_;
+  std::optional<Drafter> drafter_;
+  // The row behind the final norm that the last logits are of; empty if none is known.
+  std::vector<float> hidden_;
   size_t drafted_ = 0, accepted_ = 0;
 };
 

@@ -4,6 +4,8 @@
 
 #include <stddef.h>
 
+#include "model/model.h"
+
 namespace halfbyte {
 namespace {
 

@@ -10,10 +10,11 @@
 #include <span>
 #include <vector>
 
-#include "model/model.h"
 #include "ops/linear.h"
 
 namespace halfbyte {
+
+class Model;
 
 // Rows copied out of a table, and what scales them.
 class TableRows {

@@ -59,6 +59,13 @@ constexpr Name kDensePostNorm = {"post_ffw_norm_1.weight",
 constexpr Name kMoePostNorm = {"post_ffw_norm_2.weight",
                                "post_feedforward_layernorm_2.weight"};
 
+// A drafter's have no prefix; GGUF's were renamed twice.
+constexpr const char* kDrafterIn[] = {"pre_projection", "nextn.pre_projection",
+                                      "mtp.pre_projection", "mtp_pre_proj"};
+constexpr const char* kDrafterOut[] = {"post_projection", "nextn.post_projection",
+                                       "mtp.post_projection", "mtp_post_proj"};
+constexpr const char* kCentroids[] = {"masked_embedding.centroids"};
+
 class Loader {
  public:
   Loader(const ModelConfig& config, std::span<const TensorView> tensors,
@@ -86,6 +93,7 @@ class Loader {
       w.ple_proj_norm = Norm(kPleProjNorm, c_.ple_len);
     }
     for (size_t l = 0; l < L; ++l) w.layers.push_back(Layer(l));
+    if (c_.IsDrafter()) LoadDrafter();
     checkpoint_.ThrowProblems();
     w.unread = checkpoint_.Unread();
     return std::move(w_);
@@ -113,6 +121,26 @@ class Loader {
       return packed_.Table(module, c_.vocab_size, L, c_.ple_len);
     }
     return Matrix(kPleTable, c_.vocab_size, L * c_.ple_len);
+  }
+
+  void LoadDrafter() {
+    DrafterWeights& w = w_.drafter;
+    const size_t H = c_.hidden_size, B = c_.drafter.backbone_size;
+    w.in = Outer(kDrafterIn, H, 2 * B);
+    w.out = Outer(kDrafterOut, B, H);
+    if (c_.drafter.num_clusters == 0) return;
+    w.centroids = Outer(kCentroids, c_.drafter.num_clusters, H);
+    w.order = checkpoint_.Ids("masked_embedding.token_ordering", c_.vocab_size);
+  }
+
+  // A matrix outside the network proper: the first of `names` that is there.
+  WeightView Outer(std::span<const char* const> names, size_t N, size_t K) {
+    for (const char* name : names) {
+      if (packed_.Has(name)) return packed_.Matrix(name, N, K);
+      const std::string weight = std::string(name) + ".weight";
+      if (Has(weight)) return View(weight, {N, K}, N, K);
+    }
+    return View(std::string(names[0]) + ".weight", {N, K}, N, K);
   }
 
   LayerWeights Layer(size_t l) {

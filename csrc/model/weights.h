@@ -66,6 +66,15 @@ void ForEachMatrix(Layer& w, const F& f) {
   ForEachExpertMatrix(w.moe, f);
 }
 
+// What a drafter has beside a network's.
+struct DrafterWeights {
+  WeightView in;         // [hidden, 2 x backbone]
+  WeightView out;        // [backbone, hidden]
+  WeightView centroids;  // [clusters, hidden]; missing where all of the head is read
+  // With centroids: the tokens of the clusters, one cluster after the other, [vocab].
+  std::vector<int32_t> order;
+};
+
 struct ModelWeights {
   WeightView embedding;       // [vocab, hidden]
   WeightView head;            // the same unless the file has its own
@@ -76,6 +85,7 @@ struct ModelWeights {
   // Divisors of the full layers' RoPE frequencies; empty: by the family's rule.
   Vector rope_freqs;
   std::vector<LayerWeights> layers;
+  DrafterWeights drafter;
   std::vector<Vector> scales;       // what the views' row_scale point to
   std::vector<std::string> unread;  // tensors that the network has no place for
 };
@@ -87,6 +97,9 @@ requires requires(Weights& w) { w.layers; }
 void ForEachMatrix(Weights& w, const F& f) {
   if (w.ple_model_proj.data != nullptr) f(w.ple_model_proj);
   for (auto& layer : w.layers) ForEachMatrix(layer, f);
+  for (auto* view : {&w.drafter.in, &w.drafter.out, &w.drafter.centroids}) {
+    if (view->data != nullptr) f(*view);
+  }
   f(w.head);
 }
 

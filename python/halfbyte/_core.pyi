@@ -365,10 +365,13 @@ class Model:
         progress: Callable[[int, int], None] | None,
         threads: int,
         runs: bool,
+        must_quantize: bool,
+        drafter: bool,
     ) -> Model:
         """Load a GGUF file or a directory; context 0: what it was made for.
 
-        Unless it `runs`, it need not fit into memory.
+        Unless it `runs`, it need not fit into memory. `must_quantize`: refuse a model
+        that has nothing to `quantize`. `drafter`: take one, and nothing else.
         """
 
     @property
@@ -442,7 +445,9 @@ class Sampler:
 class Session:
     """One sequence of tokens. One thread at a time."""
 
-    def __init__(self, model: Model) -> None: ...
+    def __init__(self, model: Model, drafter: Model | None) -> None:
+        """Begin a sequence; guesses are the drafter's, if there is one."""
+
     def run(self, ids: _I64, rows: int, threads: int) -> _F32:
         """Append tokens; logits after the last `rows` of them."""
 
@@ -453,6 +458,9 @@ class Session:
         self, ids: _I64, sampler: Sampler, threads: int, draft: int, top: int
     ) -> list[tuple[int, float]]:
         """Choose as step does; log p of that token, then of the `top` likeliest."""
+
+    def guess(self, id: int, threads: int, most: int) -> list[int]:
+        """Return the tokens that a step of `id` would guess behind it. For tests."""
 
     def score(self, ids: _I64, next: int, threads: int) -> NDArray[np.float64]:
         """Append tokens; log p of each one's successor, the last one's being `next`."""

@@ -84,6 +84,13 @@ class _Sequence:
         self.alone = OneThread("session")
 
 
+class _Drafter(NamedTuple):
+    """What guesses for a model."""
+
+    core: _core.Model
+    path: str
+
+
 class Sampling(TypedDict, total=False):
     """What files recommend, as `Model.sampling` has it."""
 
@@ -101,7 +108,7 @@ class Options(Sampling, total=False):
     seed: int | None
     stop: str | Sequence[str] | None
     logprobs: bool | int
-    draft: int
+    draft: int | None
 
 
 class ChatOptions(Options, total=False):
@@ -113,6 +120,9 @@ class ChatOptions(Options, total=False):
 
 # Products of as few tokens read weights once; those of more compute, as a prompt's do.
 MAX_DRAFT = 16
+
+# How many a drafter guesses unless told otherwise: those after are seldom right.
+DRAFT = 3
 
 # What only messages take.
 CHAT_ONLY = ("tools", "enable_thinking")
@@ -295,11 +305,13 @@ class Session:
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         logprobs: bool | int = False,
-        draft: int = 0,
+        draft: int | None = None,
         tools: Tools | None = None,
         enable_thinking: bool = False,
     ) -> Stream:
         """Generate piece by piece; see `Model.stream`."""
+        if draft is None:
+            draft = 0 if self._model._drafter is None else DRAFT
         limit = whole(max_tokens, "max_tokens", 0)
         sampler = _core.Sampler(
             number(temperature, "temperature"),
@@ -435,8 +447,9 @@ class Model:
         activations: str,
         quantize: str | None,
         threads: int | None,
+        drafter: _Drafter | None = None,
     ) -> None:
-        self._core = core
+        self._core, self._drafter = core, drafter
         self._path, self._kv, self._activations = path, kv, activations
         self._quantize, self._threads = quantize, threads
         config = dict(core.config)
@@ -447,7 +460,7 @@ class Model:
         self._markers: dict[int, str] = {}
         if self._format is not None:
             self._markers = answers.markers_of(self.tokenizer)
-        self._sequence = _Sequence(_core.Session(core))
+        self._sequence = self._begin()
 
     def _chat_format(self) -> template.ChatFormat | None:
         if self._tokenizer is None or not self._core.chat_template:
@@ -556,6 +569,7 @@ class Model:
             target=targets.cpu_target(),
             threads=self.threads,
             threads_reason="threads=" if scoped else targets.thread_reason(),
+            drafter=None if self._drafter is None else self._drafter.path,
         )
 
     def __repr__(self) -> str:
@@ -571,6 +585,7 @@ class Model:
             self._activations,
             self._quantize,
             self._threads,
+            self._drafter,
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Model:
@@ -593,7 +608,11 @@ class Model:
         -------
         Session
         """
-        return Session(self, _Sequence(_core.Session(self._core)))
+        return Session(self, self._begin())
+
+    def _begin(self) -> _Sequence:
+        drafter = None if self._drafter is None else self._drafter.core
+        return _Sequence(_core.Session(self._core, drafter))
 
     @property
     def _session(self) -> Session:
@@ -750,10 +769,11 @@ class Model:
             the likeliest tokens. Each token has a piece of its own then, if it shows
             text or not. The tokens are the same ones.
         draft : int
-            Guess as many tokens ahead, at most 16, where the last two or three stood in
-            the sequence before, and check them in one pass over the weights: answers
-            that quote or edit what they were given come sooner. The answer is the same,
-            bit for bit, sampled ones too. Try 3; 0, the default, guesses nothing.
+            Guess as many tokens ahead, at most 16, and check them in one pass over the
+            weights. The answer is the same, bit for bit, sampled ones too, and comes
+            sooner. The model's drafter guesses, 3 by default; without one it is what
+            stood behind the last two or three tokens before, where answers quote or
+            edit what they were given, and 0 is the default, which guesses nothing.
         tools : sequence of mappings or functions, optional
             With messages: functions that the model may call, in the form of the OpenAI
             API, ``{"type": "function", "function": {"name": ..., "description": ...,
@@ -866,6 +886,7 @@ def load(
     activations: str | None = None,
     repack: str = "auto",
     quantize: str | None = None,
+    drafter: PathLike | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
     load: Load = "mmap",
@@ -920,9 +941,15 @@ def load(
         trained for Q4_0 keep their steps and levels in ``"q4_0"``: see
         `halfbyte.lattice`. `halfbyte.quantize` says how others are rounded; a file that
         was quantised with care is better. Embeddings, which are gathered by rows, stay
-        in the file as they are.
+        in the file as they are. With a drafter it may be either of the two that has
+        float matrices.
+    drafter : str or path-like, optional
+        The model's drafter, a small network that guesses what it is about to say: a
+        directory or file, or a name, such as
+        ``"google/gemma-4-E2B-it-qat-q4_0-unquantized-assistant"``. Answers are the same
+        and come sooner; see `draft` of `Model.stream`.
     revision : str, optional
-        Branch, tag or commit of a repository on the Hugging Face Hub.
+        Branch, tag or commit of the model's repository on the Hugging Face Hub.
     local_files_only : bool
         Take a repository from the cache, and ask no server.
     load : {"mmap", "copy", "auto"}
@@ -943,8 +970,8 @@ def load(
     Raises
     ------
     FormatError, UnsupportedError, ModelError
-        If the files are damaged, of a kind not handled, or no model that can run. The
-        message names the tensor or key.
+        If the files are damaged, of a kind not handled, or no model that can run, or if
+        the drafter was made for another one. The message names the tensor or key.
     ArgumentError, DTypeError
         If an option is none of those it may be, or of another type.
     NumericalError
@@ -974,31 +1001,57 @@ def load(
         (quantize or "", "quantize"),
     ):
         string(value, option)
-    found = names.resolve(
-        path, revision=revision, local_files_only=local_files_only, progress=progress
-    )
-    _check_folder(found)
-    name = os.fsdecode(found)
     source = "activations"
     if activations is None:
         source = "HALFBYTE_ACTIVATIONS"
         activations = os.environ.get(source) or "auto"
     one_of(activations, source, _ACTIVATIONS)
     _onednn.open_if_asked()
+    options: dict[str, Any] = {
+        "kv": kv,
+        "repack": repack,
+        "quantize": quantize,
+        "load": load,
+        "limits": checked_limits(limits),
+        "progress": progress,
+        "threads": threads or targets.num_threads(),
+        "runs": True,
+        "must_quantize": drafter is None,
+    }
+    name = _find(path, revision, local_files_only, progress)
     core = _core.Model.load(
         os.fsencode(name),
-        context or 0,
-        kv,
-        activations,
-        repack,
-        quantize,
-        load,
-        checked_limits(limits),
-        progress,
-        threads or targets.num_threads(),
-        True,
+        context=context or 0,
+        activations=activations,
+        drafter=False,
+        **options,
     )
-    return Model(core, name, kv, activations, quantize, threads)
+    if drafter is None:
+        return Model(core, name, kv, activations, quantize, threads)
+    helper = _find(drafter, None, local_files_only, progress)
+    drafting = _core.Model.load(
+        os.fsencode(helper),
+        context=0,
+        activations="auto" if activations == "static" else activations,
+        drafter=True,
+        **options,
+    )
+    drafts = _Drafter(drafting, helper)
+    return Model(core, name, kv, activations, quantize, threads, drafts)
+
+
+def _find(
+    path: PathLike,
+    revision: str | None,
+    local_files_only: bool,
+    progress: Callable[[int, int], None] | None,
+) -> str:
+    """Path of the files of that name, fetched if need be."""
+    found = names.resolve(
+        path, revision=revision, local_files_only=local_files_only, progress=progress
+    )
+    _check_folder(found)
+    return os.fsdecode(found)
 
 
 def _check_folder(path: Path) -> None:
@@ -1041,6 +1094,18 @@ def examine(path: PathLike) -> Model:
     """
     name = os.fsdecode(path)
     core = _core.Model.load(
-        os.fsencode(name), 0, "f32", "auto", "never", None, "mmap", {}, None, 1, False
+        os.fsencode(name),
+        context=0,
+        kv="f32",
+        activations="auto",
+        repack="never",
+        quantize=None,
+        load="mmap",
+        limits={},
+        progress=None,
+        threads=1,
+        runs=False,
+        must_quantize=False,
+        drafter=False,
     )
     return Model(core, name, "f32", "auto", None, None)

@@ -85,6 +85,8 @@ class Report:
     """As `halfbyte.cpu_target` names it."""
     threads: int
     threads_reason: str
+    drafter: str | None = None
+    """Path of what guesses ahead."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary that JSON can hold."""
@@ -113,6 +115,7 @@ class Report:
             f"  context     {self.context} positions, {self.kv} cache of at most {kv}",
             f"  arithmetic  {self.target}, activations {self.activations}",
             f"  threads     {self.threads} ({self.threads_reason})",
+            *([f"  drafter     {self.drafter}"] if self.drafter else []),
         ]
         return "\n".join(lines)
 

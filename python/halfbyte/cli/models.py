@@ -199,10 +199,12 @@ def open_model(
     activations: str | None = None,
     quantize: str | None = None,
     repack: str = "auto",
+    drafter: str | None = None,
 ) -> Model:
     """Load a model."""
     import halfbyte
 
+    helper = None if drafter is None else find(drafter, quiet=quiet)
     with terminal.progress("loading", quiet=quiet) as update:
         return halfbyte.load(
             path,
@@ -212,6 +214,7 @@ def open_model(
             activations=activations,
             quantize=quantize,
             repack=repack,
+            drafter=helper,
             progress=update,
         )
 

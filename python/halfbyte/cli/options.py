@@ -156,13 +156,21 @@ ShowThoughts = Annotated[
     ),
 ]
 Draft = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--draft",
         min=0,
         max=16,  # MAX_DRAFT of halfbyte.model, which help does not wait for
-        help="Tokens to guess ahead from what was written; same answer.",
+        help="Tokens to guess ahead; same answer.",
         metavar="N",
+    ),
+]
+Drafter = Annotated[
+    str | None,
+    typer.Option(
+        "--drafter",
+        help="The model's drafter, which guesses ahead; a MODEL.",
+        metavar="MODEL",
     ),
 ]
 Threads = Annotated[

@@ -73,7 +73,8 @@ def run(
         bool,
         typer.Option("--raw-output", help="Control characters reach the terminal."),
     ] = False,
-    draft: options.Draft = 0,
+    draft: options.Draft = None,
+    drafter: options.Drafter = None,
     threads: options.Threads = None,
     context: options.Context = None,
     kv: options.Kv = options.KvType.F32,
@@ -105,6 +106,7 @@ def run(
         kv=kv,
         activations=activations,
         quantize=quantize,
+        drafter=drafter,
         quiet=quiet,
     )
     _ = loaded.tokenizer  # without one there is nothing to do

@@ -1,0 +1,117 @@
+// csrc/model/drafter.cc
+// SPDX-License-Identifier: Apache-2.0
+#include "model/drafter.h"
+
+#include <algorithm>
+#include <numeric>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+#include "ops/linear.h"
+
+namespace halfbyte {
+namespace {
+
+void RequireSame(const char* subject, size_t found, size_t expected) {
+  if (found == expected) return;
+  ErrorInfo info;
+  info.kind = "model";
+  info.code = "MODEL_DRAFTER";
+  info.subject = std::string("drafter: ") + subject;
+  info.found = std::to_string(found);
+  info.expected = std::to_string(expected) + ", as of the model";
+  info.hint = "take the drafter that was made for it";
+  throw Error(ErrorClass::kModel, std::move(info));
+}
+
+// The last layer of the target that has keys of its own and is of that kind.
+size_t SourceFor(const ModelConfig& target, bool sliding) {
+  size_t l = target.layers.size();
+  while (l != 0) {
+    --l;
+    if (target.OwnsKv(l) && target.layers[l].sliding == sliding) return l;
+  }
+  RequireSame(sliding ? "sliding layers" : "full layers", 1, 0);
+  return 0;
+}
+
+size_t IndexOfMax(std::span<const float> values) {
+  return static_cast<size_t>(std::ranges::max_element(values) - values.begin());
+}
+
+}  // namespace
+
+Drafter::Drafter(std::shared_ptr<const Model> model, const Model& target)
+    : model_(std::move(model)) {
+  const ModelConfig &c = model_->config(), &t = target.config();
+  RequireSame("backbone_hidden_size", c.drafter.backbone_size, t.hidden_size);
+  RequireSame("vocab_size", c.vocab_size, t.vocab_size);
+  for (const LayerConfig& layer : c.layers) {
+    sources_.push_back(SourceFor(t, layer.sliding));
+    const LayerConfig& source = t.layers[sources_.back()];
+    RequireSame("head_dim", layer.head_dim, source.head_dim);
+    RequireSame("num_key_value_heads", layer.num_kv_heads, source.num_kv_heads);
+  }
+}
+
+std::vector<int32_t> Drafter::Draft(const Context& context, const Model& target,
+                                    KvLayers& kv, Workspace& workspace,
+                                    std::span<const float> hidden, int32_t id,
+                                    size_t position, size_t count) {
+  model_->CheckFiles();
+  KvSources sources;
+  for (const size_t source : sources_) sources.push_back(&*kv[source]);
+  const DrafterWeights& w = model_->weights().drafter;
+  const size_t backbone = hidden.size();
+  const Mat<float> in = in_.Shape(1, 2 * backbone);  // the token, and what led to it
+  const Mat<float> token(in.data, 1, backbone), state(in.data + backbone, 1, backbone);
+  const Mat<float> y = y_.Shape(1, model_->config().hidden_size);
+  std::ranges::copy(hidden, state.data);
+  std::vector<int32_t> drafted;
+  while (drafted.size() < count) {
+    EmbedTokens(context, target, workspace, std::span(&id, 1), token);
+    RunDraft(context, *model_, sources, workspace_, position, in, y);
+    id = w.order.empty() ? Likeliest(context, y) : LikeliestInClusters(context, y);
+    drafted.push_back(id);
+    LinearInput next(context, y, model_->options().activations);
+    Linear(next, w.out, state);
+  }
+  return drafted;
+}
+
+int32_t Drafter::Likeliest(const Context& context, Mat<const float> y) {
+  const WeightView& head = model_->weights().head;
+  const Mat<float> logits = logits_.Shape(1, head.N);
+  LinearInput in(context, y, model_->options().activations);
+  Linear(in, head, logits);
+  return static_cast<int32_t>(IndexOfMax({logits.data, logits.cols}));
+}
+
+// Among the tokens of the clusters whose centroids y is most alike: the head's rows lie
+// in their order.
+int32_t Drafter::LikeliestInClusters(const Context& context, Mat<const float> y) {
+  const ModelWeights& w = model_->weights();
+  const size_t clusters = model_->config().drafter.num_clusters;
+  const size_t len = w.head.N / clusters;
+  LinearInput in(context, y, model_->options().activations);
+  const Mat<float> scores = scores_.Shape(1, clusters);
+  Linear(in, w.drafter.centroids, scores);
+  std::vector<size_t> best(clusters);
+  std::iota(best.begin(), best.end(), size_t{0});
+  const size_t used = model_->config().drafter.num_clusters_used;
+  std::partial_sort(best.begin(), best.begin() + static_cast<ptrdiff_t>(used),
+                    best.end(), [&](size_t a, size_t b) {
+                      return scores.data[a] > scores.data[b] ||
+                             (scores.data[a] == scores.data[b] && a < b);
+                    });
+  const Mat<float> logits = logits_.Shape(1, used * len);
+  for (size_t i = 0; i < used; ++i) {
+    Linear(in, w.head.Rows(best[i] * len, len),
+           Mat<float>(logits.data + i * len, 1, len));
+  }
+  const size_t at = IndexOfMax({logits.data, logits.cols});
+  return w.drafter.order[best[at / len] * len + at % len];
+}
+
+}  // namespace halfbyte

@@ -1,0 +1,325 @@
+# tests/python/test_drafters.py
+# Google's drafters: what they guess, beside transformers' own, and answers with them.
+# SPDX-License-Identifier: Apache-2.0
+"""Google's drafters: what they guess, beside transformers' own, and answers with them.
+
+A guess is the likeliest of 512 random logits: it is compared as it is, in float32.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import drafters
+import halfbyte
+import numpy as np
+import pytest
+import tiny
+import torch
+from halfbyte import errors
+from halfbyte.model import DRAFT, MAX_DRAFT
+
+NAMES = [name for name in tiny.NAMES if name != "gemma3"]
+# Longer than a window of 8, and than a page of 256 with the answer behind it.
+IDS = tiny.prompt(31)
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampled": {"temperature": 0.3, "seed": 4},
+    "logprobs": {"logprobs": 3},
+}
+
+
+class Pair(NamedTuple):
+    target: Any
+    drafter: Any
+    folder: Path
+    assistant: Path
+
+    def load(self, **options: Any) -> halfbyte.Model:
+        options = {"threads": 1, "activations": "f32"} | options
+        return halfbyte.load(self.folder, drafter=self.assistant, **options)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    """Torch's idle threads would compete with ours for seconds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pair(folder: Path, name: str, *, ordered: bool = False) -> Pair:
+    target = tiny.talkative(name)
+    drafter = drafters.build(target, ordered=ordered)
+    made = tiny.save_hf(target, folder / "target")
+    return Pair(target, drafter, made, drafters.save(drafter, folder / "assistant"))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(name, ordered) for name in NAMES for ordered in (False, True)],
+    ids=str,
+)
+def random_pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Pair:
+    name, ordered = request.param
+    return pair(tmp_path_factory.mktemp(name), name, ordered=ordered)
+
+
+@pytest.fixture(scope="module")
+def e2b(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return pair(tmp_path_factory.mktemp("e2b"), "e2b", ordered=True)
+
+
+@pytest.fixture(scope="module")
+def quoting(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A drafter that knows the answer to IDS, but for what stands in it twice."""
+    folder = tmp_path_factory.mktemp("quoting")
+    target = tiny.talkative("e2b")
+    made = tiny.save_hf(target, folder / "target")
+    ids = IDS + answer(halfbyte.load(made, threads=1, activations="f32"), 200)[0]
+    drafter = drafters.quotes(drafters.build(target), target, ids)
+    return Pair(target, drafter, made, drafters.save(drafter, folder / "assistant"))
+
+
+def answer(
+    model: Any, count: int = 60, prompt: list[int] = IDS, **options: Any
+) -> tuple[list[int], halfbyte.Stats]:
+    stream = model.stream(prompt, max_tokens=count, **options)
+    for _ in stream:
+        pass
+    assert stream.stats is not None
+    return stream.tokens, stream.stats
+
+
+def guess(session: halfbyte.Session, token: int, most: int) -> list[int]:
+    return session._sequence.core.guess(token, 1, most)
+
+
+# --- What is guessed --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [2, 7, 9, 30])
+def test_guesses_are_those_of_transformers(random_pair: Pair, length: int) -> None:
+    model = random_pair.load()
+    session = model.session()
+    session.logits(IDS[:length], last=True)
+    token = IDS[length]
+    found = guess(session, token, 6)
+    ids = [*IDS[:length], token]
+    assert found == drafters.drafted(random_pair.drafter, random_pair.target, ids, 6)
+    assert len(set(found)) > 1
+
+
+@pytest.mark.parametrize("draft", [1, 4])
+def test_guesses_all_along_an_answer(quoting: Pair, draft: int) -> None:
+    """After guesses that came, and after such as did not, at every token."""
+    session = quoting.load().session()
+    stream = session.stream(IDS, max_tokens=40, draft=draft)
+    for _ in stream:
+        ids = [*session.tokens, stream.tokens[-1]]
+        expected = drafters.drafted(quoting.drafter, quoting.target, ids, 3)
+        assert guess(session, ids[-1], 3) == expected
+    assert stream.stats is not None
+    assert 0 < stream.stats.accepted_tokens < stream.stats.drafted_tokens
+
+
+@pytest.mark.parametrize("names", drafters.GGUF_NAMES, ids=str)
+def test_gguf(tmp_path: Path, e2b: Pair, names: tuple[str, str, str]) -> None:
+    path = drafters.save_gguf(e2b.drafter, tmp_path / "d.gguf", names)
+    whole = drafters.build(e2b.target)  # the same without clusters
+    session = e2b._replace(assistant=path).load().session()
+    session.logits(IDS[:-1], last=True)
+    expected = drafters.drafted(whole, e2b.target, IDS, 5)
+    assert guess(session, IDS[-1], 5) == expected
+    assert expected != drafters.drafted(e2b.drafter, e2b.target, IDS, 5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_configs_as_they_were_released(tmp_path: Path, name: str) -> None:
+    """Which name the heads of full layers by keys of their own."""
+    made = pair(tmp_path, name, ordered=True)
+    text = tiny.text_config(made.drafter.model, released=True)
+    assert "per_layer_config" not in text
+    drafters.break_config(made.assistant, text_config=text)
+    session = made.load().session()
+    session.logits(IDS[:-1], last=True)
+    expected = drafters.drafted(made.drafter, made.target, IDS, 4)
+    assert guess(session, IDS[-1], 4) == expected
+
+
+def test_nothing_is_guessed_without_a_state(e2b: Pair) -> None:
+    """Which is known behind logits alone, and not behind a cut."""
+    session = e2b.load().session()
+    assert guess(session, IDS[0], 4) == []
+    session.logits(IDS[:-1], last=True)
+    there = guess(session, IDS[-1], 4)
+    assert len(there) == 4
+    assert guess(session.copy(), IDS[-1], 4) == there
+    session.truncate(len(IDS) - 5)
+    assert guess(session, IDS[-5], 4) == []
+
+
+def test_packed_in_other_orders(e2b: Pair) -> None:
+    """Guesses are the same however the weights lie, rounded or not."""
+    for options in (
+        {"activations": "auto"},
+        {"quantize": "q4_0", "activations": "auto"},
+    ):
+        found = []
+        for repack in ("always", "auto" if "quantize" in options else "never"):
+            session = e2b.load(repack=repack, **options).session()
+            session.logits(IDS[:-1], last=True)
+            found.append(guess(session, IDS[-1], 6))
+        assert found[0] == found[1]
+
+
+# --- Answers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("draft", [1, None, MAX_DRAFT])
+def test_the_answer_is_the_same(
+    random_pair: Pair, settings: str, draft: int | None
+) -> None:
+    model = random_pair.load(activations="auto")
+    options = {"max_tokens": 40} | SETTINGS[settings]
+    plain = list(model.session().stream(IDS, draft=0, **options))
+    stream = model.session().stream(IDS, draft=draft, **options)
+    assert list(stream) == plain
+    assert stream.stats is not None
+    assert stream.stats.drafted_tokens > 0
+
+
+@pytest.mark.parametrize("options", [{"kv": "f16"}, {"kv": "int8"}, {"threads": 2}])
+def test_however_it_is_loaded(quoting: Pair, options: dict[str, Any]) -> None:
+    model = quoting.load(**options)
+    plain, _ = answer(model.session(), draft=0)
+    found, stats = answer(model.session())
+    assert found == plain
+    assert stats.accepted_tokens > 0
+
+
+@pytest.mark.parametrize("draft", [None, 1, 5, MAX_DRAFT])
+def test_how_many_guesses_come(quoting: Pair, draft: int | None) -> None:
+    """Of a drafter whose guess depends on the token before alone."""
+
+    @cache
+    def following(token: int) -> int:
+        return drafters.drafted(quoting.drafter, quoting.target, [2, token], 1)[0]
+
+    count = 150
+    tokens, stats = answer(quoting.load().session(), count, draft=draft)
+    most = DRAFT if draft is None else draft
+    drafted = accepted = at = 0
+    while at < count - 1:
+        position = len(IDS) + at
+        guesses = min(most, count - at - 2, 255 - position % 256)
+        token, at = tokens[at], at + 1
+        for i in range(max(guesses, 0)):
+            drafted += 1
+            token = following(token)
+            if at == count - 1 or tokens[at] != token:
+                drafted += guesses - i - 1
+                break
+            accepted, at = accepted + 1, at + 1
+    assert (stats.drafted_tokens, stats.accepted_tokens) == (drafted, accepted)
+    assert accepted > count // 4
+
+
+def test_a_session_goes_on_with_anything_else(quoting: Pair) -> None:
+    model = quoting.load()
+    other = tiny.prompt(9, seed=3)[1:]
+    for pieces in range(1, 12):
+        sessions = [model.session(), model.session()]
+        for session, draft in zip(sessions, (0, 5), strict=True):
+            stream = session.stream(IDS, max_tokens=60, draft=draft)
+            for _ in range(pieces):
+                next(stream)
+        plain, guessing = sessions
+        assert guessing.tokens == plain.tokens
+        copy, row = guessing.copy(), plain.logits(other)
+        assert np.array_equal(guessing.logits(other), row)
+        assert np.array_equal(copy.logits(other), row)
+        cut = len(IDS) - 3
+        assert guessing.truncate(cut) == plain.truncate(cut) == cut
+        assert answer(guessing, 20)[0] == answer(plain, 20, draft=0)[0]
+
+
+def test_a_report_names_it(e2b: Pair) -> None:
+    report = e2b.load().report()
+    assert report.drafter == str(e2b.assistant)
+    assert str(e2b.assistant) in str(report)
+    assert "drafter" not in str(halfbyte.load(e2b.folder).report())
+
+
+# --- What is refused --------------------------------------------------------------------
+
+
+def test_a_drafter_is_no_model(e2b: Pair) -> None:
+    for take in (halfbyte.load, halfbyte.model.examine):
+        with pytest.raises(
+            errors.ModelError, match="found a drafter; expected a model"
+        ):
+            take(e2b.assistant)
+
+
+def test_a_model_is_no_drafter(e2b: Pair) -> None:
+    with pytest.raises(errors.ModelError, match="expected a drafter"):
+        halfbyte.load(e2b.folder, drafter=e2b.folder)
+
+
+def test_one_that_was_made_for_another(tmp_path: Path, e2b: Pair) -> None:
+    other = pair(tmp_path, "e4b")
+    with pytest.raises(
+        errors.ModelError,
+        match=r"drafter: backbone_hidden_size: found 96; expected 64.*MODEL_DRAFTER",
+    ):
+        halfbyte.load(e2b.folder, drafter=other.assistant)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"num_centroids": 7}, "num_centroids.*found 7; expected a divisor"),
+        ({"num_centroids": 16}, "centroids.weight.*found .32, 64.; expected .16, 64."),
+        ({"centroid_intermediate_top_k": 33}, "top_k.*found 33; expected 1 to 32"),
+        ({"backbone_hidden_size": 32}, "pre_projection.weight.*expected .64, 64."),
+        ({"backbone_hidden_size": 0}, "backbone_hidden_size.*found 0; expected 1 to"),
+    ],
+)
+def test_wrong_configs(
+    tmp_path: Path, e2b: Pair, changes: dict[str, Any], match: str
+) -> None:
+    folder = drafters.save(e2b.drafter, tmp_path)
+    drafters.break_config(folder, **changes)
+    with pytest.raises(errors.ModelError, match=match):
+        e2b._replace(assistant=folder).load()
+
+
+@pytest.mark.parametrize("wrong", [-1, tiny.VOCAB])
+def test_tokens_of_clusters_that_are_none(
+    tmp_path: Path, e2b: Pair, wrong: int
+) -> None:
+    drafter = drafters.build(e2b.target, ordered=True)
+    drafter.masked_embedding.token_ordering[3] = wrong
+    folder = drafters.save(drafter, tmp_path)
+    with pytest.raises(
+        errors.ModelError, match=r"token_ordering.* at 3; expected 0 to 511"
+    ):
+        e2b._replace(assistant=folder).load()
+
+
+def test_quantize_takes_either(tmp_path: Path, e2b: Pair) -> None:
+    packed = tiny.save_gguf(
+        e2b.target, tmp_path / "q4_0.gguf", types=lambda _: tiny.Type.Q4_0
+    )
+    with pytest.raises(errors.ModelError, match="MODEL_QUANTIZE"):
+        halfbyte.load(packed, quantize="q4_0")
+    model = halfbyte.load(packed, drafter=e2b.assistant, quantize="q4_0", threads=1)
+    assert answer(model, 20)[0] == answer(model, 20, draft=0)[0]
