@@ -3,6 +3,7 @@
 """Tokens guessed ahead: what a pass of several costs, and what an answer gains.
 
     python benchmarks/guesses.py [MODEL] [--text FILE ...] [--draft 3,7] [--rounds 5]
+    python benchmarks/guesses.py MODEL --drafter DRAFTER [--quantize q4_0] --text
 
 README.md in this folder says what the columns mean.
 """
@@ -19,27 +20,35 @@ from halfbyte.cli import terminal
 from roof import counts, environment, model_path, ratio, save, summary
 
 PROMPT, ANSWER = 768, 128  # tokens
+DRAFTED = 8  # tokens of a drafter that are timed together
 ROOT = Path(__file__).parents[1]
 TEXTS = [ROOT / "LICENSE", ROOT / "csrc/io/gguf.cc", ROOT / "csrc/kv/layer.h"]
 
 
 def passes(model: halfbyte.Model, drafts: list[int], rounds: int) -> dict[str, Any]:
-    """Time passes of one token and of several, in turn, behind a prompt."""
+    """Time passes of one token and of several, and a drafter's, in turn."""
     session = model.session()
     session.logits([2] * PROMPT, last=True)
     sizes = [1, *(draft + 1 for draft in drafts)]
-    seconds: dict[int, list[float]] = {size: [] for size in sizes}
+    seconds: dict[int | str, list[float]] = {size: [] for size in sizes}
+    if drafted := model.report().drafter is not None:
+        seconds["drafted"] = []
     for _ in range(rounds * 4):
         for size in sizes:
             start = time.perf_counter()
             session.logits([2] * size)
             seconds[size].append(time.perf_counter() - start)
+            if size == 1 and drafted:
+                guess = session._sequence.core.guess  # no API: nobody else needs it
+                start = time.perf_counter()
+                assert len(guess(2, model.threads, DRAFTED)) == DRAFTED
+                seconds["drafted"].append((time.perf_counter() - start) / DRAFTED)
             session.truncate(PROMPT)
     rows, told = [], {}
-    for size in sizes:
-        over = ratio(seconds[size], seconds[1])
-        told[str(size)] = summary(seconds[size]) | {"over_one": over}
-        rows.append((str(size), f"{over:.2f}"))
+    for what, samples in seconds.items():
+        over = ratio(samples, seconds[1])
+        told[str(what)] = summary(samples) | {"over_one": over}
+        rows.append((str(what), f"{over:.3f}" if what == "drafted" else f"{over:.2f}"))
     terminal.table(("tokens of a pass", "time"), rows, "rr")
     return told
 
@@ -94,6 +103,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("model", nargs="?", type=model_path, default="", help="else the demo")
+    add("--drafter", type=model_path, help="what guesses")
+    add("--quantize", help="what float matrices of either are rounded to")
     add("--text", type=Path, nargs="*", default=TEXTS, help="files to go on with")
     add("--draft", type=counts, default=[3, 7], help="tokens to guess")
     add("--threads", type=counts, default=[1, 2], help="numbers of threads")
@@ -102,7 +113,12 @@ def main() -> None:
     options = parser.parse_args()
     results = []
     for threads in options.threads:
-        model = halfbyte.load(options.model, threads=threads)
+        model = halfbyte.load(
+            options.model,
+            threads=threads,
+            drafter=options.drafter,
+            quantize=options.quantize,
+        )
         where = environment(threads)
         terminal.line(f"{model!r}, {threads} threads")
         told = {"passes": passes(model, options.draft, options.rounds)}

@@ -6,6 +6,7 @@
     python benchmarks/synthetic.py e2b OUT.gguf [--layers N] [--seed N] [--force]
     python benchmarks/synthetic.py e2b-mobile DIR
     python benchmarks/synthetic.py e2b-w4a16 --dry-run
+    python benchmarks/synthetic.py e2b-drafter DIR
     python benchmarks/synthetic.py --list
 
 Names, shapes and types of the tensors and the hyperparameters are those of the official
@@ -35,8 +36,8 @@ def kinds() -> list[str]:
         *(
             f"{size}-{form}"
             for size, shape in SIZES.items()
-            if shape.mobile_bytes
             for form in directory.FORMS
+            if shape.mobile_bytes or form == "drafter"
         ),
     ]
 
@@ -124,7 +125,7 @@ def _show(shape: Shape, form: str, *, cut: bool) -> None:
 
 def _released(shape: Shape, form: str, own: int, metadata: int) -> list[list[str]]:
     """Rows about the released file, as far as its size is known."""
-    if form in ("w4a16", "bf16"):
+    if form in ("w4a16", "bf16", "drafter"):
         return []
     if form == "mobile":  # a directory whose file has towers too
         difference = own - metadata - shape.mobile_bytes

@@ -1,6 +1,8 @@
 # benchmarks/synth/directory.py
 # SPDX-License-Identifier: Apache-2.0
-"""Directories as the mobile, w4a16 and unquantized releases have them, without towers.
+"""Directories as the mobile, w4a16, unquantized and drafter releases have them.
+
+Without towers.
 
 The matrices and norms are those of `gguf_file.tensors`, by other names: what a form adds
 to them, scales, steps and copies, is here.
@@ -19,12 +21,12 @@ from numpy.typing import NDArray
 
 from synth import gguf_file, noise
 from synth.saving import Contents
-from synth.shapes import HEAD, HEAD_FULL, Shape
+from synth.shapes import CLUSTERS, HEAD, HEAD_FULL, Shape
 from synth.vocabulary import CONTROL, USER, vocabulary
 
 __all__ = ["FORMS", "Tensor", "config", "contents", "parts", "tensors"]
 
-FORMS = ("mobile", "w4a16", "bf16")
+FORMS = ("mobile", "w4a16", "bf16", "drafter")
 ROOT = "model.language_model."
 
 # ---- random values
@@ -250,10 +252,11 @@ def tensors(shape: Shape, form: str) -> list[Tensor]:
     ----------
     shape : Shape
         E2B or E4B, or one of them cut.
-    form : {"mobile", "w4a16", "bf16"}
+    form : {"mobile", "w4a16", "bf16", "drafter"}
         Whose tensors.
     """
-    table = {"mobile": _mobile, "w4a16": _w4a16, "bf16": _bf16}[form](shape)
+    makers = {"mobile": _mobile, "w4a16": _w4a16, "bf16": _bf16, "drafter": _drafter}
+    table = makers[form](shape)
     return sorted(table, key=lambda tensor: (-_SIZES[tensor.dtype], tensor.name))
 
 
@@ -370,6 +373,59 @@ def _bf16(shape: Shape) -> Iterator[Tensor]:
         yield make(name, source)
 
 
+# ---- drafters, in bf16
+
+
+def _drafter(shape: Shape) -> Iterator[Tensor]:
+    small, backbone = shape.drafter(), shape.hidden
+    for module, source in _sources(small, dead=False):
+        name = f"model.{module}" + (
+            "" if module.endswith("layer_scalar") else ".weight"
+        )
+        make = _vector if len(source.shape) == 1 else _trained
+        yield make(name, source)
+    outer = {
+        "pre_projection": (small.hidden, 2 * backbone),
+        "post_projection": (backbone, small.hidden),
+    }
+    if shape.per_layer:
+        outer["masked_embedding.centroids"] = (CLUSTERS, small.hidden)
+        yield _ordering("masked_embedding.token_ordering", small.vocab)
+    for module, size in outer.items():
+        yield _trained(f"{module}.weight", gguf_file.matrix(module, *size))
+
+
+def _ordering(name: str, count: int) -> Tensor:
+    """Put the tokens in some order."""
+
+    def fill(made: Noise) -> list[bytes]:
+        rng = np.random.Generator(np.random.PCG64(made.seed))
+        return [rng.permutation(count).astype("<i8").tobytes()]
+
+    return Tensor(name, "I64", (count,), fill)
+
+
+def _drafter_config(shape: Shape) -> dict[str, Any]:
+    text = _text_config(shape.drafter()) | {
+        "vocab_size_per_layer_input": 0,
+        "num_global_key_value_heads": shape.kv_heads[True],
+        "attention_k_eq_v": shape.value_is_key,
+        "final_logit_softcapping": None,
+        "tie_word_embeddings": True,
+    }
+    return {
+        "architectures": ["Gemma4AssistantForCausalLM"],
+        "model_type": "gemma4_assistant",
+        "dtype": "bfloat16",
+        "text_config": text,
+        "backbone_hidden_size": shape.hidden,
+        "use_ordered_embeddings": shape.per_layer != 0,
+        "num_centroids": CLUSTERS,
+        "centroid_intermediate_top_k": 32,
+        "tie_word_embeddings": True,
+    }
+
+
 # ---- w4a16
 
 
@@ -441,6 +497,8 @@ def config(shape: Shape, form: str) -> dict[str, Any]:
     form : {"mobile", "w4a16", "bf16"}
         Whose `quantization_config`, if it has one.
     """
+    if form == "drafter":
+        return _drafter_config(shape)
     is_mobile = form == "mobile"
     out = {
         "architectures": ["Gemma4ForConditionalGeneration"],
@@ -543,7 +601,7 @@ def contents(shape: Shape, form: str, seed: int) -> dict[str, Contents]:
     ----------
     shape : Shape
         E2B or E4B, or one of them cut.
-    form : {"mobile", "w4a16", "bf16"}
+    form : {"mobile", "w4a16", "bf16", "drafter"}
         Which release it is like.
     seed : int
         Of the random values.

@@ -22,7 +22,16 @@ from synth.saving import Contents
 from synth.shapes import HEAD, HEAD_FULL, Shape
 from synth.vocabulary import vocabulary
 
-__all__ = ["Blocks", "Tensor", "contents", "metadata", "parts", "tensors", "values"]
+__all__ = [
+    "Blocks",
+    "Tensor",
+    "contents",
+    "matrix",
+    "metadata",
+    "parts",
+    "tensors",
+    "values",
+]
 
 ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 
@@ -49,8 +58,8 @@ class Tensor:
         return math.prod(self.shape) // block_len * block_bytes
 
 
-def _matrix(name: str, *shape: int, kind: Type = Type.Q4_0) -> Tensor:
-    """A matrix whose output is as large as its input."""
+def matrix(name: str, *shape: int, kind: Type = Type.Q4_0) -> Tensor:
+    """Return a matrix whose output is as large as its input."""
     return Tensor(f"{name}.weight", shape, kind, 1 / math.sqrt(shape[-1]))
 
 
@@ -71,7 +80,7 @@ def tensors(shape: Shape, *, dead: bool = False) -> list[Tensor]:
     """
     hidden, vocab = shape.hidden, shape.vocab
     out = [
-        _matrix("token_embd", vocab, hidden, kind=Type.Q6_K),
+        matrix("token_embd", vocab, hidden, kind=Type.Q6_K),
         _vector("output_norm.weight", hidden, 3.0),  # deviation of the logits
         _vector("rope_freqs.weight", HEAD_FULL // 2),
     ]
@@ -81,7 +90,7 @@ def tensors(shape: Shape, *, dead: bool = False) -> list[Tensor]:
         level = 1 / math.sqrt(width)
         out += [
             Tensor("per_layer_token_embd.weight", (vocab, rows), Type.Q6_K, level),
-            _matrix("per_layer_model_proj", rows, hidden, kind=Type.F16),
+            matrix("per_layer_model_proj", rows, hidden, kind=Type.F16),
             _vector("per_layer_proj_norm.weight", width),
         ]
     for layer in range(shape.layers):
@@ -106,17 +115,17 @@ def _attention(shape: Shape, layer: int, *, dead: bool) -> list[Tensor]:
     queries, keys = shape.heads * head, shape.kv_heads[full] * head
     out = [
         _vector(f"{at}attn_norm.weight", hidden),
-        _matrix(f"{at}attn_q", queries, hidden),
+        matrix(f"{at}attn_q", queries, hidden),
         # Attention scores are not divided by the root of the head's width.
         _vector(f"{at}attn_q_norm.weight", head, 1 / math.sqrt(head)),
     ]
     if owns or dead:
-        out.append(_matrix(f"{at}attn_k", keys, hidden))
+        out.append(matrix(f"{at}attn_k", keys, hidden))
     if owns:
         out.append(_vector(f"{at}attn_k_norm.weight", head))
     if (owns or dead) and not (full and shape.value_is_key):
-        out.append(_matrix(f"{at}attn_v", keys, hidden))
-    out.append(_matrix(f"{at}attn_output", hidden, queries))
+        out.append(matrix(f"{at}attn_v", keys, hidden))
+    out.append(matrix(f"{at}attn_output", hidden, queries))
     out.append(_vector(f"{at}post_attention_norm.weight", hidden, _loudness(shape)))
     return out
 
@@ -125,9 +134,9 @@ def _feed_forward(shape: Shape, layer: int) -> list[Tensor]:
     at, hidden, ffn = f"blk.{layer}.", shape.hidden, shape.ffn_len(layer)
     return [
         _vector(f"{at}ffn_norm.weight", hidden),
-        _matrix(f"{at}ffn_gate", ffn, hidden),
-        _matrix(f"{at}ffn_up", ffn, hidden),
-        _matrix(f"{at}ffn_down", hidden, ffn),
+        matrix(f"{at}ffn_gate", ffn, hidden),
+        matrix(f"{at}ffn_up", ffn, hidden),
+        matrix(f"{at}ffn_down", hidden, ffn),
         _vector(f"{at}post_ffw_norm.weight", hidden, _loudness(shape)),
         _vector(f"{at}layer_output_scale.weight", 1),
     ]
@@ -141,8 +150,8 @@ def _experts(shape: Shape, layer: int) -> list[Tensor]:
         # noise that swaps it with the next one does too.
         Tensor(f"{at}ffn_gate_inp.weight", (experts, hidden), Type.F32, 3.0),
         _vector(f"{at}ffn_gate_inp.scale", hidden),
-        _matrix(f"{at}ffn_gate_up_exps", experts, 2 * ffn, hidden),
-        _matrix(f"{at}ffn_down_exps", experts, hidden, ffn),
+        matrix(f"{at}ffn_gate_up_exps", experts, 2 * ffn, hidden),
+        matrix(f"{at}ffn_down_exps", experts, hidden, ffn),
         _vector(f"{at}ffn_down_exps.scale", experts),
         _vector(f"{at}pre_ffw_norm_2.weight", hidden),
         _vector(f"{at}post_ffw_norm_1.weight", hidden),
@@ -153,8 +162,8 @@ def _experts(shape: Shape, layer: int) -> list[Tensor]:
 def _per_layer(shape: Shape, layer: int) -> list[Tensor]:
     at, hidden, width = f"blk.{layer}.", shape.hidden, shape.per_layer
     return [
-        _matrix(f"{at}inp_gate", width, hidden),
-        _matrix(f"{at}proj", hidden, width),
+        matrix(f"{at}inp_gate", width, hidden),
+        matrix(f"{at}proj", hidden, width),
         _vector(f"{at}post_norm.weight", hidden, _loudness(shape)),
     ]
 

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["HEAD", "HEAD_FULL", "SIZES", "Shape"]
+__all__ = ["CLUSTERS", "HEAD", "HEAD_FULL", "SIZES", "Shape"]
 
 HEAD, HEAD_FULL = 256, 512  # values a head, in sliding and in full layers
+
+CLUSTERS = 2048  # of the tokens, in the heads of the small sizes' drafters
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,23 @@ class Shape:
     def first_shared(self) -> int:
         """The first layer that reads another one's keys and values."""
         return self.layers - self.shared
+
+    def drafter(self) -> Shape:
+        """Return the shape of the drafter for this size: four layers without keys."""
+        small = self.per_layer != 0
+        return replace(
+            self,
+            title=f"{self.title}'s drafter",
+            hidden=256 if small else 1024,
+            ffn=2048 if small else 8192,
+            heads=4 if small else self.heads,
+            layers=4,
+            period=4,
+            shared=4,
+            shared_ffn=1,
+            per_layer=0,
+            experts=0,
+        )
 
     def is_full(self, layer: int) -> bool:
         """Whether a layer sees everything and not a window."""

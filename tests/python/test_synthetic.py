@@ -576,6 +576,14 @@ def test_it_runs_as_a_script() -> None:
 DIRECTORIES = tuple(
     f"{size}-{form}" for size in ("e2b", "e4b") for form in ("mobile", "w4a16", "bf16")
 )
+# Tensors of a drafter, and its parameters in millions, as Google counts them.
+DRAFTERS = {
+    "e2b-drafter": (50, 76),
+    "e4b-drafter": (50, 77),
+    "12b-drafter": (48, 400),
+    "26b-drafter": (48, 430),
+    "31b-drafter": (48, 500),
+}
 PACKED = [kind for kind in DIRECTORIES if not kind.endswith("bf16")]
 
 
@@ -586,7 +594,8 @@ def layout(kind: str) -> dict[str, directory.Tensor]:
 
 
 def test_the_kinds_are_sizes_and_directories() -> None:
-    assert synthetic.kinds() == [*SIZES, *DIRECTORIES]
+    assert set(synthetic.kinds()) == {*SIZES, *DIRECTORIES, *DRAFTERS}
+    assert len(set(synthetic.kinds())) == len(synthetic.kinds())
 
 
 @pytest.mark.parametrize(
@@ -931,3 +940,40 @@ def test_a_dry_run_of_a_directory(
     assert rows["in all"][0] == str(len(layout(kind)))
     wanted = ["+0"] if kind.endswith("mobile") else None
     assert rows.get("difference of tensors") == wanted
+
+
+# ---- drafters
+
+
+@pytest.mark.parametrize("kind", DRAFTERS)
+def test_the_size_of_drafters(kind: str) -> None:
+    tensors = layout(kind).values()
+    number, millions = DRAFTERS[kind]
+    assert len(tensors) == number
+    found = sum(math.prod(t.shape) for t in tensors if t.dtype == "BF16")
+    # Google rounds those of the large sizes, it seems, to what is near.
+    assert found / 1e6 == pytest.approx(millions, rel=0.07)
+
+
+@pytest.mark.parametrize("kind", DRAFTERS)
+def test_a_drafter_guesses(
+    kind: str, files: Callable[[str], Path], directories: Callable[[str], Path]
+) -> None:
+    size, path = kind.split("-")[0], directories(kind)
+    found = transformers.AutoConfig.from_pretrained(path)
+    assert type(found).__name__ == "Gemma4AssistantConfig"
+    assert found.backbone_hidden_size == narrow(size).hidden
+    model = halfbyte.load(files(size), drafter=path, context=64)
+    prompt = [2, *range(600, 620)]
+    plain = [
+        model.stream(prompt, max_tokens=12, draft=0),
+        model.stream(prompt, max_tokens=12),
+    ]
+    tokens = []
+    for stream in plain:
+        for _ in stream:
+            pass
+        tokens.append(stream.tokens)
+    assert tokens[0] == tokens[1]
+    assert plain[1].stats is not None
+    assert plain[1].stats.drafted_tokens > 0
