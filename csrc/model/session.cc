@@ -84,7 +84,8 @@ void Session::Step(const Context& context, std::span<const int32_t> ids, size_t 
   if (ids.size() != 1) return Run(context, ids, last);
   Check(ids);
   if (Take(ids[0], logits)) return;
-  const std::vector<int32_t> guesses = Guess(context, ids[0], draft);
+  reach_ = Reach(draft);
+  const std::vector<int32_t> guesses = Guess(context, ids[0], std::min(reach_, draft));
   if (guesses.empty()) return Run(context, ids, last);
   std::vector<int32_t> all = {ids[0]};
   all.insert(all.end(), guesses.begin(), guesses.end());
@@ -102,6 +103,15 @@ void Session::Step(const Context& context, std::span<const int32_t> ids, size_t 
   drafted_ += guesses.size();
   ahead_.ids = guesses;
   ahead_.taken = 0;
+}
+
+// Two tokens more after a pass whose guesses all came, one less after another: where a
+// third of all passes are like that it stays, and a guess as likely just about pays.
+size_t Session::Reach(size_t draft) const {
+  if (ahead_.ids.empty()) return reach_;
+  const size_t next =
+      ahead_.taken == ahead_.ids.size() ? reach_ + 2 : std::max<size_t>(reach_, 2) - 1;
+  return std::min(next, std::max<size_t>(draft, 1));
 }
 
 // Up to `most` tokens behind `id`, which is about to run. They begin no page of keys

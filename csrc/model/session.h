@@ -44,13 +44,14 @@ class Session {
 
   // Appends `ids` and writes the logits that follow the last of them: the bits of Run.
   // A single id runs together with up to `draft` tokens that are guessed to follow it,
-  // by the drafter if there is one, or by LookUp. They are no part of the sequence, but
+  // by the drafter if there is one, or by LookUp: more of them after a pass whose guesses
+  // all came, fewer after another. They are no part of the sequence, but
   // where the next Step brings what was guessed, its logits are there already: one pass
   // over the weights for several tokens.
   void Step(const Context& context, std::span<const int32_t> ids, size_t draft,
             std::span<float> logits);
 
-  // What Step would run behind `id`, which follows the sequence: at most `most` tokens.
+  // What may come behind `id`, which follows the sequence: at most `most` tokens.
   std::vector<int32_t> Guess(const Context& context, int32_t id, size_t most);
 
   // Of all Steps so far: tokens that were guessed, and those of them that came.
@@ -78,6 +79,7 @@ class Session {
     std::vector<float> hidden;  // what the logits were made of, for a drafter
     size_t taken = 0;           // of ids, which are in tokens_
   };
+  size_t Reach(size_t draft) const;
   bool Take(int32_t id, std::span<float> logits);
   std::span<const float> HiddenRows(size_t count);
 
@@ -85,6 +87,7 @@ class Session {
   std::optional<Drafter> drafter_;
   // The row behind the final norm that the last logits are of; empty if none is known.
   std::vector<float> hidden_;
+  size_t reach_ = 3;  // tokens to guess next, if so many are asked for
   size_t drafted_ = 0, accepted_ = 0;
 };
 

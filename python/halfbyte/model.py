@@ -121,8 +121,8 @@ class ChatOptions(Options, total=False):
 # Products of as few tokens read weights once; those of more compute, as a prompt's do.
 MAX_DRAFT = 16
 
-# How many a drafter guesses unless told otherwise: those after are seldom right.
-DRAFT = 3
+# How many a drafter guesses at most, unless told otherwise.
+DRAFT = 8
 
 # What only messages take.
 CHAT_ONLY = ("tools", "enable_thinking")

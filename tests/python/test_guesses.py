@@ -60,22 +60,33 @@ def look_up(ids: list[int], most: int) -> list[int]:
     return []
 
 
-def expected(prompt: list[int], answer: list[int], draft: int) -> tuple[int, int]:
+Guess = Callable[[list[int], int], list[int]]
+
+
+def expected(
+    prompt: list[int], answer: list[int], draft: int, guess: Guess = look_up
+) -> tuple[int, int]:
     """How many tokens are guessed for an answer, and how many of them come.
 
-    The last token of the answer is never run.
+    Two more are guessed after a pass whose guesses all came, one less after another. The
+    last token of the answer is never run.
     """
     drafted = accepted = 0
     at = 0  # of the answer: the token that runs next
+    reach = 3
     while at < len(answer) - 1:
-        most = min(draft, len(answer) - at - 2)
-        guesses = look_up(prompt + answer[: at + 1], most) if most > 0 else []
+        most = min(reach, draft, len(answer) - at - 2)
+        guesses = guess(prompt + answer[: at + 1], most) if most > 0 else []
         drafted += len(guesses)
         at += 1
-        for guess in guesses:
-            if at == len(answer) - 1 or answer[at] != guess:
+        came = 0
+        for token in guesses:
+            if at == len(answer) - 1 or answer[at] != token:
                 break
-            accepted, at = accepted + 1, at + 1
+            came, at = came + 1, at + 1
+        accepted += came
+        if guesses:
+            reach = max(1, min(draft, reach + 2 if came == len(guesses) else reach - 1))
     return drafted, accepted
 
 
