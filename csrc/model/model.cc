@@ -219,11 +219,15 @@ void Model::Finish(const std::vector<TensorView>& tensors, TensorNames names,
 void Model::CheckKind() const {
   constexpr const char *kWhole = "a model that answers by itself", *kPart = "a drafter";
   if (config_.IsDrafter() == options_.drafter) return;
-  if (options_.drafter) {
-    FailOption("MODEL_KIND", "architecture", kWhole, kPart, "load it without drafter");
-  }
-  FailOption("MODEL_KIND", "architecture", kPart, kWhole,
-             "give it as drafter of the model that it was made for");
+  ErrorInfo info;
+  info.kind = "model";
+  info.code = "MODEL_KIND";
+  info.subject = "architecture";
+  info.found = config_.IsDrafter() ? kPart : kWhole;
+  info.expected = options_.drafter ? kPart : kWhole;
+  info.hint = options_.drafter ? "load it by itself"
+                               : "give it as drafter of the model it was made for";
+  throw Error(ErrorClass::kUnsupported, std::move(info));
 }
 
 // A drafter reads some clusters of its head: copied so that each lies together.

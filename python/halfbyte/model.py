@@ -769,9 +769,10 @@ class Model:
             the likeliest tokens. Each token has a piece of its own then, if it shows
             text or not. The tokens are the same ones.
         draft : int
-            Guess as many tokens ahead, at most 16, and check them in one pass over the
-            weights. The answer is the same, bit for bit, sampled ones too, and comes
-            sooner. The model's drafter guesses, 3 by default; without one it is what
+            Guess up to so many tokens ahead, 16 at most, and check them in one pass over
+            the weights: two more after a pass whose guesses all came, one less after
+            another. The answer is the same, bit for bit, sampled ones too, and comes
+            sooner. The model's drafter guesses, 8 by default; without one it is what
             stood behind the last two or three tokens before, where answers quote or
             edit what they were given, and 0 is the default, which guesses nothing.
         tools : sequence of mappings or functions, optional

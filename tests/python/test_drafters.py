@@ -259,13 +259,16 @@ def test_a_report_names_it(e2b: Pair) -> None:
 def test_a_drafter_is_no_model(e2b: Pair) -> None:
     for take in (halfbyte.load, halfbyte.model.examine):
         with pytest.raises(
-            errors.ModelError, match="found a drafter; expected a model"
+            errors.UnsupportedError, match="found a drafter; expected a model"
         ):
             take(e2b.assistant)
+    verified = halfbyte.verify(e2b.assistant)
+    assert verified.ok
+    assert "found a drafter" in str(verified)
 
 
 def test_a_model_is_no_drafter(e2b: Pair) -> None:
-    with pytest.raises(errors.ModelError, match="expected a drafter"):
+    with pytest.raises(errors.UnsupportedError, match="expected a drafter"):
         halfbyte.load(e2b.folder, drafter=e2b.folder)
 
 

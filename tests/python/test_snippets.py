@@ -19,6 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import drafters
 import halfbyte
 import pytest
 import torch
@@ -63,6 +64,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("qat-bf16", "bf16", "unquantized"):
         (folder / name).symlink_to(dense)
     (folder / "gemma-4-E2B-it-qat-q4_0-unquantized").symlink_to(dense)
+    assistant = dense.with_name("gemma-4-E2B-it-qat-q4_0-unquantized-assistant")
+    drafters.save(drafters.build(model), assistant)
     halfbyte.convert(dense, folder / "bf16.gguf", format="bf16")
     write_imatrix(folder / "imatrix.gguf", folder / "bf16.gguf")
     passages = Path(halfbyte.__file__).parent / "data" / "passages.txt"
