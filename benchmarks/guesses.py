@@ -72,6 +72,8 @@ def answers(
     tried = [0, *drafts]
     stats: dict[int, list[halfbyte.Stats]] = {draft: [] for draft in tried}
     plain, _ = answer(model, ids, 0)
+    if len(plain) < 2:
+        raise SystemExit(f"{text.name}: the model ends its answer at once")
     for _ in range(rounds):
         for draft in tried:
             tokens, one = answer(model, ids, draft)

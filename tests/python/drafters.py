@@ -220,6 +220,9 @@ def save_gguf(
         elif key.startswith("model."):
             name = tiny.gguf_name(key.removeprefix("model."))
             writer.add_tensor(name, np.asarray(value))
+    pairs = own[-1].head_dim // 2  # of full layers, a quarter of which turns
+    stopped = np.arange(pairs) >= pairs // 4
+    writer.add_tensor("rope_freqs.weight", np.where(stopped, 1e30, 1).astype("<f4"))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -8,6 +8,9 @@ A guess is the likeliest of 512 random logits: it is compared as it is, in float
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -251,6 +254,22 @@ def test_a_report_names_it(e2b: Pair) -> None:
     assert report.drafter == str(e2b.assistant)
     assert str(e2b.assistant) in str(report)
     assert "drafter" not in str(halfbyte.load(e2b.folder).report())
+
+
+def test_the_command(quoting: Pair) -> None:
+    def run(*options: str | Path) -> dict[str, Any]:
+        line = [sys.executable, "-m", "halfbyte", "run", quoting.folder, "the", "--raw"]
+        line += ["-n", "40", "--temp", "0", "--json", "--quiet", *options]
+        done = subprocess.run(line, check=True, capture_output=True, text=True)
+        return json.loads(done.stdout)
+
+    alone = run()
+    drafted, fewer = (
+        run("--drafter", quoting.assistant, *more) for more in ([], ["--draft", "1"])
+    )
+    assert alone["text"] == drafted["text"] == fewer["text"]
+    assert alone["stats"]["drafted_tokens"] == 0
+    assert drafted["stats"]["drafted_tokens"] > fewer["stats"]["drafted_tokens"] > 0
 
 
 # --- What is refused --------------------------------------------------------------------
