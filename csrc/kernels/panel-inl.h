@@ -16,8 +16,9 @@
 //   8 bits  k = 4c + i            2 bits  k = 4c + i + 8p,  p = 0 .. 3
 //   4 bits  k = 4c + i, + 16      1 bit   k = i + 4p,       p = 0 .. 7
 //
-// (6 bits are a plane of 4 and a plane of 2.) Packing changes no value.
-// SPDX-License-Identifier: Apache-2.0
+// 6 bits have no planes: of 16 weights, three quarters are the low bits of a chunk
+// each, and the last quarter is in the bits above, two in each. Packing changes no
+// value. SPDX-License-Identifier: Apache-2.0
 
 #if defined(HALFBYTE_KERNELS_PANEL_INL_TOGGLE) == defined(HWY_TARGET_TOGGLE)
 #ifdef HALFBYTE_KERNELS_PANEL_INL_TOGGLE
@@ -108,6 +109,18 @@ HWY_INLINE void StoreDwords(const void* dwords, size_t num, uint8_t* to) {
   }
 }
 
+// 16 codes of 6 bits.
+template <class Fmt>
+HWY_INLINE void PackSixBits(hn::Vec<hn::Full128<uint8_t>> codes, uint8_t* to) {
+  uint32_t quarters[4];
+  hn::StoreU(hn::BitCast(hn::Full128<uint32_t>(), codes), hn::Full128<uint32_t>(),
+             quarters);
+  for (size_t j = 0; j < 3; ++j) {
+    quarters[j] |= (quarters[3] >> 2 * j & 0x03030303u) << 6;
+  }
+  StoreDwords<Fmt>(quarters, 3, to);
+}
+
 // Adds codes [k, k + 16) and [k + 16, k + 32), a byte each, to one row of a unit.
 template <class Fmt>
 HWY_INLINE void PackCodes(hn::Vec<hn::Full128<uint8_t>> low,
@@ -119,6 +132,10 @@ HWY_INLINE void PackCodes(hn::Vec<hn::Full128<uint8_t>> low,
     hn::Store(low, d, bytes);
     hn::Store(high, d, bytes + 16);
     return StoreDwords<Fmt>(bytes, 8, to);
+  }
+  if constexpr (kBits == 6) {
+    PackSixBits<Fmt>(low, to);
+    return PackSixBits<Fmt>(high, to + 3 * kChunk);
   }
   if constexpr (kBits >= 4) {
     const auto mask = hn::Set(d, uint8_t{15});
@@ -230,12 +247,28 @@ HWY_INLINE hn::Vec<DU8> AddBits(DU8 du8, hn::Vec<DU8> below, hn::Vec<DU8> bytes)
   return hn::OrAnd(below, MoveBits<kUp>(du8, bytes), hn::Set(du8, uint8_t{kMask}));
 }
 
+// A quarter of 16 codes of 6 bits.
+template <class Fmt, size_t kQuarter, class DU8>
+HWY_INLINE hn::Vec<DU8> SixBits(DU8 du8, const uint8_t* HWY_RESTRICT half) {
+  constexpr size_t kChunk = Panel<Fmt>::kChunk;
+  if constexpr (kQuarter < 3) {
+    return Field<0, 6>(du8, hn::Load(du8, half + kQuarter * kChunk));
+  } else {
+    const auto low = Field<6, 2>(du8, hn::Load(du8, half));
+    const auto middle = AddBits<-4, (3 << 2)>(du8, low, hn::Load(du8, half + kChunk));
+    return AddBits<-2, (3 << 4)>(du8, middle, hn::Load(du8, half + 2 * kChunk));
+  }
+}
+
 // Codes of weights [4g, 4g + 4) of a unit's rows, those of the register at `unit`.
 template <class Fmt, size_t g, class DU8>
 HWY_INLINE hn::Vec<DU8> UnitCodes(DU8 du8, const uint8_t* HWY_RESTRICT unit) {
   constexpr size_t kBits = Panel<Fmt>::kBits, kChunk = Panel<Fmt>::kChunk;
   constexpr int kGroup = static_cast<int>(g);
   if constexpr (kBits == 8) return hn::Load(du8, unit + g * kChunk);
+  if constexpr (kBits == 6) {
+    return SixBits<Fmt, g % 4>(du8, unit + g / 4 * 3 * kChunk);
+  }
   auto codes = hn::Zero(du8);
   if constexpr (kBits >= 4) {
     const auto nibbles = hn::Load(du8, unit + g % 4 * kChunk);
