@@ -320,6 +320,8 @@ void BindModel(py::module_& m) {
       .def_property_readonly("kv_scales", Property(&KvScales))
       .def_property_readonly(
           "unread_tensors", Property([](const Model& x) { return x.weights().unread; }))
+      .def_property_readonly("num_quantized",
+                             Property([](const Model& x) { return x.num_quantized(); }))
       .def_property_readonly("has_steps",
                              Property([](const Model& x) { return x.has_steps(); }))
       .def_property_readonly(

@@ -84,10 +84,15 @@ std::vector<int32_t> Checkpoint::Ids(const std::string& name, size_t count) {
   }
   std::vector<int32_t> ids(count);
   for (size_t i = 0; i < count; ++i) {
-    // Little-endian: the low half of a number that is in range.
-    uint64_t id = 0;
-    memcpy(&id, tensor->data + i * width, width);
-    if (id >= count) {
+    int64_t id = 0;
+    int32_t narrow = 0;
+    if (width == sizeof(id)) {
+      memcpy(&id, tensor->data + i * width, width);
+    } else {
+      memcpy(&narrow, tensor->data + i * width, sizeof(narrow));
+      id = narrow;
+    }
+    if (id < 0 || static_cast<uint64_t>(id) >= count) {
       Problem("MODEL_IDS", name, std::to_string(id) + " at " + std::to_string(i),
               "0 to " + std::to_string(count - 1));
       return {};

@@ -89,17 +89,16 @@ float ScaleOf(const std::string& key, double divisor) {
   return static_cast<float>(1.0 / sqrt(Positive(key, divisor)));
 }
 
-// What a drafter's last matrix was called: by llama.cpp, before that, by ik_llama.cpp.
-constexpr const char* kDrafterOut[] = {"nextn.post_projection.weight",
-                                       "mtp.post_projection.weight",
-                                       "mtp_post_proj.weight"};
-
 constexpr uint64_t kMaxLayers = 1024, kMaxLen = uint64_t{1} << 20, kMaxHeads = 4096;
 constexpr uint64_t kMaxHeadDim = 8192, kMaxContext = uint64_t{1} << 24;
 
 // Layer l of those that share takes the last owner before it of its own kind.
 void SetKvSources(ModelConfig& c, size_t num_shared, const std::string& key) {
   if (c.IsDrafter()) {
+    if (num_shared != 0 && num_shared != c.layers.size()) {
+      BadHparam(key, std::to_string(num_shared),
+                std::to_string(c.layers.size()) + ", all layers of a drafter");
+    }
     for (LayerConfig& layer : c.layers) layer.kv_source = kElsewhere;
     return;
   }
@@ -156,6 +155,23 @@ void CheckLayers(const ModelConfig& c, const Keys& keys) {
   }
 }
 
+// What a drafter has none of: what it would compute with them nobody has seen.
+void CheckDrafter(const ModelConfig& c) {
+  if (!c.IsDrafter()) return;
+  std::string found;
+  if (c.ple_len != 0) found = "per-layer embeddings";
+  if (c.num_experts != 0) found = "experts";
+  if (!c.family->layer_scale) found = c.family->name;
+  if (found.empty()) return;
+  ErrorInfo info;
+  info.kind = "model";
+  info.code = "MODEL_DRAFTER";
+  info.subject = "drafter";
+  info.found = found;
+  info.expected = "a dense one of Gemma 4";
+  throw Error(ErrorClass::kUnsupported, std::move(info));
+}
+
 // What holds for every family and file kind.
 void CheckConfig(const ModelConfig& c, const Keys& keys) {
   if (!(c.norm_eps > 0.0f && c.norm_eps <= 0.1f)) {
@@ -168,6 +184,7 @@ void CheckConfig(const ModelConfig& c, const Keys& keys) {
     BadHparam(keys.experts_used, std::to_string(c.num_experts_used),
               "at most the number of experts, " + std::to_string(c.num_experts));
   }
+  CheckDrafter(c);
   CheckLayers(c, keys);
 }
 
@@ -253,11 +270,12 @@ class GgufConfig {
 
   // The key's name changed more often than the tensor's.
   size_t BackboneSize() const {
+    const auto name = [](const char* stem) { return std::string(stem) + ".weight"; };
     const TensorView* tensor = nullptr;
-    for (const char* name : kDrafterOut) {
-      if (tensor == nullptr) tensor = file_.FindTensor(name);
+    for (const char* stem : kGgufDrafterOut) {
+      if (tensor == nullptr) tensor = file_.FindTensor(name(stem));
     }
-    return NumRows(tensor, kDrafterOut[0], kMaxLen);
+    return NumRows(tensor, name(kGgufDrafterOut[0]), kMaxLen);
   }
 
   // Only the small sizes have per-layer embeddings; a file that has them says how wide.

@@ -37,6 +37,11 @@ struct LayerConfig {
 
 inline constexpr size_t kElsewhere = SIZE_MAX;
 
+// A GGUF file's names of a drafter's last matrix, without ".weight": llama.cpp's, those
+// that it had before, ik_llama.cpp's.
+inline constexpr const char* kGgufDrafterOut[] = {
+    "nextn.post_projection", "mtp.post_projection", "mtp_post_proj"};
+
 // What a drafter takes from the model that it drafts for, and how it reads its head.
 struct DrafterConfig {
   size_t backbone_size = 0;  // hidden_size of that model; 0: this is no drafter

@@ -13,27 +13,35 @@
 namespace halfbyte {
 namespace {
 
-void RequireSame(const char* subject, size_t found, size_t expected) {
-  if (found == expected) return;
+[[noreturn]] void Fail(const Model& drafter, const char* subject, std::string found,
+                       std::string expected) {
   ErrorInfo info;
+  info.path = drafter.path();
   info.kind = "model";
   info.code = "MODEL_DRAFTER";
   info.subject = std::string("drafter: ") + subject;
-  info.found = std::to_string(found);
-  info.expected = std::to_string(expected) + ", as of the model";
-  info.hint = "take the drafter that was made for it";
+  info.found = std::move(found);
+  info.expected = std::move(expected);
+  info.hint = "take the drafter that was made for this model";
   throw Error(ErrorClass::kModel, std::move(info));
 }
 
+void RequireSame(const Model& drafter, const char* subject, size_t found,
+                 size_t expected) {
+  if (found == expected) return;
+  Fail(drafter, subject, std::to_string(found),
+       std::to_string(expected) + ", as of the model");
+}
+
 // The last layer of the target that has keys of its own and is of that kind.
-size_t SourceFor(const ModelConfig& target, bool sliding) {
+size_t SourceFor(const Model& drafter, const ModelConfig& target, bool sliding) {
   size_t l = target.layers.size();
   while (l != 0) {
     --l;
     if (target.OwnsKv(l) && target.layers[l].sliding == sliding) return l;
   }
-  RequireSame(sliding ? "sliding layers" : "full layers", 1, 0);
-  return 0;
+  Fail(drafter, sliding ? "sliding layers" : "full layers", "some",
+       "none, as of the model");
 }
 
 size_t IndexOfMax(std::span<const float> values) {
@@ -45,13 +53,16 @@ size_t IndexOfMax(std::span<const float> values) {
 Drafter::Drafter(std::shared_ptr<const Model> model, const Model& target)
     : model_(std::move(model)) {
   const ModelConfig &c = model_->config(), &t = target.config();
-  RequireSame("backbone_hidden_size", c.drafter.backbone_size, t.hidden_size);
-  RequireSame("vocab_size", c.vocab_size, t.vocab_size);
+  const auto same = [this](const char* subject, size_t found, size_t expected) {
+    RequireSame(*model_, subject, found, expected);
+  };
+  same("backbone_hidden_size", c.drafter.backbone_size, t.hidden_size);
+  same("vocab_size", c.vocab_size, t.vocab_size);
   for (const LayerConfig& layer : c.layers) {
-    sources_.push_back(SourceFor(t, layer.sliding));
+    sources_.push_back(SourceFor(*model_, t, layer.sliding));
     const LayerConfig& source = t.layers[sources_.back()];
-    RequireSame("head_dim", layer.head_dim, source.head_dim);
-    RequireSame("num_key_value_heads", layer.num_kv_heads, source.num_kv_heads);
+    same("head_dim", layer.head_dim, source.head_dim);
+    same("num_key_value_heads", layer.num_kv_heads, source.num_kv_heads);
   }
 }
 

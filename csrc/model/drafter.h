@@ -1,8 +1,9 @@
 // csrc/model/drafter.h
 // Google's drafters for Gemma 4: networks of four layers without keys of their own,
 // which guess what follows from the last hidden state of the model they were made for,
-// and from the keys and values that it holds. (Gemma4AssistantForCausalLM of
-// transformers.) SPDX-License-Identifier: Apache-2.0
+// and from the keys and values that it holds: Gemma4AssistantForCausalLM of
+// transformers. Sliding layers see the model's window, a key less than there.
+// SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_MODEL_DRAFTER_H_
 #define HALFBYTE_MODEL_DRAFTER_H_

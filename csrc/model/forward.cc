@@ -48,17 +48,17 @@ KvSources SourcesOf(const Model& model, KvLayers& kv) {
 // One pass. M tokens, H hidden_size, D head_dim of the layer, P ple_len, F ffn_len.
 class Pass {
  public:
-  // Tokens are turned by their place from `position` on. Those of a drafter, which add
-  // no keys, stand `behind` the last one that they see.
+  // `position` turns the first token, and those behind it follow. A drafter's token
+  // adds no keys: it attends as the one before it does, at `key_position`.
   Pass(const Context& context, const Model& model, const KvSources& kv,
-       Workspace& workspace, size_t num_tokens, size_t position, size_t behind = 0)
+       Workspace& workspace, size_t num_tokens, size_t position, size_t key_position)
       : context_(context),
         model_(model),
         c_(model.config()),
         kv_(kv),
         ws_(workspace),
         num_tokens_(num_tokens),
-        position_(position - behind) {
+        position_(key_position) {
     std::vector<uint64_t> positions(num_tokens);
     std::iota(positions.begin(), positions.end(), position);
     turns_sliding_ = RopeTurns::Make(context, model.rope(true), positions);
@@ -349,12 +349,13 @@ void RunChunk(const Context& context, const Model& model, KvLayers& kv,
               Mat<float> logits) {
   workspace.FitTo(ids.size());
   const KvSources sources = SourcesOf(model, kv);
-  Pass(context, model, sources, workspace, ids.size(), position).Run(ids, logits);
+  Pass(context, model, sources, workspace, ids.size(), position, position)
+      .Run(ids, logits);
 }
 
 void RunDraft(const Context& context, const Model& drafter, const KvSources& sources,
               Workspace& workspace, size_t position, Mat<const float> x, Mat<float> y) {
-  Pass(context, drafter, sources, workspace, 1, position, 1).Draft(x, y);
+  Pass(context, drafter, sources, workspace, 1, position, position - 1).Draft(x, y);
 }
 
 Stages::Stages(const Context& context, const Model& model, KvLayers& kv,
@@ -365,13 +366,13 @@ Stages::Stages(const Context& context, const Model& model, KvLayers& kv,
       workspace_(workspace) {}
 
 void Stages::Inputs(std::span<const int32_t> ids, Mat<float> h, Mat<float> ple) const {
-  const Pass pass(context_, model_, sources_, workspace_, ids.size(), 0);
+  const Pass pass(context_, model_, sources_, workspace_, ids.size(), 0, 0);
   pass.Inputs(ids, h);
   if (ple.cols != 0) CopyRows(context_, pass.Ple(), ple);
 }
 
 void Stages::Layer(size_t layer, Mat<const float> ple, Mat<float> h) const {
-  const Pass pass(context_, model_, sources_, workspace_, h.rows, 0);
+  const Pass pass(context_, model_, sources_, workspace_, h.rows, 0, 0);
   const Mat<float> all = pass.Ple();
   CopyRows(context_, ple,
            Mat<float>(all.data + layer * ple.cols, ple.rows, ple.cols, all.ld));
@@ -379,7 +380,7 @@ void Stages::Layer(size_t layer, Mat<const float> ple, Mat<float> h) const {
 }
 
 void Stages::Head(Mat<const float> h, Mat<float> logits) const {
-  Pass(context_, model_, sources_, workspace_, h.rows, 0).Head(h, logits);
+  Pass(context_, model_, sources_, workspace_, h.rows, 0, 0).Head(h, logits);
 }
 
 }  // namespace halfbyte

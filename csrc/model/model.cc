@@ -15,6 +15,7 @@
 #include "io/json.h"
 #include "io/limits.h"
 #include "io/safetensors.h"
+#include "kernels/format_kernels.h"
 #include "runtime/topology.h"
 
 namespace halfbyte {
@@ -140,6 +141,7 @@ std::shared_ptr<const Model> Model::Load(const Context& context,
   });
   model->ForgetFiles();  // all scales have been checked, and most were copied
   model->RepackWeights(context, progress);
+  model->DropOrderedRows();
   model->ForgetFiles();
   return model;
 }
@@ -235,6 +237,15 @@ void Model::OrderHead() {
   weights_.head = ordered_head_.Copy(*this, weights_.head, weights_.drafter.order);
 }
 
+// Panels are all that is read of whole clusters: the rows would be 134 MB of E2B's.
+void Model::DropOrderedRows() {
+  const size_t clusters = config_.drafter.num_clusters;
+  if (clusters == 0 || weights_.head.panels == nullptr) return;
+  if (weights_.head.N / clusters % kPanelRows != 0) return;
+  ordered_head_ = {};
+  weights_.head.data = weights_.embedding.data;  // something that is there
+}
+
 void Model::ChooseContext() {
   if (options_.context == 0) options_.context = config_.context_length;
   if (options_.context <= config_.context_length) return;
@@ -262,7 +273,6 @@ void Model::ChooseSteps() {
 // number of blocks.
 void Model::QuantizeFloats() {
   const size_t block_len = InfoOf(*options_.quantize).block_len;
-  size_t count = 0;
   std::set<const WeightView*> kept = {&weights_.ple_model_proj,
                                       &weights_.drafter.centroids};
   for (const LayerWeights& layer : weights_.layers) kept.insert(&layer.moe.router);
@@ -272,9 +282,9 @@ void Model::QuantizeFloats() {
     w.stored = Stored::kFloats;
     w.floats = w.format;
     w.format = *options_.quantize;
-    ++count;
+    ++num_quantized_;
   });
-  if (count != 0 || !options_.must_quantize) return;
+  if (num_quantized_ != 0 || !options_.must_quantize) return;
   FailOption("MODEL_QUANTIZE", "matrices", "none in F32, F16 or BF16",
              "some that quantize can round", "load without quantize");
 }
@@ -347,8 +357,14 @@ void Model::ForEachPart(const WeightView& view, const F& f) const {
       f(rows);
     } catch (const Error& e) {
       const MappedFile* file = FileOf(rows.data);
-      if (file == nullptr || !e.info().offset) throw;
+      if (!e.info().offset) throw;
       ErrorInfo info = e.info();
+      if (file == nullptr) {  // rows that were put into another order
+        info.path = path();
+        info.subject = "the head";
+        info.offset.reset();
+        throw Error(e.cls(), std::move(info));
+      }
       info.path = file->path();
       info.tensor = Escape(TensorAt(rows.data));
       info.subject = "tensor '" + info.tensor + "'";

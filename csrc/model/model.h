@@ -105,6 +105,10 @@ class Model {
   const std::vector<TypeUse>& types() const { return types_; }
   // True if products round by the checkpoint's own steps.
   bool has_steps() const { return has_steps_; }
+  // Of the first of its files.
+  const std::string& path() const { return files_.front()->path(); }
+  // Float matrices that are rounded to ModelOptions::quantize.
+  size_t num_quantized() const { return num_quantized_; }
   uint64_t file_bytes() const;
   // Weights that were repacked; 0 if they are used where the file maps them.
   uint64_t repacked_bytes() const { return panels_.bytes(); }
@@ -137,6 +141,7 @@ class Model {
               const Quantization& quantization);
   void CheckKind() const;
   void OrderHead();
+  void DropOrderedRows();
   void ChooseSteps();
   void ChooseContext();
   void QuantizeFloats();
@@ -166,6 +171,7 @@ class Model {
   std::vector<TypeUse> types_;
   std::vector<int32_t> suppressed_;
   bool has_steps_ = false;
+  size_t num_quantized_ = 0;
   RopeTable rope_sliding_, rope_full_;
 };
 

@@ -21,7 +21,8 @@ Session::Session(const Session& other)
     : model_(other.model_),
       tokens_(other.tokens_),
       kv_(other.kv_),
-      hidden_(other.hidden_) {
+      hidden_(other.hidden_),
+      reach_(other.reach_) {
   if (other.drafter_) drafter_.emplace(other.drafter_->model(), *model_);
 }
 
@@ -81,7 +82,10 @@ std::span<const float> Session::HiddenRows(size_t count) {
 void Session::Step(const Context& context, std::span<const int32_t> ids, size_t draft,
                    std::span<float> logits) {
   const Mat<float> last(logits.data(), 1, logits.size());
-  if (ids.size() != 1) return Run(context, ids, last);
+  if (ids.size() != 1) {
+    reach_ = kReach;
+    return Run(context, ids, last);
+  }
   Check(ids);
   if (Take(ids[0], logits)) return;
   reach_ = Reach(draft);

@@ -44,10 +44,10 @@ class Session {
 
   // Appends `ids` and writes the logits that follow the last of them: the bits of Run.
   // A single id runs together with up to `draft` tokens that are guessed to follow it,
-  // by the drafter if there is one, or by LookUp: more of them after a pass whose guesses
-  // all came, fewer after another. They are no part of the sequence, but
-  // where the next Step brings what was guessed, its logits are there already: one pass
-  // over the weights for several tokens.
+  // by the drafter if there is one, or by LookUp: more of them after a pass whose
+  // guesses all came, fewer after another. They are no part of the sequence, but where
+  // the next Step brings what was guessed, its logits are there already: one pass over
+  // the weights for several tokens.
   void Step(const Context& context, std::span<const int32_t> ids, size_t draft,
             std::span<float> logits);
 
@@ -87,7 +87,8 @@ class Session {
   std::optional<Drafter> drafter_;
   // The row behind the final norm that the last logits are of; empty if none is known.
   std::vector<float> hidden_;
-  size_t reach_ = 3;  // tokens to guess next, if so many are asked for
+  static constexpr size_t kReach = 3;  // tokens that an answer's first guess has
+  size_t reach_ = kReach;              // the next one, if so many are asked for
   size_t drafted_ = 0, accepted_ = 0;
 };
 

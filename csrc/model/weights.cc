@@ -59,11 +59,11 @@ constexpr Name kDensePostNorm = {"post_ffw_norm_1.weight",
 constexpr Name kMoePostNorm = {"post_ffw_norm_2.weight",
                                "post_feedforward_layernorm_2.weight"};
 
-// A drafter's have no prefix; GGUF's were renamed twice.
-constexpr const char* kDrafterIn[] = {"pre_projection", "nextn.pre_projection",
-                                      "mtp.pre_projection", "mtp_pre_proj"};
-constexpr const char* kDrafterOut[] = {"post_projection", "nextn.post_projection",
-                                       "mtp.post_projection", "mtp_post_proj"};
+// A drafter's have no prefix. Those of GGUF are in the order of kGgufDrafterOut.
+constexpr const char* kGgufDrafterIn[] = {"nextn.pre_projection", "mtp.pre_projection",
+                                          "mtp_pre_proj"};
+constexpr const char* kDrafterIn[] = {"pre_projection"};
+constexpr const char* kDrafterOut[] = {"post_projection"};
 constexpr const char* kCentroids[] = {"masked_embedding.centroids"};
 
 class Loader {
@@ -126,8 +126,10 @@ class Loader {
   void LoadDrafter() {
     DrafterWeights& w = w_.drafter;
     const size_t H = c_.hidden_size, B = c_.drafter.backbone_size;
-    w.in = Outer(kDrafterIn, H, 2 * B);
-    w.out = Outer(kDrafterOut, B, H);
+    const bool gguf = names_ == TensorNames::kGguf;
+    using Names = std::span<const char* const>;
+    w.in = Outer(gguf ? Names(kGgufDrafterIn) : Names(kDrafterIn), H, 2 * B);
+    w.out = Outer(gguf ? Names(kGgufDrafterOut) : Names(kDrafterOut), B, H);
     if (c_.drafter.num_clusters == 0) return;
     w.centroids = Outer(kCentroids, c_.drafter.num_clusters, H);
     w.order = checkpoint_.Ids("masked_embedding.token_ordering", c_.vocab_size);

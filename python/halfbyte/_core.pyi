@@ -391,6 +391,10 @@ class Model:
         """Names of the tensors that the network has no place for, in file order."""
 
     @property
+    def num_quantized(self) -> int:
+        """Matrices that were rounded as load's `quantize` asked."""
+
+    @property
     def has_steps(self) -> bool:
         """Whether products round by the checkpoint's own steps."""
 

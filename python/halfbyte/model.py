@@ -942,15 +942,16 @@ def load(
         trained for Q4_0 keep their steps and levels in ``"q4_0"``: see
         `halfbyte.lattice`. `halfbyte.quantize` says how others are rounded; a file that
         was quantised with care is better. Embeddings, which are gathered by rows, stay
-        in the file as they are. With a drafter it may be either of the two that has
-        float matrices.
+        in the file as they are. It goes for a drafter's matrices too, and then the model
+        may have none in floats.
     drafter : str or path-like, optional
         The model's drafter, a small network that guesses what it is about to say: a
         directory or file, or a name, such as
         ``"google/gemma-4-E2B-it-qat-q4_0-unquantized-assistant"``. Answers are the same
         and come sooner; see `draft` of `Model.stream`.
     revision : str, optional
-        Branch, tag or commit of the model's repository on the Hugging Face Hub.
+        Branch, tag or commit of the model's repository on the Hugging Face Hub; a
+        drafter's is part of its name, ``"owner/repo@revision"``.
     local_files_only : bool
         Take a repository from the cache, and ask no server.
     load : {"mmap", "copy", "auto"}
@@ -962,7 +963,8 @@ def load(
         What the files may ask for, as for `halfbyte.open_gguf`.
     progress : callable, optional
         Called with the bytes done and their total: those fetched, if there are any to
-        fetch, those of each file that is read into memory, then those repacked.
+        fetch, those of each file that is read into memory, then those repacked; first a
+        drafter's, then the model's.
 
     Returns
     -------
@@ -1017,28 +1019,33 @@ def load(
         "progress": progress,
         "threads": threads or targets.num_threads(),
         "runs": True,
-        "must_quantize": drafter is None,
     }
+    if drafter is not None and not isinstance(drafter, str | os.PathLike):
+        got = type(drafter).__name__
+        raise DTypeError(f"drafter: expected a path or a name, got {got}")
     name = _find(path, revision, local_files_only, progress)
+    beside = None
+    if drafter is not None:  # the small one first: it may be the wrong one
+        found = _find(drafter, None, local_files_only, progress)
+        drafts = _core.Model.load(
+            os.fsencode(found),
+            context=0,
+            activations="auto" if activations == "static" else activations,
+            must_quantize=False,
+            drafter=True,
+            **options,
+        )
+        beside = _Drafter(drafts, found)
     core = _core.Model.load(
         os.fsencode(name),
         context=context or 0,
         activations=activations,
+        must_quantize=beside is None or beside.core.num_quantized == 0,
         drafter=False,
         **options,
     )
-    if drafter is None:
-        return Model(core, name, kv, activations, quantize, threads)
-    helper = _find(drafter, None, local_files_only, progress)
-    drafting = _core.Model.load(
-        os.fsencode(helper),
-        context=0,
-        activations="auto" if activations == "static" else activations,
-        drafter=True,
-        **options,
-    )
-    drafts = _Drafter(drafting, helper)
-    return Model(core, name, kv, activations, quantize, threads, drafts)
+    rounded = quantize if core.num_quantized else None
+    return Model(core, name, kv, activations, rounded, threads, beside)
 
 
 def _find(

@@ -24,7 +24,14 @@ _CLASSES = {
 CLUSTERS, USED = 32, 4  # of 16 tokens each
 
 
-def build(target: Any, *, seed: int = 5, ordered: bool = False) -> Any:
+def build(
+    target: Any,
+    *,
+    seed: int = 5,
+    ordered: bool = False,
+    clusters: int = CLUSTERS,
+    used: int = USED,
+) -> Any:
     """Build a drafter with random weights for a model of `tiny.build`.
 
     Parameters
@@ -35,6 +42,8 @@ def build(target: Any, *, seed: int = 5, ordered: bool = False) -> Any:
         Seed of its weights.
     ordered : bool
         Whether its head is read by clusters, as those of the small sizes are.
+    clusters, used : int
+        How many there are, and how many of them are looked through.
 
     Returns
     -------
@@ -48,8 +57,8 @@ def build(target: Any, *, seed: int = 5, ordered: bool = False) -> Any:
         text_config=text,
         backbone_hidden_size=target.config.hidden_size,
         use_ordered_embeddings=ordered,
-        num_centroids=CLUSTERS,
-        centroid_intermediate_top_k=USED,
+        num_centroids=clusters,
+        centroid_intermediate_top_k=used,
     )
     config._attn_implementation = text._attn_implementation = "eager"
     drafter = make(config).float().eval()

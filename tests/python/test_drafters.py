@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from halfbyte import errors
+from halfbyte import _core, errors
 from halfbyte.model import DRAFT, MAX_DRAFT
 from test_guesses import expected
 
@@ -169,18 +169,55 @@ def test_nothing_is_guessed_without_a_state(e2b: Pair) -> None:
     assert guess(session, IDS[-5], 4) == []
 
 
-def test_packed_in_other_orders(e2b: Pair) -> None:
-    """Guesses are the same however the weights lie, rounded or not."""
-    for options in (
-        {"activations": "auto"},
-        {"quantize": "q4_0", "activations": "auto"},
-    ):
-        found = []
-        for repack in ("always", "auto" if "quantize" in options else "never"):
-            session = e2b.load(repack=repack, **options).session()
+@pytest.mark.parametrize("clusters", [32, 64], ids="of {} clusters".format)
+def test_clusters_are_rows_of_the_head(tmp_path: Path, clusters: int) -> None:
+    """Of 16 rows, a panel, or of 8: all of them together are the whole head."""
+    target = tiny.talkative("e2b")
+    folder = tiny.save_hf(target, tmp_path / "target")
+    whole = drafters.save(drafters.build(target), tmp_path / "whole")
+    ordered = drafters.build(target, ordered=True, clusters=clusters, used=clusters)
+    found = []
+    for path in (whole, drafters.save(ordered, tmp_path / "ordered")):
+        for options in (
+            {"quantize": "q4_0"},
+            {"quantize": "q8_0"},
+            {"repack": "never"},
+        ):
+            session = halfbyte.load(
+                folder, drafter=path, threads=1, **options
+            ).session()
             session.logits(IDS[:-1], last=True)
             found.append(guess(session, IDS[-1], 6))
-        assert found[0] == found[1]
+    assert found[:3] == found[3:]
+    assert found[0] != found[2]  # rounding was seen
+
+
+def test_guesses_after_some_came_and_one_did_not(random_pair: Pair) -> None:
+    """The state that a guess starts from is the row of the token before."""
+    session = random_pair.load().session()
+    core = session._sequence.core
+    sampler = _core.Sampler(0.0, 0, 1.0, 0.0, 1.0, 0)
+    ids = IDS[:20]
+    core.step(np.array(ids[:-1]), sampler, 1, 0)
+
+    def guessed(pending: list[int]) -> list[int]:
+        expected = drafters.drafted(random_pair.drafter, random_pair.target, pending, 4)
+        assert guess(session, pending[-1], 4) == expected
+        return expected
+
+    first = guessed(ids)[:3]
+    core.step(np.array(ids[-1:]), sampler, 1, 3)
+    for token in first:  # all of them come
+        ids = [*ids, token]
+        guessed(ids)
+        core.step(np.array([token]), sampler, 1, 3)
+        assert core.tokens == ids
+    ids = [*ids, 7]  # in place of the one guessed
+    guessed(ids)
+    core.step(np.array([7]), sampler, 1, 3)
+    guessed([*ids, 300])
+    other = session.copy()
+    assert guess(other, 300, 4) == guess(session, 300, 4)
 
 
 # --- Answers ----------------------------------------------------------------------------
@@ -313,21 +350,57 @@ def test_one_that_was_made_for_another(tmp_path: Path, e2b: Pair) -> None:
 def test_wrong_configs(
     tmp_path: Path, e2b: Pair, changes: dict[str, Any], match: str
 ) -> None:
-    folder = drafters.save(e2b.drafter, tmp_path)
+    folder = drafters.save(e2b.drafter, tmp_path / "assistant")
     drafters.break_config(folder, **changes)
     with pytest.raises(errors.ModelError, match=match):
         e2b._replace(assistant=folder).load()
 
 
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"num_kv_shared_layers": 2}, "shared_layers.*found 2; expected 4, all layers"),
+        (
+            {"num_key_value_heads": 2},
+            "model.safetensors.*value_heads: found 2; expected 1",
+        ),
+        ({"hidden_size_per_layer_input": 8}, "found per-layer embeddings; expected a"),
+        (
+            {"enable_moe_block": True, "num_experts": 2, "top_k_experts": 1}
+            | {"moe_intermediate_size": 8},
+            "found experts; expected a dense one of Gemma 4",
+        ),
+        (
+            {"model_type": "gemma3_text", "rope_parameters": None},
+            "found gemma3; expected a dense one of Gemma 4",
+        ),
+    ],
+)
+def test_wrong_text_configs(
+    tmp_path: Path, e2b: Pair, changes: dict[str, Any], match: str
+) -> None:
+    folder = drafters.save(e2b.drafter, tmp_path / "assistant")
+    text = tiny.text_config(e2b.drafter.model, released=True) | changes
+    drafters.break_config(folder, text_config=text)
+    with pytest.raises(errors.Error, match=match):
+        e2b._replace(assistant=folder).load()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
 @pytest.mark.parametrize("wrong", [-1, tiny.VOCAB])
 def test_tokens_of_clusters_that_are_none(
-    tmp_path: Path, e2b: Pair, wrong: int
+    tmp_path: Path, e2b: Pair, wrong: int, dtype: torch.dtype
 ) -> None:
     drafter = drafters.build(e2b.target, ordered=True)
-    drafter.masked_embedding.token_ordering[3] = wrong
-    folder = drafters.save(drafter, tmp_path)
+    order = drafter.masked_embedding.token_ordering.to(dtype)
+    drafter.masked_embedding.token_ordering = order
+    folder = drafters.save(drafter, tmp_path / "right")
+    halfbyte.load(e2b.folder, drafter=folder)
+    order[3] = wrong
+    folder = drafters.save(drafter, tmp_path / "wrong")
     with pytest.raises(
-        errors.ModelError, match=r"token_ordering.* at 3; expected 0 to 511"
+        errors.ModelError,
+        match=rf"token_ordering.*found {wrong} at 3; expected 0 to 511",
     ):
         e2b._replace(assistant=folder).load()
 
@@ -340,3 +413,21 @@ def test_quantize_takes_either(tmp_path: Path, e2b: Pair) -> None:
         halfbyte.load(packed, quantize="q4_0")
     model = halfbyte.load(packed, drafter=e2b.assistant, quantize="q4_0", threads=1)
     assert answer(model, 20)[0] == answer(model, 20, draft=0)[0]
+    assert model.report().quantize is None  # the model itself
+    both = halfbyte.load(e2b.folder, drafter=e2b.assistant, quantize="q4_0")
+    assert both.report().quantize == "q4_0"
+
+
+def test_what_cannot_be_rounded(tmp_path: Path, e2b: Pair) -> None:
+    drafter = drafters.build(e2b.target, ordered=True)
+    drafter.model.embed_tokens.weight.data[5, 3] = float("nan")
+    folder = drafters.save(drafter, tmp_path)
+    with pytest.raises(errors.NumericalError, match=r"model.safetensors: .*the head"):
+        halfbyte.load(e2b.folder, drafter=folder, quantize="q4_0")
+
+
+def test_a_drafter_that_is_no_path(e2b: Pair) -> None:
+    with pytest.raises(errors.DTypeError, match="drafter: expected a path"):
+        halfbyte.load(e2b.folder, drafter=3)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        halfbyte.load(e2b.folder, drafter="./nowhere")

@@ -161,7 +161,7 @@ Draft = Annotated[
         "--draft",
         min=0,
         max=16,  # MAX_DRAFT of halfbyte.model, which help does not wait for
-        help="Tokens to guess ahead; same answer.",
+        help="Tokens to guess ahead at most, with --drafter 8; same answer.",
         metavar="N",
     ),
 ]

@@ -306,7 +306,10 @@ class EngineModel(PreTrainedModel, GenerationMixin):
             return f"{chosen or type(past).__name__}: the engine keeps a SessionCache"
         assistant = type(given.get("assistant_model")).__name__
         if assistant.startswith(("Gemma4Assistant", "Gemma4UnifiedAssistant")):
-            return f"assistant_model: {assistant} reads keys and values of the model"
+            return (
+                f"assistant_model: {assistant} reads keys and values of the model; "
+                "halfbyte.load takes it as drafter="
+            )
         ids, mask = given.get("input_ids", inputs), given.get("attention_mask")
         if ids is not None:
             _check_ids(ids)
