@@ -13,7 +13,11 @@ from halfbyte.errors import ArgumentError
 __all__ = ["MODELS", "locate", "shadowed"]
 
 # Name to what it is in `_DATA`. `examples/qat` has the recipe and what it was made of.
-MODELS = {"tiny": "tiny-q4_0.gguf", "tiny-mobile": "tiny-mobile"}
+MODELS = {
+    "tiny": "tiny-q4_0.gguf",
+    "tiny-mobile": "tiny-mobile",
+    "tiny-drafter": "tiny-drafter",
+}
 _DATA = Path(__file__).parent / "data"
 
 

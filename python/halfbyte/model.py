@@ -947,8 +947,9 @@ def load(
     drafter : str or path-like, optional
         The model's drafter, a small network that guesses what it is about to say: a
         directory or file, or a name, such as
-        ``"google/gemma-4-E2B-it-qat-q4_0-unquantized-assistant"``. Answers are the same
-        and come sooner; see `draft` of `Model.stream`.
+        ``"google/gemma-4-E2B-it-qat-q4_0-unquantized-assistant"``, or
+        ``"tiny-drafter"`` for ``"tiny"``. Answers are the same and come sooner; see
+        `draft` of `Model.stream`.
     revision : str, optional
         Branch, tag or commit of the model's repository on the Hugging Face Hub; a
         drafter's is part of its name, ``"owner/repo@revision"``.

@@ -32,8 +32,9 @@ def resolve(
     Parameters
     ----------
     name : str or path-like
-        A path; or ``tiny`` and ``tiny-mobile``, the models of this package, with
-        ``halfbyte:`` in front where a file or folder is called so too;
+        A path; or ``tiny`` and ``tiny-mobile``, the models of this package, and
+        ``tiny-drafter``, with ``halfbyte:`` in front where a file or folder is called
+        so too;
         ``owner/repo``, ``owner/repo@revision``, ``owner/repo:Q4_0``,
         ``owner/repo/file.gguf`` on the Hugging Face Hub, with ``hf:`` in front for the
         same reason; ``ollama:model:tag``; ``lmstudio:publisher/model``.

@@ -286,6 +286,27 @@ def test_a_session_goes_on_with_anything_else(quoting: Pair) -> None:
         assert answer(guessing, 20)[0] == answer(plain, 20, draft=0)[0]
 
 
+QUESTIONS = (
+    "What does kindness mean?",
+    "Recite Psalms 23:1.",
+    "Give me a speech from Macbeth.",
+)
+
+
+@pytest.mark.parametrize("quantize", [None, "q4_0"])
+def test_one_that_was_trained(quantize: str | None) -> None:
+    """Of the package: a quarter of what it guesses comes, by chance 1 of 4096 would."""
+    model = halfbyte.load("tiny", drafter="tiny-drafter", quantize=quantize, threads=1)
+    drafted = accepted = 0
+    for question in QUESTIONS:
+        plain = model.session().chat(question, max_tokens=80, draft=0)
+        reply = model.session().chat(question, max_tokens=80)
+        assert reply.text == plain.text
+        drafted += reply.stats.drafted_tokens
+        accepted += reply.stats.accepted_tokens
+    assert accepted > drafted / 4
+
+
 def test_a_report_names_it(e2b: Pair) -> None:
     report = e2b.load().report()
     assert report.drafter == str(e2b.assistant)

@@ -72,12 +72,13 @@ def ask(model: Any, text: str, tokens: int = 48) -> str:
 def test_the_package_brings_both() -> None:
     inside = [str(path) for path in metadata.files("halfbyte") or ()]
     data = {path.partition("/data/")[2] for path in inside if "/data/" in path}
-    assert {"tiny-q4_0.gguf", "tiny-mobile/model.safetensors"} <= data
-    found = sum(bundled.locate(name).stat().st_size for name in ("tiny",))
-    found += sum(
-        file.stat().st_size for file in bundled.locate("tiny-mobile").iterdir()
-    )
-    assert found < 9e6
+    folders = {"tiny-mobile", "tiny-drafter"}
+    inside_of = {f"{name}/model.safetensors" for name in folders}
+    assert {"tiny-q4_0.gguf"} | inside_of <= data
+    found = bundled.locate("tiny").stat().st_size
+    for name in folders:
+        found += sum(file.stat().st_size for file in bundled.locate(name).iterdir())
+    assert found < 10e6
 
 
 @pytest.mark.parametrize("prefix", ["", "halfbyte:"])
