@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 build=build/aarch64
 # Not io and runtime, whose tests the emulator fails: it takes memory for all of a file
 # that is larger, and dies in a fork of a process with threads.
-rooms='kernels|ops|kv|model'
+rooms='kernels|ops|kv|text|model'
 
 # The policies that the tests of kernels go through on the CPU in QEMU_CPU.
 policies() {
@@ -28,7 +28,7 @@ test_cpu() {
 }
 
 cmake --preset aarch64
-cmake --build --preset aarch64 --target kernels_test ops_test kv_test \
+cmake --build --preset aarch64 --target kernels_test ops_test kv_test text_test \
   model_test
 test_cpu cortex-a53 no  # Armv8.0
 test_cpu cortex-a76 yes # Armv8.2 with SDOT; neither I8MM nor BF16
