@@ -493,8 +493,8 @@ def config(shape: Shape, form: str) -> dict[str, Any]:
     Parameters
     ----------
     shape : Shape
-        E2B or E4B, or one of them cut.
-    form : {"mobile", "w4a16", "bf16"}
+        E2B or E4B, or one of them cut; of a drafter any size, of the model it drafts for.
+    form : {"mobile", "w4a16", "bf16", "drafter"}
         Whose `quantization_config`, if it has one.
     """
     if form == "drafter":

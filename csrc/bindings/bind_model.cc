@@ -116,7 +116,7 @@ py::list ScoredStep(GuardedSession& guarded, const py::array& ids, Sampler& samp
   return pairs;
 }
 
-// For tests: what a Step of `id` would guess behind it.
+// For tests and benchmarks: what a Step of `id` would guess behind it.
 std::vector<int32_t> Guess(GuardedSession& guarded, int64_t id, size_t threads,
                            size_t most) {
   return guarded.Use([&](Session& s) {

@@ -3,11 +3,11 @@
 #include "model/drafter.h"
 
 #include <algorithm>
-#include <numeric>
 #include <string>
 #include <utility>
 
 #include "base/error.h"
+#include "model/largest.h"
 #include "ops/linear.h"
 
 namespace halfbyte {
@@ -42,10 +42,6 @@ size_t SourceFor(const Model& drafter, const ModelConfig& target, bool sliding) 
   }
   Fail(drafter, sliding ? "sliding layers" : "full layers", "some",
        "none, as of the model");
-}
-
-size_t IndexOfMax(std::span<const float> values) {
-  return static_cast<size_t>(std::ranges::max_element(values) - values.begin());
 }
 
 }  // namespace
@@ -96,7 +92,7 @@ int32_t Drafter::Likeliest(const Context& context, Mat<const float> y) {
   const Mat<float> logits = logits_.Shape(1, head.N);
   LinearInput in(context, y, model_->options().activations);
   Linear(in, head, logits);
-  return static_cast<int32_t>(IndexOfMax({logits.data, logits.cols}));
+  return ArgMax({logits.data, logits.cols});
 }
 
 // Among the tokens of the clusters whose centroids y is most alike: the head's rows lie
@@ -108,21 +104,16 @@ int32_t Drafter::LikeliestInClusters(const Context& context, Mat<const float> y)
   LinearInput in(context, y, model_->options().activations);
   const Mat<float> scores = scores_.Shape(1, clusters);
   Linear(in, w.drafter.centroids, scores);
-  std::vector<size_t> best(clusters);
-  std::iota(best.begin(), best.end(), size_t{0});
-  const size_t used = model_->config().drafter.num_clusters_used;
-  std::partial_sort(best.begin(), best.begin() + static_cast<ptrdiff_t>(used),
-                    best.end(), [&](size_t a, size_t b) {
-                      return scores.data[a] > scores.data[b] ||
-                             (scores.data[a] == scores.data[b] && a < b);
-                    });
-  const Mat<float> logits = logits_.Shape(1, used * len);
-  for (size_t i = 0; i < used; ++i) {
-    Linear(in, w.head.Rows(best[i] * len, len),
+  const std::vector<int32_t> best =
+      Largest({scores.data, clusters}, model_->config().drafter.num_clusters_used);
+  const auto first_row = [&](size_t i) { return static_cast<size_t>(best[i]) * len; };
+  const Mat<float> logits = logits_.Shape(1, best.size() * len);
+  for (size_t i = 0; i < best.size(); ++i) {
+    Linear(in, w.head.Rows(first_row(i), len),
            Mat<float>(logits.data + i * len, 1, len));
   }
-  const size_t at = IndexOfMax({logits.data, logits.cols});
-  return w.drafter.order[best[at / len] * len + at % len];
+  const auto at = static_cast<size_t>(ArgMax({logits.data, logits.cols}));
+  return w.drafter.order[first_row(at / len) + at % len];
 }
 
 }  // namespace halfbyte

@@ -11,6 +11,7 @@
 #include "kernels/activation.h"
 #include "kernels/softmax.h"
 #include "kernels/vector_ops.h"
+#include "model/largest.h"
 #include "ops/linear.h"
 #include "ops/rows.h"
 #include "ops/rowwise.h"
@@ -253,18 +254,14 @@ class Pass {
     Product(t, w.router, p);
     Softmax(context_, p, p);
     std::vector<std::vector<Choice>> chosen(E);
-    std::vector<size_t> order(E);
     for (size_t m = 0; m < p.rows; ++m) {
       const float* row = p.Row(m);
-      std::iota(order.begin(), order.end(), size_t{0});
-      const auto top = order.begin() + static_cast<ptrdiff_t>(c_.num_experts_used);
-      std::partial_sort(order.begin(), top, order.end(), [row](size_t a, size_t b) {
-        return row[a] > row[b] || (row[a] == row[b] && a < b);
-      });
+      const std::vector<int32_t> top = Largest({row, E}, c_.num_experts_used);
       float sum = 0.0f;
-      for (auto e = order.begin(); e != top; ++e) sum += row[*e];
-      for (auto e = order.begin(); e != top; ++e) {
-        chosen[*e].push_back({m, row[*e] / sum * w.expert_scale[*e]});
+      for (const int32_t e : top) sum += row[e];
+      for (const int32_t e : top) {
+        const auto expert = static_cast<size_t>(e);
+        chosen[expert].push_back({m, row[expert] / sum * w.expert_scale[expert]});
       }
     }
     return chosen;

@@ -6,11 +6,11 @@
 
 #include <algorithm>
 #include <limits>
-#include <numeric>
 #include <string>
 
 #include "base/error.h"
 #include "kernels/softmax.h"
+#include "model/largest.h"
 
 namespace halfbyte {
 namespace {
@@ -24,11 +24,6 @@ void Check(bool ok, const char* name, float value, const char* range) {
 }
 
 // The lowest id with the largest logit.
-int32_t ArgMax(std::span<const float> logits) {
-  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) -
-                              logits.begin());
-}
-
 void Penalize(std::span<float> logits, std::span<const int32_t> history,
               float penalty) {
   std::vector<int32_t> ids(history.begin(), history.end());
@@ -135,14 +130,7 @@ int32_t Sampler::Sample(std::span<float> logits, std::span<const int32_t> histor
 
 std::vector<TokenLogprob> Logprobs(std::span<const float> logits, int32_t id,
                                    size_t top) {
-  std::vector<int32_t> ids(top == 0 ? 0 : logits.size());
-  std::iota(ids.begin(), ids.end(), 0);
-  const auto end = ids.begin() + static_cast<ptrdiff_t>(std::min(top, ids.size()));
-  std::partial_sort(ids.begin(), end, ids.end(), [logits](int32_t a, int32_t b) {
-    const float x = logits[static_cast<size_t>(a)], y = logits[static_cast<size_t>(b)];
-    return x > y || (x == y && a < b);
-  });
-  ids.erase(end, ids.end());
+  std::vector<int32_t> ids = Largest(logits, top);
   ids.insert(ids.begin(), id);
   const double log_sum = LogSumExp(logits.data(), logits.size());
   std::vector<TokenLogprob> found;

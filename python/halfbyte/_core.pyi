@@ -464,7 +464,7 @@ class Session:
         """Choose as step does; log p of that token, then of the `top` likeliest."""
 
     def guess(self, id: int, threads: int, most: int) -> list[int]:
-        """Return the tokens that a step of `id` would guess behind it. For tests."""
+        """Return the tokens that a step of `id` would guess behind it."""
 
     def score(self, ids: _I64, next: int, threads: int) -> NDArray[np.float64]:
         """Append tokens; log p of each one's successor, the last one's being `next`."""

@@ -138,6 +138,18 @@ def test_a_session_holds_what_it_would_without(e2b: halfbyte.Model) -> None:
         assert guessing.tokens == plain.tokens
 
 
+def check_alike(
+    plain: halfbyte.Session, guessing: halfbyte.Session, *, cut: int
+) -> None:
+    """Both hold the same, go on alike with something else, and can be cut alike."""
+    other = tiny.prompt(9, seed=3)[1:]
+    assert guessing.tokens == plain.tokens
+    copy, row = guessing.copy(), plain.logits(other)
+    assert np.array_equal(guessing.logits(other), row)
+    assert np.array_equal(copy.logits(other), row)
+    assert guessing.truncate(cut) == plain.truncate(cut) == cut
+
+
 @pytest.mark.parametrize("pieces", range(1, 24))
 def test_it_goes_on_with_anything_else(e2b: halfbyte.Model, pieces: int) -> None:
     sessions = []
@@ -147,14 +159,9 @@ def test_it_goes_on_with_anything_else(e2b: halfbyte.Model, pieces: int) -> None
         for _ in range(pieces):
             next(stream)
         sessions.append(session)
+    check_alike(*sessions, cut=len(IDS) - 3)
     other = tiny.prompt(9, seed=3)[1:]
     plain, guessing = sessions
-    assert guessing.tokens == plain.tokens
-    copy, row = guessing.copy(), plain.logits(other)
-    assert np.array_equal(guessing.logits(other), row)
-    assert np.array_equal(copy.logits(other), row)
-    cut = len(IDS) - 3
-    assert guessing.truncate(cut) == plain.truncate(cut) == cut
     assert np.array_equal(guessing.logits(other), plain.logits(other))
 
 
