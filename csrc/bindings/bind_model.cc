@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -40,17 +41,29 @@ class GuardedSession {
       : session_(std::move(model), std::move(drafter)) {}
   explicit GuardedSession(const Session& session) : session_(session) {}
 
-  // f(session), if nobody else is inside.
-  template <class F>
-  auto Use(const F& f) {
-    if (busy_.exchange(true)) {
+  // Keeps everybody else out while it lives. Throws if somebody is inside.
+  class Hold {
+   public:
+    explicit Hold(GuardedSession& guarded) : guarded_(&guarded) {
+      if (!guarded.busy_.exchange(true)) return;
       throw std::runtime_error(
           "this session is in use by another thread; make one session a thread");
     }
-    struct Release {
-      std::atomic<bool>& busy;
-      ~Release() { busy = false; }
-    } release{busy_};
+    Hold(Hold&& other) noexcept : guarded_(std::exchange(other.guarded_, nullptr)) {}
+    ~Hold() {
+      if (guarded_ != nullptr) guarded_->busy_ = false;
+    }
+
+    Session& session() const { return guarded_->session_; }
+
+   private:
+    GuardedSession* guarded_;
+  };
+
+  // f(session), if nobody else is inside.
+  template <class F>
+  auto Use(const F& f) {
+    const Hold hold(*this);
     return f(session_);
   }
 
@@ -77,43 +90,108 @@ py::array_t<float> Run(GuardedSession& guarded, const py::array& ids, size_t row
   });
 }
 
-// Appends `ids`; the logits that follow the last of them. The GIL is not needed.
-std::vector<float> LastLogits(const Context& context, Session& s,
-                              const std::vector<int32_t>& ids, size_t draft) {
-  if (ids.empty()) throw Error(ErrorClass::kValue, "ids: expected at least one");
-  std::vector<float> logits(VocabSize(s));
-  s.Step(context, ids, draft, logits);
-  return logits;
+// A token, and how likely the model held it and the likeliest ones, if that was asked.
+struct Chosen {
+  int32_t id;
+  std::vector<TokenLogprob> scored;
+};
+
+// What follows a session's tokens, by the logits behind them, which are overwritten.
+// `top`: how many of the likeliest to tell of. The GIL is not needed.
+Chosen Choose(const Session& s, Sampler& sampler, std::span<float> logits,
+              std::optional<size_t> top) {
+  std::vector<float> kept;
+  if (top) kept.assign(logits.begin(), logits.end());
+  const int32_t id = sampler.Sample(logits, s.tokens(), s.model().suppressed());
+  return {id, top ? Logprobs(kept, id, *top) : std::vector<TokenLogprob>()};
+}
+
+py::tuple AsTuple(const Chosen& chosen) {
+  py::list pairs;
+  for (const TokenLogprob& x : chosen.scored) {
+    pairs.append(py::make_tuple(x.id, x.logprob));
+  }
+  return py::make_tuple(chosen.id, pairs);
 }
 
 // Appends `ids`, then chooses the token that follows, guessing up to `draft` of those
 // behind it. History is the whole sequence.
-int32_t Step(GuardedSession& guarded, const py::array& ids, Sampler& sampler,
-             size_t threads, size_t draft) {
-  return guarded.Use([&](Session& s) {
+py::tuple Step(GuardedSession& guarded, const py::array& ids, Sampler& sampler,
+               size_t threads, size_t draft, std::optional<size_t> top) {
+  return AsTuple(guarded.Use([&](Session& s) {
     const std::vector<int32_t> tokens = AsIds(ids, "ids", VocabSize(s));
+    if (tokens.empty()) throw Error(ErrorClass::kValue, "ids: expected at least one");
     const Context context = MakeContext(threads);
     const GilRelease nogil;
-    std::vector<float> logits = LastLogits(context, s, tokens, draft);
-    return sampler.Sample(logits, s.tokens(), s.model().suppressed());
-  });
+    std::vector<float> logits(VocabSize(s));
+    s.Step(context, tokens, draft, logits);
+    return Choose(s, sampler, logits, top);
+  }));
 }
 
-// The same, and how likely the model held that token and the `top` likeliest.
-py::list ScoredStep(GuardedSession& guarded, const py::array& ids, Sampler& sampler,
-                    size_t threads, size_t draft, size_t top) {
-  const std::vector<TokenLogprob> scored = guarded.Use([&](Session& s) {
-    const std::vector<int32_t> tokens = AsIds(ids, "ids", VocabSize(s));
+using Sessions = std::vector<std::shared_ptr<GuardedSession>>;
+
+// Sessions of one model, held together, and what one more token of each makes.
+class SessionBatch {
+ public:
+  SessionBatch(const Sessions& sessions, const py::array& ids) {
+    for (const auto& guarded : sessions) {
+      Require(guarded != nullptr, "sessions: found None");
+      holds_.emplace_back(*guarded);
+      sessions_.push_back(&holds_.back().session());
+    }
+    if (sessions_.empty()) return;
+    vocab_ = VocabSize(*sessions_[0]);
+    ids_ = AsIds(ids, "ids", vocab_);
+  }
+
+  size_t size() const { return sessions_.size(); }
+  size_t vocab() const { return vocab_; }
+  const Session& operator[](size_t i) const { return *sessions_[i]; }
+  void Run(const Context& context, float* logits) {
+    Session::RunEach(context, sessions_, ids_, Mat<float>(logits, size(), vocab_));
+  }
+
+ private:
+  std::vector<GuardedSession::Hold> holds_;
+  std::vector<Session*> sessions_;
+  std::vector<int32_t> ids_;
+  size_t vocab_ = 0;
+};
+
+py::array_t<float> RunEach(const Sessions& sessions, const py::array& ids,
+                           size_t threads) {
+  SessionBatch batch(sessions, ids);
+  py::array_t<float> logits({batch.size(), batch.vocab()});
+  float* out = logits.mutable_data();
+  const Context context = MakeContext(threads);
+  const GilRelease nogil;
+  batch.Run(context, out);
+  return logits;
+}
+
+py::list StepEach(const Sessions& sessions, const py::array& ids,
+                  const std::vector<std::shared_ptr<Sampler>>& samplers, size_t threads,
+                  std::optional<size_t> top) {
+  SessionBatch batch(sessions, ids);
+  const std::set<std::shared_ptr<Sampler>> distinct(samplers.begin(), samplers.end());
+  Require(distinct.size() == batch.size() && samplers.size() == batch.size() &&
+              !distinct.contains(nullptr),
+          "samplers: not one of its own for each session");
+  std::vector<Chosen> chosen(batch.size());
+  {
     const Context context = MakeContext(threads);
     const GilRelease nogil;
-    const std::vector<float> logits = LastLogits(context, s, tokens, draft);
-    std::vector<float> copy = logits;
-    const int32_t id = sampler.Sample(copy, s.tokens(), s.model().suppressed());
-    return Logprobs(logits, id, top);
-  });
-  py::list pairs;
-  for (const TokenLogprob& x : scored) pairs.append(py::make_tuple(x.id, x.logprob));
-  return pairs;
+    std::vector<float> logits(batch.size() * batch.vocab());
+    batch.Run(context, logits.data());
+    context.ParallelFor(batch.size(), [&](size_t i) {
+      const std::span<float> row(&logits[i * batch.vocab()], batch.vocab());
+      chosen[i] = Choose(batch[i], *samplers[i], row, top);
+    });
+  }
+  py::list tuples;
+  for (const Chosen& one : chosen) tuples.append(AsTuple(one));
+  return tuples;
 }
 
 // For tests and benchmarks: what a Step of `id` would guess behind it.
@@ -356,7 +434,7 @@ void BindModel(py::module_& m) {
 }
 
 void BindSession(py::module_& m) {
-  py::class_<Sampler>(m, "Sampler")
+  py::class_<Sampler, std::shared_ptr<Sampler>>(m, "Sampler")
       .def(py::init([](float temperature, size_t top_k, float top_p, float min_p,
                        float repetition_penalty, uint64_t seed) {
              return Sampler({.temperature = temperature,
@@ -380,24 +458,22 @@ void BindSession(py::module_& m) {
             return sampler.Sample(copy, seen, {});
           },
           py::arg("logits"), py::arg("history"));
-  py::class_<GuardedSession>(m, "Session")
+  py::class_<GuardedSession, std::shared_ptr<GuardedSession>>(m, "Session")
       .def(py::init([](const ModelHandle& h, const ModelHandle* drafter) {
-             return std::make_unique<GuardedSession>(
+             return std::make_shared<GuardedSession>(
                  h.model, drafter != nullptr ? drafter->model : nullptr);
            }),
            py::arg("model"), py::arg("drafter").none(true))
       .def("run", &Run, py::arg("ids"), py::arg("rows"), py::arg("threads"))
       .def("step", &Step, py::arg("ids"), py::arg("sampler"), py::arg("threads"),
-           py::arg("draft"))
-      .def("scored_step", &ScoredStep, py::arg("ids"), py::arg("sampler"),
-           py::arg("threads"), py::arg("draft"), py::arg("top"))
+           py::arg("draft"), py::arg("top").none(true))
       .def("guess", &Guess, py::arg("id"), py::arg("threads"), py::arg("most"))
       .def("score", &Score, py::arg("ids"), py::arg("next"), py::arg("threads"))
       .def("copy",
            [](GuardedSession& g) {
              return g.Use([](Session& s) {
                const GilRelease nogil;
-               return std::make_unique<GuardedSession>(s);
+               return std::make_shared<GuardedSession>(s);
              });
            })
       .def(
@@ -419,6 +495,9 @@ void BindSession(py::module_& m) {
       .def_property_readonly("kv_bytes", [](GuardedSession& g) {
         return g.Use([](Session& s) { return s.kv_bytes(); });
       });
+  m.def("run_each", &RunEach, py::arg("sessions"), py::arg("ids"), py::arg("threads"));
+  m.def("step_each", &StepEach, py::arg("sessions"), py::arg("ids"),
+        py::arg("samplers"), py::arg("threads"), py::arg("top").none(true));
 }
 
 }  // namespace

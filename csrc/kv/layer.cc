@@ -176,26 +176,32 @@ void KvLayer::Read(size_t head, size_t begin, Mat<float> k, Mat<float> v) const 
   }
 }
 
-void Attention(const Context& context, const KvLayer& layer, Mat<const float> q,
-               size_t heads, size_t first_position, float scale, Mat<float> out) {
-  Require(first_position + q.rows <= layer.written(),
-          "kv: positions that were not appended");
-  const KvLayerShape& shape = layer.shape();
+void Attention(const Context& context, std::span<const KvQueries> sequences,
+               Mat<const float> q, size_t heads, float scale, Mat<float> out) {
+  const size_t batch = sequences.size(), rows = q.rows / batch;  // of each
+  Require(rows * batch == q.rows, "attention: more rows of one sequence than another");
+  for (const KvQueries& sequence : sequences) {
+    Require(sequence.position + rows <= sequence.layer->written(),
+            "kv: positions that were not appended");
+  }
+  const KvLayerShape& shape = sequences[0].layer->shape();
   const size_t dim = shape.head_dim, group = heads / shape.num_heads;
   const AttendQueries queries = {
-      .q = {q.data, 1, heads, q.rows, dim, 0, dim, q.ld},
+      .q = {q.data, batch, heads, rows, dim, rows * q.ld, dim, q.ld},
       .scale = scale,
       .type = shape.type,
       .rotated = shape.IsRotated(),
       .k_ld = dim,
       .v_ld = dim,
-      .out = {out.data, 1, heads, out.rows, dim, 0, dim, out.ld}};
-  const HeadGrid grid = {.batch = 1,
+      .out = {out.data, batch, heads, rows, dim, rows * out.ld, dim, out.ld}};
+  const HeadGrid grid = {.batch = batch,
                          .kv_heads = shape.num_heads,
-                         .tokens = q.rows,
+                         .tokens = rows,
                          .group = group,
                          .together = group};
   ForEachTile(context, grid, [&](const HeadTile& tile) {
+    const auto& [kept, first_position] = sequences[tile.batch];
+    const KvLayer& layer = *kept;
     AttendLists lists;
     for (size_t m = tile.begin; m < tile.end; m += lists.sees.size()) {
       const size_t first = layer.FirstVisible(first_position + m);

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "base/view.h"
@@ -97,11 +98,18 @@ class KvLayer {
   size_t written_ = 0;
 };
 
-// out[m, h] = attention of query head h of row m, whose position is first_position + m,
-// over the positions it sees in `layer`. q, out: [M, heads x head_dim]. Query head h
-// uses key head h / (heads / num_kv_heads).
-void Attention(const Context& context, const KvLayer& layer, Mat<const float> q,
-               size_t heads, size_t first_position, float scale, Mat<float> out);
+// What one sequence's queries attend to, and the position of the first of them.
+struct KvQueries {
+  const KvLayer* layer;
+  size_t position;
+};
+
+// out[m, h] = attention of query head h of row m over the positions it sees. Rows are
+// as many of each sequence, at neighbouring positions, one sequence after another;
+// layers are of one shape. q, out: [M, heads x head_dim]. Query head h uses key head
+// h / (heads / num_kv_heads).
+void Attention(const Context& context, std::span<const KvQueries> sequences,
+               Mat<const float> q, size_t heads, float scale, Mat<float> out);
 
 }  // namespace halfbyte
 #endif  // HALFBYTE_KV_LAYER_H_

@@ -37,31 +37,29 @@ void ScaleRows(const Context& context, float a, Mat<float> x) {
   ForEachRow(context, x.rows, x.cols, [&](size_t m) { Scale(a, x.cols, x.Row(m)); });
 }
 
-KvSources SourcesOf(const Model& model, KvLayers& kv) {
-  Require(!model.config().IsDrafter(), "a drafter has no keys of its own");
-  KvSources sources;
-  for (const LayerConfig& layer : model.config().layers) {
-    sources.push_back(&*kv[layer.kv_source]);
-  }
-  return sources;
-}
-
 // One pass. M tokens, H hidden_size, D head_dim of the layer, P ple_len, F ffn_len.
 class Pass {
  public:
-  // `position` turns the first token, and those behind it follow. A drafter's token
-  // adds no keys: it attends as the one before it does, at `key_position`.
-  Pass(const Context& context, const Model& model, const KvSources& kv,
-       Workspace& workspace, size_t num_tokens, size_t position, size_t key_position)
+  // `ahead`: 1 for a drafter's token, which adds no keys. It attends as the one before
+  // it does, and is turned as what follows that.
+  Pass(const Context& context, const Model& model,
+       std::span<const PassSequence> sequences, Workspace& workspace, size_t num_tokens,
+       size_t ahead = 0)
       : context_(context),
         model_(model),
         c_(model.config()),
-        kv_(kv),
+        sequences_(sequences),
         ws_(workspace),
         num_tokens_(num_tokens),
-        position_(key_position) {
-    std::vector<uint64_t> positions(num_tokens);
-    std::iota(positions.begin(), positions.end(), position);
+        tokens_of_each_(num_tokens / sequences.size()) {
+    Require(tokens_of_each_ * sequences.size() == num_tokens,
+            "pass: more tokens of one sequence than of another");
+    std::vector<uint64_t> positions;
+    for (const PassSequence& sequence : sequences) {
+      for (size_t i = 0; i < tokens_of_each_; ++i) {
+        positions.push_back(sequence.position + ahead + i);
+      }
+    }
     turns_sliding_ = RopeTurns::Make(context, model.rope(true), positions);
     turns_full_ = RopeTurns::Make(context, model.rope(false), positions);
   }
@@ -69,6 +67,8 @@ class Pass {
   void Run(std::span<const int32_t> ids, Mat<float> logits) {
     Mat<float> h = ws_.stream.Shape(num_tokens_, c_.hidden_size);
     Inputs(ids, h);
+    Require(sequences_.size() == 1 || logits.rows == num_tokens_,
+            "pass: logits of some tokens of several sequences");
     const size_t first_shared = c_.FirstSharedLayer();
     for (size_t l = 0; l < c_.layers.size(); ++l) {
       // Layers without keys of their own leave nothing behind for later tokens: from
@@ -178,8 +178,11 @@ class Pass {
     RmsNormHeads(context_, q, c_.num_heads, w.q_norm, c_.norm_eps);
     Rope(context_, q, c_.num_heads, Turns(l), first_row_);
     const Mat<float> mixed = ws_.wide_too.Shape(h.rows, q_cols);
-    Attention(context_, *kv_[l], q, c_.num_heads, position_ + first_row_,
-              c_.attention_scale, mixed);
+    std::vector<KvQueries> queries;
+    for (const PassSequence& sequence : sequences_) {
+      queries.push_back({sequence.kv[l], sequence.position + first_row_});
+    }
+    Attention(context_, queries, q, c_.num_heads, c_.attention_scale, mixed);
     const Mat<float> out = ws_.branch.Shape(h.rows, c_.hidden_size);
     Product(mixed, w.o, out);
     Norm(out, w.post_attn_norm, out);
@@ -206,7 +209,12 @@ class Pass {
     }
     RmsNormHeads(context_, k, layer.num_kv_heads, w.k_norm, c_.norm_eps);
     Rope(context_, k, layer.num_kv_heads, Turns(l));
-    kv_[l]->Append(context_, position_, k, v);
+    size_t row = 0;
+    for (const PassSequence& sequence : sequences_) {
+      sequence.kv[l]->Append(context_, sequence.position, k.Slice(row, tokens_of_each_),
+                             v.Slice(row, tokens_of_each_));
+      row += tokens_of_each_;
+    }
   }
 
   void FeedForward(size_t l, Mat<float> h) const {
@@ -311,10 +319,10 @@ class Pass {
   const Context& context_;
   const Model& model_;
   const ModelConfig& c_;
-  const KvSources& kv_;
+  const std::span<const PassSequence> sequences_;
   Workspace& ws_;
-  const size_t num_tokens_, position_;  // of the first row, among the keys
-  size_t first_row_ = 0;                // of the tokens that are still in the stream
+  const size_t num_tokens_, tokens_of_each_;
+  size_t first_row_ = 0;  // of the tokens that are still in the stream
   RopeTurns turns_sliding_, turns_full_;
 };
 
@@ -335,41 +343,49 @@ KvLayers MakeKv(const Model& model) {
   return kv;
 }
 
+KvSources SourcesOf(const Model& model, KvLayers& kv) {
+  Require(!model.config().IsDrafter(), "a drafter has no keys of its own");
+  KvSources sources;
+  for (const LayerConfig& layer : model.config().layers) {
+    sources.push_back(&*kv[layer.kv_source]);
+  }
+  return sources;
+}
+
 void Workspace::FitTo(size_t num_tokens) {
   constexpr size_t kFewer = 16;
   if (num_tokens * kFewer <= most_tokens) *this = {};
   most_tokens = std::max(most_tokens, num_tokens);
 }
 
-void RunChunk(const Context& context, const Model& model, KvLayers& kv,
-              Workspace& workspace, std::span<const int32_t> ids, size_t position,
-              Mat<float> logits) {
+void RunChunk(const Context& context, const Model& model,
+              std::span<const PassSequence> sequences, Workspace& workspace,
+              std::span<const int32_t> ids, Mat<float> logits) {
   workspace.FitTo(ids.size());
-  const KvSources sources = SourcesOf(model, kv);
-  Pass(context, model, sources, workspace, ids.size(), position, position)
-      .Run(ids, logits);
+  Pass(context, model, sequences, workspace, ids.size()).Run(ids, logits);
 }
 
 void RunDraft(const Context& context, const Model& drafter, const KvSources& sources,
               Workspace& workspace, size_t position, Mat<const float> x, Mat<float> y) {
-  Pass(context, drafter, sources, workspace, 1, position, position - 1).Draft(x, y);
+  const PassSequence sequence = {sources, position - 1};
+  Pass(context, drafter, {&sequence, 1}, workspace, 1, 1).Draft(x, y);
 }
 
 Stages::Stages(const Context& context, const Model& model, KvLayers& kv,
                Workspace& workspace)
     : context_(context),
       model_(model),
-      sources_(SourcesOf(model, kv)),
+      sequence_{SourcesOf(model, kv), 0},
       workspace_(workspace) {}
 
 void Stages::Inputs(std::span<const int32_t> ids, Mat<float> h, Mat<float> ple) const {
-  const Pass pass(context_, model_, sources_, workspace_, ids.size(), 0, 0);
+  const Pass pass(context_, model_, {&sequence_, 1}, workspace_, ids.size());
   pass.Inputs(ids, h);
   if (ple.cols != 0) CopyRows(context_, pass.Ple(), ple);
 }
 
 void Stages::Layer(size_t layer, Mat<const float> ple, Mat<float> h) const {
-  const Pass pass(context_, model_, sources_, workspace_, h.rows, 0, 0);
+  const Pass pass(context_, model_, {&sequence_, 1}, workspace_, h.rows);
   const Mat<float> all = pass.Ple();
   CopyRows(context_, ple,
            Mat<float>(all.data + layer * ple.cols, ple.rows, ple.cols, all.ld));
@@ -377,7 +393,7 @@ void Stages::Layer(size_t layer, Mat<const float> ple, Mat<float> h) const {
 }
 
 void Stages::Head(Mat<const float> h, Mat<float> logits) const {
-  Pass(context_, model_, sources_, workspace_, h.rows, 0, 0).Head(h, logits);
+  Pass(context_, model_, {&sequence_, 1}, workspace_, h.rows).Head(h, logits);
 }
 
 }  // namespace halfbyte

@@ -56,15 +56,24 @@ struct Workspace {
 // By layer of a model, where the keys and values lie that it attends to.
 using KvSources = std::vector<KvLayer*>;
 
+KvSources SourcesOf(const Model& model, KvLayers& kv);
+
+// A sequence that a pass runs tokens of, the first of them at `position`.
+struct PassSequence {
+  KvSources kv;
+  size_t position;
+};
+
 // `scaled` row i = the embedding of ids[i], as the first layer gets it.
 void EmbedTokens(const Context& context, const Model& model, Workspace& workspace,
                  std::span<const int32_t> ids, Mat<float> scaled);
 
-// Runs `ids` (at most Model::kChunk) at positions position, position + 1, … Their keys
-// and values are added to `kv`; the last logits.rows of them get logits.
-void RunChunk(const Context& context, const Model& model, KvLayers& kv,
-              Workspace& workspace, std::span<const int32_t> ids, size_t position,
-              Mat<float> logits);
+// Runs `ids` (at most Model::kChunk): as many of each sequence, one sequence after
+// another. Their keys and values are added to its own; the last logits.rows of a single
+// sequence get logits, or all of several.
+void RunChunk(const Context& context, const Model& model,
+              std::span<const PassSequence> sequences, Workspace& workspace,
+              std::span<const int32_t> ids, Mat<float> logits);
 
 // Runs one row of a drafter's inputs, [1, 2 x backbone], at `position`, which is just
 // behind the keys that `sources` have for it, through its layers. `y`: [1, hidden],
@@ -90,7 +99,7 @@ class Stages {
  private:
   const Context& context_;
   const Model& model_;
-  const KvSources sources_;
+  const PassSequence sequence_;
   Workspace& workspace_;
 };
 

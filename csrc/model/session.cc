@@ -64,12 +64,40 @@ void Session::Run(const Context& context, std::span<const int32_t> ids,
     const size_t first = std::max(begin, skip);
     const size_t keep = end - std::min(first, end);
     const auto chunk = ids.subspan(begin, end - begin);
-    RunChunk(context, *model_, kv_, workspace_, chunk, tokens_.size(),
+    const PassSequence sequence = {SourcesOf(*model_, kv_), tokens_.size()};
+    RunChunk(context, *model_, {&sequence, 1}, workspace_, chunk,
              logits.Slice(keep == 0 ? 0 : first - skip, keep));
     tokens_.insert(tokens_.end(), chunk.begin(), chunk.end());
     if (!drafter_ || keep == 0) continue;
     const auto last = HiddenRows(keep).last(model_->config().hidden_size);
     hidden_.assign(last.begin(), last.end());
+  }
+}
+
+void Session::RunEach(const Context& context, std::span<Session* const> sessions,
+                      std::span<const int32_t> ids, Mat<float> logits) {
+  Require(ids.size() == sessions.size() && logits.rows == ids.size(),
+          "sessions: not as many as ids and rows of logits");
+  if (sessions.empty()) return;
+  const std::shared_ptr<const Model>& model = sessions[0]->model_;
+  for (size_t i = 0; i < sessions.size(); ++i) {
+    Require(sessions[i]->model_ == model, "sessions: not of one model");
+    sessions[i]->Check(ids.subspan(i, 1));
+  }
+  model->CheckFiles();
+  for (size_t begin = 0; begin < ids.size(); begin += Model::kChunk) {
+    const size_t count = std::min(Model::kChunk, ids.size() - begin);
+    std::vector<PassSequence> sequences;
+    for (Session* s : sessions.subspan(begin, count)) {
+      s->ahead_.ids.clear();
+      s->hidden_.clear();
+      sequences.push_back({SourcesOf(*model, s->kv_), s->tokens_.size()});
+    }
+    RunChunk(context, *model, sequences, sessions[0]->workspace_,
+             ids.subspan(begin, count), logits.Slice(begin, count));
+    for (size_t i = begin; i < begin + count; ++i) {
+      sessions[i]->tokens_.push_back(ids[i]);
+    }
   }
 }
 

@@ -42,6 +42,12 @@ class Session {
   // ends after the last chunk that was finished.
   void Run(const Context& context, std::span<const int32_t> ids, Mat<float> logits);
 
+  // Appends ids[i] to sessions[i], all of one model and no two the same, in one pass
+  // over the weights; row i of the logits follows it: the bits of Run. Throws as Run
+  // does; sequences whose pass was not finished are as they were.
+  static void RunEach(const Context& context, std::span<Session* const> sessions,
+                      std::span<const int32_t> ids, Mat<float> logits);
+
   // Appends `ids` and writes the logits that follow the last of them: the bits of Run.
   // A single id runs together with up to `draft` tokens that are guessed to follow it,
   // by the drafter if there is one, or by LookUp: more of them after a pass whose

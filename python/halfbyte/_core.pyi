@@ -445,6 +445,9 @@ class Sampler:
     def sample(self, logits: _F32, history: Sequence[int]) -> int:
         """Choose from a vector of logits."""
 
+# A token; log p of it and of the `top` likeliest, if that is a number.
+_Chosen: TypeAlias = tuple[int, list[tuple[int, float]]]
+
 @final
 class Session:
     """One sequence of tokens. One thread at a time."""
@@ -455,13 +458,10 @@ class Session:
     def run(self, ids: _I64, rows: int, threads: int) -> _F32:
         """Append tokens; logits after the last `rows` of them."""
 
-    def step(self, ids: _I64, sampler: Sampler, threads: int, draft: int) -> int:
+    def step(
+        self, ids: _I64, sampler: Sampler, threads: int, draft: int, top: int | None
+    ) -> _Chosen:
         """Append tokens and choose the next; run up to `draft` guesses along."""
-
-    def scored_step(
-        self, ids: _I64, sampler: Sampler, threads: int, draft: int, top: int
-    ) -> list[tuple[int, float]]:
-        """Choose as step does; log p of that token, then of the `top` likeliest."""
 
     def guess(self, id: int, threads: int, most: int) -> list[int]:
         """Return the tokens that a step of `id` would guess behind it."""
@@ -486,6 +486,18 @@ class Session:
     @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values allocated."""
+
+def run_each(sessions: Sequence[Session], ids: _I64, threads: int) -> _F32:
+    """Append a token to each of several sessions; the logits behind it, (B, vocab)."""
+
+def step_each(
+    sessions: Sequence[Session],
+    ids: _I64,
+    samplers: Sequence[Sampler],
+    threads: int,
+    top: int | None,
+) -> list[_Chosen]:
+    """Append a token to each and choose the next of each."""
 
 @final
 class Stages:

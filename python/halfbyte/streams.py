@@ -6,15 +6,28 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from halfbyte import _core
 from halfbyte._arguments import string
+from halfbyte.answers import Reader, Said
 from halfbyte.errors import ArgumentError, DTypeError
-from halfbyte.records import Piece, Stats
+from halfbyte.records import Piece, Reply, Stats
 
-__all__ = ["OneThread", "Progress", "StopStrings", "Stream", "stop_strings"]
+__all__ = [
+    "Answer",
+    "Chosen",
+    "OneThread",
+    "Request",
+    "StopStrings",
+    "Stream",
+    "reply_of",
+    "stop_strings",
+]
+
+# A token, and log p of it and of the likeliest ones, if that was asked for.
+Chosen = tuple[int, list[tuple[int, float]]]
 
 
 def stop_strings(stop: Any) -> list[str]:
@@ -87,6 +100,71 @@ class OneThread:
     def __exit__(self, *_: object) -> None:
         """Give it back."""
         self._lock.release()
+
+
+class Request(NamedTuple):
+    """What an answer was asked for, checked."""
+
+    ids: list[int]
+    limit: int
+    sampler: _core.Sampler
+    top: int | None  # likeliest tokens to tell of; None: of no token
+    cut: StopStrings
+    reader: Reader
+    draft: int
+
+
+class Answer:
+    """Makes pieces of the tokens that are chosen, and knows where they end."""
+
+    def __init__(self, request: Request, is_end: Callable[[int], bool]) -> None:
+        self._cut, self._reader, self._is_end = request.cut, request.reader, is_end
+        self._called = False
+        self.left = request.limit
+        self.progress = Progress(len(request.ids))
+
+    def push(self, chosen: Chosen) -> Piece | None:
+        """Take a token; what it brings. The piece that ends an answer has a reason."""
+        token, scored = chosen
+        self.progress.add(token)
+        self.left -= 1
+        said, stopped = self._say(token)
+        self._called = self._called or bool(said.calls)
+        reason = None if self.left else "length"
+        if stopped:
+            reason = "tool_calls" if self._called else "stop"
+            self.left = 0
+        apart = (said.thought, said.calls, said.error)
+        if not (said.text or any(apart) or reason or scored):
+            return None
+        logprob = scored[0][1] if scored else None
+        return Piece(said.text, token, reason, logprob, tuple(scored[1:]), *apart)
+
+    def _say(self, token: int) -> tuple[Said, bool]:
+        """What can be shown after a token, and whether that or the token ends it."""
+        ended = self._is_end(token)
+        said = self._reader.finish() if ended else self._reader.push(token)
+        text, stopped = self._cut.push(said.text)
+        if not stopped and (ended or self.left == 0):
+            rest = Said() if ended else self._reader.finish()
+            text += self._cut.push(rest.text)[0] + self._cut.finish()
+            said = said.joined(rest)
+        return said._replace(text=text), ended or stopped
+
+
+def reply_of(pieces: Sequence[Piece], stats: Stats | None) -> Reply:
+    """All of an answer that has ended."""
+    assert stats is not None
+    errors = [piece.tool_call_error for piece in pieces if piece.tool_call_error]
+    return Reply(
+        "".join(piece.text for piece in pieces),
+        (pieces[-1].finish_reason if pieces else None) or "length",
+        stats,
+        tuple(pieces),
+        "".join(piece.thought for piece in pieces),
+        [call for piece in pieces for call in piece.tool_calls],
+        errors[0] if errors else None,
+    )
 
 
 class Stream:

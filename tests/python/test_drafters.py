@@ -198,7 +198,7 @@ def test_guesses_after_some_came_and_one_did_not(random_pair: Pair) -> None:
     core = session._sequence.core
     sampler = _core.Sampler(0.0, 0, 1.0, 0.0, 1.0, 0)
     ids = IDS[:20]
-    core.step(np.array(ids[:-1]), sampler, 1, 0)
+    core.step(np.array(ids[:-1]), sampler, 1, 0, None)
 
     def guessed(pending: list[int]) -> list[int]:
         expected = drafters.drafted(random_pair.drafter, random_pair.target, pending, 4)
@@ -206,15 +206,15 @@ def test_guesses_after_some_came_and_one_did_not(random_pair: Pair) -> None:
         return expected
 
     first = guessed(ids)[:3]
-    core.step(np.array(ids[-1:]), sampler, 1, 3)
+    core.step(np.array(ids[-1:]), sampler, 1, 3, None)
     for token in first:  # all of them come
         ids = [*ids, token]
         guessed(ids)
-        core.step(np.array([token]), sampler, 1, 3)
+        core.step(np.array([token]), sampler, 1, 3, None)
         assert core.tokens == ids
     ids = [*ids, 7]  # in place of the one guessed
     guessed(ids)
-    core.step(np.array([7]), sampler, 1, 3)
+    core.step(np.array([7]), sampler, 1, 3, None)
     guessed([*ids, 300])
     other = session.copy()
     assert guess(other, 300, 4) == guess(session, 300, 4)

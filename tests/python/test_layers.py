@@ -63,8 +63,9 @@ MODULES: dict[str, set[str]] = {
     "bundled": {"errors"},
     "names": {"bundled", "hub", "stores"},
     "records": {"_sizes"},
-    "streams": {"_arguments", "records"},
-    "model": {"ops", "files", "template", "answers", "names", "streams"},
+    "streams": {"_arguments", "records", "answers"},
+    "batch": {"streams"},
+    "model": {"ops", "files", "template", "names", "batch"},
     "conversation": {"model"},
     # Some when they are asked for.
     "": {
@@ -116,6 +117,7 @@ OVER_CORE = {
     "kv",
     "model",
     "streams",
+    "batch",
     "roof",
 }
 

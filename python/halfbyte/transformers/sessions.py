@@ -38,19 +38,23 @@ class _Row:
     """
 
     def __init__(self, session: Session, tokens: Iterable[int] = ()) -> None:
-        self._session, self._tokens = session, list(tokens)
+        self.session, self._tokens = session, list(tokens)
         self._held = session.position
 
     def __len__(self) -> int:
         return len(self._tokens)
 
     def copy(self) -> _Row:
-        return _Row(self._session.copy(), self._tokens)
+        return _Row(self.session.copy(), self._tokens)
+
+    def begun(self) -> bool:
+        """Whether there is something to go on from, and the session holds all of it."""
+        return 0 < len(self._tokens) == self._held
 
     def run(self, ids: Ids, rows: int) -> F32Array:
         """Logits after the last `rows` of `ids`, which `accept` appends."""
         lacking = np.asarray(self._tokens[self._held :], np.int64)
-        return self._session.logits(np.concatenate([lacking, ids]), last=rows)
+        return self.session.logits(np.concatenate([lacking, ids]), last=rows)
 
     def accept(self, ids: Ids) -> None:
         self._tokens.extend(ids.tolist())
@@ -59,7 +63,7 @@ class _Row:
     def cut(self, length: int) -> None:
         """Keep the first `length` tokens, whatever the session has run beyond them."""
         del self._tokens[length:]
-        self._held = self._session.truncate(length)
+        self._held = self.session.truncate(length)
 
 
 class SessionCache(Cache):
@@ -268,6 +272,10 @@ class SessionCache(Cache):
     def _run(self, fed: list[Ids], keep: int) -> torch.Tensor:
         if len(fed) == 1 and keep <= len(fed[0]):  # decoding: nothing to copy
             return torch.from_numpy(self._rows[0].run(fed[0], keep))[None]
+        if keep == 1 and self._go_on(fed):  # in one pass over the weights
+            sessions = [row.session for row in self._rows]
+            step = self._model.step(sessions, np.concatenate(fed))
+            return torch.from_numpy(step)[:, None]
         shape = len(fed), keep, self._model.config.vocab_size
         logits = torch.zeros(shape, dtype=torch.float32, device="cpu")
         begun: dict[bytes, int] = {}  # prompts that are run: beams share theirs
@@ -282,6 +290,13 @@ class SessionCache(Cache):
             else:
                 logits[at, keep - rows :] = torch.from_numpy(row.run(new, rows))
         return logits
+
+    def _go_on(self, fed: list[Ids]) -> bool:
+        """Whether one token follows in each row."""
+        return all(
+            row.begun() and len(new) == 1
+            for row, new in zip(self._rows, fed, strict=True)
+        )
 
     def _new_tokens(self, columns: int, mask: torch.Tensor | None) -> list[int]:
         """How many of so many new columns are tokens, row by row."""

@@ -37,9 +37,10 @@ struct Sequence {
   std::vector<float> Attend(const KvLayer& layer, size_t begin, size_t end) const {
     const size_t width = kQueryHeads * kDim;
     std::vector<float> out((end - begin) * width);
-    Attention({.num_threads = 2, .poll = {}}, layer,
+    const KvQueries queries = {&layer, begin};
+    Attention({.num_threads = 2, .poll = {}}, {&queries, 1},
               Mat<const float>(&q[begin * width], end - begin, width), kQueryHeads,
-              begin, 0.25f, Mat<float>(out.data(), end - begin, width));
+              0.25f, Mat<float>(out.data(), end - begin, width));
     return out;
   }
 
@@ -150,8 +151,9 @@ TEST(KvLayerTest, TilesOfALongContextAreTakenInParts) {
     std::vector<float> together(q.size()), alone(q.size());
     const auto attend = [&](size_t row, size_t rows, std::vector<float>& out) {
       constexpr size_t kRow = kMany * kDim;
-      Attention(context, layer, Mat<const float>(&q[row * kRow], rows, kRow), kMany,
-                kFirst + row, 0.25f, Mat<float>(&out[row * kRow], rows, kRow));
+      const KvQueries queries = {&layer, kFirst + row};
+      Attention(context, {&queries, 1}, Mat<const float>(&q[row * kRow], rows, kRow),
+                kMany, 0.25f, Mat<float>(&out[row * kRow], rows, kRow));
     };
     attend(0, kRows, together);
     for (size_t row = 0; row < kRows; ++row) attend(row, 1, alone);
