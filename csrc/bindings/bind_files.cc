@@ -271,7 +271,6 @@ std::shared_ptr<Tokenizer> TokenizerFromJson(const std::string& path) {
 }
 
 void BindTokenizer(py::module_& m) {
-  const auto text_bytes = [](const std::string& s) { return py::bytes(s); };
   py::class_<Tokenizer, std::shared_ptr<Tokenizer>>(m, "Tokenizer")
       .def_static(
           "from_gguf",
@@ -298,8 +297,14 @@ void BindTokenizer(py::module_& m) {
           py::arg("text"), py::arg("special"))
       .def(
           "decode",
-          [text_bytes](const Tokenizer& t, const std::vector<int32_t>& ids,
-                       bool special) { return text_bytes(t.Decode(ids, special)); },
+          [](const Tokenizer& t, const std::vector<int32_t>& ids, bool special) {
+            std::string text;
+            {
+              const GilRelease nogil;
+              text = t.Decode(ids, special);
+            }
+            return py::bytes(text);
+          },
           py::arg("ids"), py::arg("special"))
       .def(
           "piece",

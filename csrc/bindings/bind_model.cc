@@ -218,6 +218,7 @@ py::array_t<double> Score(GuardedSession& guarded, const py::array& ids, int64_t
     std::vector<int32_t> tokens = AsIds(ids, "ids", vocab);
     const size_t count = tokens.size();
     Require(next < static_cast<int64_t>(vocab), "next: not in the vocabulary");
+    s.Check(tokens);  // before any of them is appended
     if (next >= 0) tokens.push_back(static_cast<int32_t>(next));
     py::array_t<double> scores(
         static_cast<py::ssize_t>(tokens.empty() ? 0 : tokens.size() - 1));
@@ -338,7 +339,7 @@ py::dict ConfigDict(const Model& model) {
   d["num_experts"] = c.num_experts;
   d["num_experts_used"] = c.num_experts_used;
   d["expert_ffn_len"] = c.expert_ffn_len;
-  d["untied_head"] = model.weights().head.data != model.weights().embedding.data;
+  d["untied_head"] = model.weights().own_head;
   py::list layers;
   for (size_t i = 0; i < c.layers.size(); ++i) {
     const LayerConfig& layer = c.layers[i];

@@ -49,7 +49,9 @@ void RopeOf(const py::array& x, size_t heads, const py::array& positions, size_t
   CheckApartOrSame(y, xm, "x");
   Require(heads != 0, "heads: expected one at least");
   const std::vector<int32_t> ids = AsIds(positions, "positions", kMaxPosition + 1);
+  Require(ids.size() == xm.rows, "positions: expected one a row");
   const std::vector<uint64_t> at(ids.begin(), ids.end());
+  Require(xm.cols % heads == 0 && pairs <= xm.cols / heads / 2, "rope: too many pairs");
   const RopeTable table = RopeTable::Make(xm.cols / heads, pairs, base, factor);
   const Context context = MakeContext(threads);
   const GilRelease nogil;
@@ -121,6 +123,7 @@ void EncodeI8Of(const py::array& x, bool rotate, float step, py::array& codes,
   const HeadRows<float> to_steps = AsOutHeadRows(steps, "steps");
   CheckApart(to, rows, "x");
   CheckApart(to_steps, rows, "x");
+  CheckApart(to_steps, to, "codes");
   const Context context = MakeContext(threads);
   const GilRelease nogil;
   EncodeI8(context, rows, rotate, step, to, to_steps);

@@ -1,6 +1,7 @@
 // csrc/formats/half-inl.h
 // 16-bit floats to and from f32, a vector at a time, bit for bit as base/half.h on
-// every target. SPDX-License-Identifier: Apache-2.0
+// every target.
+// SPDX-License-Identifier: Apache-2.0
 
 #if defined(HALFBYTE_FORMATS_HALF_INL_TOGGLE) == defined(HWY_TARGET_TOGGLE)
 #ifdef HALFBYTE_FORMATS_HALF_INL_TOGGLE

@@ -1,7 +1,8 @@
 // csrc/formats/k_scales.h
 // The twelve bytes of Q4_K and Q5_K that hold eight 6-bit scales and eight 6-bit
 // minima: [s0..s3 | s4..s7 high << 6][m0..m3 | m4..m7 high << 6][s4..s7 low | m4..m7
-// low << 4] SPDX-License-Identifier: Apache-2.0
+// low << 4]
+// SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_FORMATS_K_SCALES_H_
 #define HALFBYTE_FORMATS_K_SCALES_H_

@@ -1,7 +1,8 @@
 // csrc/formats/q2_k-inl.h
 // Q2_K: 256 weights in 16 groups. Weight = (d * s) * c - (dmin * m) with the group's
 // 4-bit s and m (low and high nibble of scales[group]) and a 2-bit code c. Bits 2j,
-// 2j+1 of qs[32h + l] hold weight 128h + 32j + l. SPDX-License-Identifier: Apache-2.0
+// 2j+1 of qs[32h + l] hold weight 128h + 32j + l.
+// SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_FORMATS_Q2_K_INL_H_
 #define HALFBYTE_FORMATS_Q2_K_INL_H_

@@ -1,6 +1,7 @@
 // csrc/formats/q4_1-inl.h
 // Q4_1: 32 weights share an f16 scale and an f16 minimum. Weight i is d * n + m;
-// nibbles as in Q4_0. SPDX-License-Identifier: Apache-2.0
+// nibbles as in Q4_0.
+// SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_FORMATS_Q4_1_INL_H_
 #define HALFBYTE_FORMATS_Q4_1_INL_H_

@@ -1,7 +1,8 @@
 // csrc/formats/q4_k-inl.h
 // Q4_K: 256 weights in 8 groups. Weight = (d * s) * n - (dmin * m) with the group's
 // 6-bit s and m and a 4-bit code n. qs[32 (k/2) + l] holds weight 32k + l: the low
-// nibble for even k, the high one for odd. SPDX-License-Identifier: Apache-2.0
+// nibble for even k, the high one for odd.
+// SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_FORMATS_Q4_K_INL_H_
 #define HALFBYTE_FORMATS_Q4_K_INL_H_

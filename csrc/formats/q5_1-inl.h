@@ -1,6 +1,7 @@
 // csrc/formats/q5_1-inl.h
 // Q5_1: 32 weights share an f16 scale and an f16 minimum. Weight i is d * n + m; the
-// five bits of n as in Q5_0. SPDX-License-Identifier: Apache-2.0
+// five bits of n as in Q5_0.
+// SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_FORMATS_Q5_1_INL_H_
 #define HALFBYTE_FORMATS_Q5_1_INL_H_

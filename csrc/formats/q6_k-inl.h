@@ -2,7 +2,8 @@
 // Q6_K: 256 weights in 16 groups. Weight = (d * s) * (c - 32) with the group's i8 s and
 // a 6-bit code c. With h = i/128, j = (i%128)/32, l = i%32: the low four bits are a
 // nibble of ql[64h + 32 (j&1) + l] (high for j >= 2), the high two are bits 2j of
-// qh[32h + l]. SPDX-License-Identifier: Apache-2.0
+// qh[32h + l].
+// SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_FORMATS_Q6_K_INL_H_
 #define HALFBYTE_FORMATS_Q6_K_INL_H_

@@ -1,6 +1,7 @@
 // csrc/formats/w8-inl.h
 // W8: signed 8-bit levels with one f32 scale a row, which is kept apart. A level is a
-// signed byte. SPDX-License-Identifier: Apache-2.0
+// signed byte.
+// SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_FORMATS_W8_INL_H_
 #define HALFBYTE_FORMATS_W8_INL_H_

@@ -30,6 +30,9 @@ enum class JsonKind : uint8_t {
   kObject
 };
 
+// Of a document, in bytes: see `size` of a node.
+inline constexpr size_t kJsonMostBytes = (size_t{1} << 29) - 1;
+
 // What a document may be, and what its errors are called.
 struct JsonOptions {
   std::string path = {};      // named by every error, those about values too
@@ -40,7 +43,7 @@ struct JsonOptions {
   const char* duplicate_code = "JSON_DUPLICATE";
   uint64_t base_offset = 0;  // where the text starts in its file
   size_t max_depth = 32;
-  size_t max_bytes = size_t{256} << 20;  // at most 2^29 - 1: lengths are 29 bits
+  size_t max_bytes = size_t{256} << 20;  // at most kJsonMostBytes
   size_t max_string_bytes = size_t{64} << 20;
   size_t max_members = size_t{1} << 22;  // of one object
   const char* max_members_hint = "";     // what a caller can do about it

@@ -166,7 +166,6 @@ void MappedFile::Copy(const Reading& reading) {
       mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED) ThrowTooLargeToCopy(path_, size_);
   data_ = static_cast<const uint8_t*>(p);
-  is_copy_ = true;
   const std::span<uint8_t> copy(static_cast<uint8_t*>(p), size_);
   for (uint64_t done = 0; done < size_;) {
     const uint64_t piece = std::min(size_ - done, kPiece);
@@ -175,6 +174,8 @@ void MappedFile::Copy(const Reading& reading) {
     if (reading.progress) reading.progress(done, size_);
   }
   if (mprotect(p, size_, PROT_READ) != 0) ThrowOsError(errno, path_);
+  CheckUnchanged();  // or the copy may be half of one file and half of another
+  is_copy_ = true;
   close(fd_);
   fd_ = -1;
 }

@@ -225,6 +225,8 @@ JsonDocument HeaderParser::ParseHeader(std::string_view header) {
   options.max_members = std::max<uint64_t>(
       options.max_members, std::min(limits_.tensors, UINT64_MAX - 1) + 1);
   options.max_members_hint = kRaiseLimit;
+  options.max_bytes =
+      std::clamp<uint64_t>(limits_.header_bytes, options.max_bytes, kJsonMostBytes);
   // Text that is no UTF-8 is refused as that, whatever surrounds it.
   const bool bom = header.starts_with("\xEF\xBB\xBF");
   if (!bom && FirstInvalidUtf8(header) == header.size()) CheckPadding(header);

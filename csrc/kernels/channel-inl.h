@@ -1,7 +1,8 @@
 // csrc/kernels/channel-inl.h
 // Products of weights with one scale a row and activations with one step a token: sums
 // over all of K are exact integers, equal on every instruction set, and floating point
-// begins at the end. SPDX-License-Identifier: Apache-2.0
+// begins at the end.
+// SPDX-License-Identifier: Apache-2.0
 
 #if defined(HALFBYTE_KERNELS_CHANNEL_INL_TOGGLE) == defined(HWY_TARGET_TOGGLE)
 #ifdef HALFBYTE_KERNELS_CHANNEL_INL_TOGGLE
@@ -43,7 +44,7 @@ HWY_INLINE void StoreChannel(const ChannelArgs& a, hn::Vec<TileI32> sum, size_t 
       const auto bytes = hn::DemoteTo(di8, hn::ConvertTo(TileI32(), code));
       return StoreRows(di8, bytes, num_rows, a.y_codes + at);
     }
-    y = hn::Mul(code, step);
+    y = hn::IfThenElse(hn::IsNaN(y), y, hn::Mul(code, step));
   }
   StoreRows(df, y, num_rows, a.y + at);
 }

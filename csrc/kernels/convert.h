@@ -1,6 +1,7 @@
 // csrc/kernels/convert.h
 // Rows of 16-bit floats to and from f32, bit for bit as base/half.h; 8-bit codes to
-// f32. SPDX-License-Identifier: Apache-2.0
+// f32.
+// SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_KERNELS_CONVERT_H_
 #define HALFBYTE_KERNELS_CONVERT_H_

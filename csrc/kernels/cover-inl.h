@@ -1,7 +1,8 @@
 // csrc/kernels/cover-inl.h
 // Which tiles cover a slice of rows and its tokens, whatever a tile computes. One token
 // reads every weight once and is bound by memory (gemv); more share each unpacked
-// weight (gemm). SPDX-License-Identifier: Apache-2.0
+// weight (gemm).
+// SPDX-License-Identifier: Apache-2.0
 
 #if defined(HALFBYTE_KERNELS_COVER_INL_TOGGLE) == defined(HWY_TARGET_TOGGLE)
 #ifdef HALFBYTE_KERNELS_COVER_INL_TOGGLE

@@ -1,6 +1,7 @@
 // csrc/kernels/format_tu.cc
 // Built once per line of formats/list.inc; the build defines HALFBYTE_FMT (the type)
-// and HALFBYTE_FMT_HEADER. SPDX-License-Identifier: Apache-2.0
+// and HALFBYTE_FMT_HEADER.
+// SPDX-License-Identifier: Apache-2.0
 
 #include "base/targets.h"  // before any Highway header
 #include "kernels/fast_dot.h"

@@ -1,3 +1,4 @@
+// csrc/kernels/hadamard.cc
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/hadamard.h"
 

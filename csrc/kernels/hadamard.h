@@ -1,5 +1,7 @@
+// csrc/kernels/hadamard.h
 // The Walsh-Hadamard transform, which spreads what a few elements of a row hold over
-// all. SPDX-License-Identifier: Apache-2.0
+// all.
+// SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_KERNELS_HADAMARD_H_
 #define HALFBYTE_KERNELS_HADAMARD_H_

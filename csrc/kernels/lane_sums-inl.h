@@ -2,7 +2,8 @@
 // The sums over the lanes of several vectors at once: halves of two vectors are added
 // in one vector, then quarters of two of those, and so on, which takes three
 // instructions a sum where one vector alone takes ten. Lanes meet in the same order
-// however many there are, so the bits are the same. SPDX-License-Identifier: Apache-2.0
+// however many there are, so the bits are the same.
+// SPDX-License-Identifier: Apache-2.0
 
 #if defined(HALFBYTE_KERNELS_LANE_SUMS_INL_TOGGLE) == defined(HWY_TARGET_TOGGLE)
 #ifdef HALFBYTE_KERNELS_LANE_SUMS_INL_TOGGLE

@@ -1,7 +1,8 @@
 // csrc/kernels/lattice.h
 // The lattices that quantization-aware training leaves in bf16 weights: those that
 // share a step are bf16(step * level), level a small integer. A step of Q4_0 serves 32
-// neighbours, one of the mobile schema a row. SPDX-License-Identifier: Apache-2.0
+// neighbours, one of the mobile schema a row.
+// SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_KERNELS_LATTICE_H_
 #define HALFBYTE_KERNELS_LATTICE_H_

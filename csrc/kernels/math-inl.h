@@ -1,6 +1,7 @@
 // csrc/kernels/math-inl.h
 // What several kernels share: exp and tanh of a vector, and the loop over a row with
-// its tail. SPDX-License-Identifier: Apache-2.0
+// its tail.
+// SPDX-License-Identifier: Apache-2.0
 
 #if defined(HALFBYTE_KERNELS_MATH_INL_TOGGLE) == defined(HWY_TARGET_TOGGLE)
 #ifdef HALFBYTE_KERNELS_MATH_INL_TOGGLE

@@ -18,7 +18,8 @@
 //
 // 6 bits have no planes: of 16 weights, three quarters are the low bits of a chunk
 // each, and the last quarter is in the bits above, two in each. Packing changes no
-// value. SPDX-License-Identifier: Apache-2.0
+// value.
+// SPDX-License-Identifier: Apache-2.0
 
 #if defined(HALFBYTE_KERNELS_PANEL_INL_TOGGLE) == defined(HWY_TARGET_TOGGLE)
 #ifdef HALFBYTE_KERNELS_PANEL_INL_TOGGLE

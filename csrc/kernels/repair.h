@@ -1,6 +1,7 @@
 // csrc/kernels/repair.h
 // Q4_0 blocks that the ordinary quantizer made of weights on a lattice, back on it as
-// far as they tell. SPDX-License-Identifier: Apache-2.0
+// far as they tell.
+// SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_KERNELS_REPAIR_H_
 #define HALFBYTE_KERNELS_REPAIR_H_

@@ -1,7 +1,8 @@
 // csrc/kernels/rows-inl.h
 // Products of float weights, in rows as they are stored, with f32 activations. Lanes
 // run along K: each output has a register of partial sums, added up at the end, so its
-// bits do not depend on the tile it falls in. SPDX-License-Identifier: Apache-2.0
+// bits do not depend on the tile it falls in.
+// SPDX-License-Identifier: Apache-2.0
 
 #if defined(HALFBYTE_KERNELS_ROWS_INL_TOGGLE) == defined(HWY_TARGET_TOGGLE)
 #ifdef HALFBYTE_KERNELS_ROWS_INL_TOGGLE

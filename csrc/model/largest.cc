@@ -3,6 +3,8 @@
 #include "model/largest.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <numeric>
 
 namespace halfbyte {
@@ -18,8 +20,12 @@ std::vector<int32_t> Largest(std::span<const float> values, size_t count) {
   std::iota(places.begin(), places.end(), 0);
   const size_t kept = std::min(count, places.size());
   const auto end = places.begin() + static_cast<ptrdiff_t>(kept);
-  std::partial_sort(places.begin(), end, places.end(), [values](int32_t a, int32_t b) {
-    const float x = values[static_cast<size_t>(a)], y = values[static_cast<size_t>(b)];
+  const auto rank = [values](int32_t place) {  // NaN comes last, or there is no order
+    const float value = values[static_cast<size_t>(place)];
+    return std::isnan(value) ? -std::numeric_limits<float>::infinity() : value;
+  };
+  std::partial_sort(places.begin(), end, places.end(), [&](int32_t a, int32_t b) {
+    const float x = rank(a), y = rank(b);
     return x > y || (x == y && a < b);
   });
   places.resize(kept);

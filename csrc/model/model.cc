@@ -242,7 +242,7 @@ void Model::DropOrderedRows() {
   const size_t clusters = config_.drafter.num_clusters;
   if (clusters == 0 || weights_.head.panels == nullptr) return;
   if (weights_.head.N / clusters % kPanelRows != 0) return;
-  ordered_head_ = {};
+  ordered_head_.DropPacked();
   weights_.head.data = weights_.embedding.data;  // something that is there
 }
 

@@ -23,7 +23,6 @@ void Check(bool ok, const char* name, float value, const char* range) {
                                       std::to_string(value) + "; expected " + range);
 }
 
-// The lowest id with the largest logit.
 void Penalize(std::span<float> logits, std::span<const int32_t> history,
               float penalty) {
   std::vector<int32_t> ids(history.begin(), history.end());

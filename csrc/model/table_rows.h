@@ -24,6 +24,9 @@ class TableRows {
   WeightView Copy(const Model& model, const WeightView& table,
                   std::span<const int32_t> ids);
 
+  // Lets go of what panels hold as well, and keeps the scales of whole rows.
+  void DropPacked() { rows_ = group_scales_ = {}; }
+
  private:
   std::vector<uint8_t> rows_, group_scales_;
   std::vector<float> row_scales_;

@@ -83,6 +83,7 @@ class Loader {
     w.embedding = Matrix(kEmbedding, c_.vocab_size, H);
     w.norm = Norm(kNorm, H);
     w.head = Head();
+    w.own_head = w.head.data != w.embedding.data;
     if (const TensorView* freqs = checkpoint_.Find("rope_freqs.weight")) {
       w.rope_freqs = checkpoint_.Values("rope_freqs.weight",
                                         {freqs->shape.empty() ? 1 : freqs->shape[0]});

@@ -1,3 +1,4 @@
+// csrc/ops/kv_rows.cc
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/kv_rows.h"
 

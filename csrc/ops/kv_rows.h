@@ -1,3 +1,4 @@
+// csrc/ops/kv_rows.h
 // Keys and values in 8 bits: the rows of a cache.
 // SPDX-License-Identifier: Apache-2.0
 

@@ -317,7 +317,8 @@ const LinearInput::Rows8& LinearInput::I8(float step) {
   rows.neg_sum.resize(M);
   rows.scale.resize(M);
   ForEachRow(context_, M, K, [&](size_t m) {
-    const float scale = step != 0.0f ? step : MaxMagnitude(x_.Row(m), K) / 127.0f;
+    const float max = MaxMagnitude(x_.Row(m), K);  // NaN of what is not finite
+    const float scale = step == 0.0f || std::isnan(max) ? max / 127.0f : step;
     rows.scale[m] = scale;
     rows.neg_sum[m] = QuantizeI8(x_.Row(m), K, scale, &rows.codes[m * rows.ld]);
   });

@@ -1,5 +1,6 @@
 // csrc/ops/quantize.h
-// Float matrices to packed ones. SPDX-License-Identifier: Apache-2.0
+// Float matrices to packed ones.
+// SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_OPS_QUANTIZE_H_
 #define HALFBYTE_OPS_QUANTIZE_H_

@@ -1,6 +1,7 @@
 // csrc/runtime/pages.h
 // Large blocks of memory: for weights in another order, and for what a thread needs
-// while it computes. SPDX-License-Identifier: Apache-2.0
+// while it computes.
+// SPDX-License-Identifier: Apache-2.0
 
 #ifndef HALFBYTE_RUNTIME_PAGES_H_
 #define HALFBYTE_RUNTIME_PAGES_H_

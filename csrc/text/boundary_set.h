@@ -3,8 +3,8 @@
 // without changing its tokens: words merge on their own, in the cache.
 // SPDX-License-Identifier: Apache-2.0
 
-#ifndef HALFBYTE_MODEL_BOUNDARY_SET_H_
-#define HALFBYTE_MODEL_BOUNDARY_SET_H_
+#ifndef HALFBYTE_TEXT_BOUNDARY_SET_H_
+#define HALFBYTE_TEXT_BOUNDARY_SET_H_
 
 #include <stddef.h>
 #include <stdint.h>
@@ -45,4 +45,4 @@ class BoundarySet {
 };
 
 }  // namespace halfbyte
-#endif  // HALFBYTE_MODEL_BOUNDARY_SET_H_
+#endif  // HALFBYTE_TEXT_BOUNDARY_SET_H_

@@ -2,8 +2,8 @@
 // The core of byte pair encoding: join neighbours, best pair first, until none is left.
 // SPDX-License-Identifier: Apache-2.0
 
-#ifndef HALFBYTE_MODEL_MERGE_H_
-#define HALFBYTE_MODEL_MERGE_H_
+#ifndef HALFBYTE_TEXT_MERGE_H_
+#define HALFBYTE_TEXT_MERGE_H_
 
 #include <stddef.h>
 #include <stdint.h>
@@ -149,4 +149,4 @@ class Merger {
 };
 
 }  // namespace halfbyte
-#endif  // HALFBYTE_MODEL_MERGE_H_
+#endif  // HALFBYTE_TEXT_MERGE_H_

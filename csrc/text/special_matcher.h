@@ -3,8 +3,8 @@
 // the longest one that starts there.
 // SPDX-License-Identifier: Apache-2.0
 
-#ifndef HALFBYTE_MODEL_SPECIAL_MATCHER_H_
-#define HALFBYTE_MODEL_SPECIAL_MATCHER_H_
+#ifndef HALFBYTE_TEXT_SPECIAL_MATCHER_H_
+#define HALFBYTE_TEXT_SPECIAL_MATCHER_H_
 
 #include <stddef.h>
 #include <stdint.h>
@@ -25,7 +25,7 @@ class SpecialMatcher {
   };
 
   // The longest token, in bytes. Real ones have up to 40.
-  static constexpr size_t kMaxLength = 256;
+  static constexpr size_t kMaxLength = 128;
 
   SpecialMatcher() = default;
   // Spellings with ids, in the order of ids: of equal ones the last wins. Empty
@@ -45,4 +45,4 @@ class SpecialMatcher {
 };
 
 }  // namespace halfbyte
-#endif  // HALFBYTE_MODEL_SPECIAL_MATCHER_H_
+#endif  // HALFBYTE_TEXT_SPECIAL_MATCHER_H_

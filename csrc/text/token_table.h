@@ -3,8 +3,8 @@
 // pair of ids to merge. Seeded, so that no file can be made to collide.
 // SPDX-License-Identifier: Apache-2.0
 
-#ifndef HALFBYTE_MODEL_TOKEN_TABLE_H_
-#define HALFBYTE_MODEL_TOKEN_TABLE_H_
+#ifndef HALFBYTE_TEXT_TOKEN_TABLE_H_
+#define HALFBYTE_TEXT_TOKEN_TABLE_H_
 
 #include <stddef.h>
 #include <stdint.h>
@@ -69,4 +69,4 @@ class PairTable {
 };
 
 }  // namespace halfbyte
-#endif  // HALFBYTE_MODEL_TOKEN_TABLE_H_
+#endif  // HALFBYTE_TEXT_TOKEN_TABLE_H_

@@ -3,8 +3,8 @@
 // ranked by a list (Gemma 4) and pieces ranked by their score (SentencePiece).
 // SPDX-License-Identifier: Apache-2.0
 
-#ifndef HALFBYTE_MODEL_TOKENIZER_H_
-#define HALFBYTE_MODEL_TOKENIZER_H_
+#ifndef HALFBYTE_TEXT_TOKENIZER_H_
+#define HALFBYTE_TEXT_TOKENIZER_H_
 
 #include <stddef.h>
 #include <stdint.h>
@@ -164,4 +164,4 @@ class StreamDecoder {
 };
 
 }  // namespace halfbyte
-#endif  // HALFBYTE_MODEL_TOKENIZER_H_
+#endif  // HALFBYTE_TEXT_TOKENIZER_H_

@@ -1,3 +1,4 @@
+# python/halfbyte/origin.py
 # SPDX-License-Identifier: Apache-2.0
 """What a file that halfbyte has written says of how its weights were made."""
 

@@ -15,6 +15,7 @@ import numpy as np
 import tiny
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 # What transformers calls the drafters of the sizes: those of the 12B, and all others.
 _CLASSES = {
@@ -181,6 +182,21 @@ def save(drafter: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Path
     """Write a drafter as transformers does."""
     drafter.to(dtype).save_pretrained(folder)
     drafter.float()
+    return folder
+
+
+def with_row_scales(source: Path, folder: Path) -> Path:
+    """Copy a saved drafter, its embedding in int8 with one scale a row."""
+    tensors = load_file(source / "model.safetensors")
+    table = tensors.pop("model.embed_tokens.weight")
+    scales = table.abs().amax(1, keepdim=True) / 127
+    tensors["model.embed_tokens.embedding_quantized"] = (table / scales).round().char()
+    tensors["model.embed_tokens.embedding_scale"] = scales
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gemma", "num_bits": 8}
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 

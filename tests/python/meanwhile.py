@@ -1,3 +1,5 @@
+# tests/python/meanwhile.py
+# SPDX-License-Identifier: Apache-2.0
 """A stand-in for a session's core, to come between two steps of a call."""
 
 from __future__ import annotations

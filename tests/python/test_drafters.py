@@ -220,6 +220,18 @@ def test_guesses_after_some_came_and_one_did_not(random_pair: Pair) -> None:
     assert guess(other, 300, 4) == guess(session, 300, 4)
 
 
+def test_guesses_of_a_head_with_row_scales(e2b: Pair, tmp_path: Path) -> None:
+    """Panels are made of an ordered copy of the head. That goes; its scales stay."""
+    assistant = drafters.with_row_scales(e2b.assistant, tmp_path / "int8")
+    found = []
+    for repack in ("never", "always"):
+        model = halfbyte.load(e2b.folder, drafter=assistant, threads=1, repack=repack)
+        session = model.session()
+        session.logits(IDS[:-1], last=True)
+        found.append([guess(session, token, 6) for token in range(5, 25)])
+    assert found[0] == found[1]
+
+
 # --- Answers ----------------------------------------------------------------------------
 
 

@@ -256,6 +256,20 @@ def wrong_imports(root: Path) -> list[str]:
     return wrong
 
 
+def wrong_beginnings(root: Path) -> list[str]:
+    """Sources that do not begin with their path, or have no line with the licence."""
+    wrong = []
+    modules = sorted((root / "python").rglob("*.py"))
+    cpp = (path for path, _ in cpp_files(root) if path.suffix != ".inc")
+    for path in [*cpp, *modules]:
+        sign = "#" if path.suffix == ".py" else "//"
+        name, text = str(path.relative_to(root)), path.read_text(encoding="utf-8")
+        licence = f"\n{sign} SPDX-License-Identifier: Apache-2.0\n"
+        if not text.startswith(f"{sign} {name}\n") or licence not in text:
+            wrong.append(f"{name}: expected its path first, and the licence")
+    return wrong
+
+
 def cycles(root: Path) -> list[str]:
     """Modules that import one another."""
     graph = {name: others - {"_core", name} for name, others in imports(root).items()}
@@ -274,6 +288,7 @@ CHECKS: list[Check] = [
     wrong_calls,
     wrong_kernels,
     wrong_imports,
+    wrong_beginnings,
     cycles,
 ]
 
@@ -334,6 +349,8 @@ def copy_of(root: Path, folder: Path) -> Path:
             "halfbyte",
         ),
         (wrong_imports, "python/halfbyte/new.py", "from halfbyte import errors", "new"),
+        (wrong_beginnings, "csrc/base/new.h", "struct New {};", "csrc/base/new.h"),
+        (wrong_beginnings, "python/halfbyte/new.py", "NEW = 1", "new.py"),
         (
             cycles,
             "python/halfbyte/cli/terminal.py",

@@ -11,7 +11,7 @@ from typing import Any
 import halfbyte
 import numpy as np
 import pytest
-from halfbyte import reference
+from halfbyte import _core, reference
 from halfbyte.errors import ArgumentError, DTypeError, ShapeError
 from numpy.typing import NDArray
 from samples import ROW_BITS, assert_same_bits, normal
@@ -51,6 +51,29 @@ def test_codes_to_codes_equal_the_definition(fmt: str, m: int) -> None:
     same = halfbyte.linear_codes(wider[..., : x.shape[-1]], w, **steps)
     np.testing.assert_array_equal(same, out)
     np.testing.assert_array_equal(out, want)
+
+
+@every_target
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize(
+    ("x_step", "y_step"), [(0, 0), (0.05, 0), (0, 0.1), (0.05, 0.1)]
+)
+def test_what_is_not_finite_stays_in_its_row(
+    fmt: str, x_step: float, y_step: float
+) -> None:
+    """Steps that were trained clamp what is large, but make no number of what is none."""
+    w = packed(fmt)
+    core = _core.Weight(w.data, fmt, *w.shape, w.scales, None, x_step, y_step)
+    x = normal(7, 256)
+    clean = np.empty((7, 37), np.float32)
+    core.linear(x, None, clean, "auto", 1)
+    assert np.isfinite(clean).all()
+    for bad in (np.nan, np.inf, -np.inf):
+        x[3, 200] = bad
+        y = np.empty_like(clean)
+        core.linear(x, None, y, "auto", 1)
+        assert not np.isfinite(y[3]).any()
+        assert_same_bits(np.delete(y, 3, 0), np.delete(clean, 3, 0))
 
 
 @pytest.mark.parametrize("fmt", FORMATS)

@@ -1,3 +1,4 @@
+# python/halfbyte/lineage/__init__.py
 # SPDX-License-Identifier: Apache-2.0
 """Where a file's weights come from.
 

@@ -1,3 +1,4 @@
+# python/halfbyte/qat/__init__.py
 # SPDX-License-Identifier: Apache-2.0
 """Quantization-aware training of Gemma 3 and Gemma 4 models of Transformers.
 

@@ -1,3 +1,4 @@
+# python/halfbyte/qat/calibrate.py
 # SPDX-License-Identifier: Apache-2.0
 """Steps of activations from what a model sees."""
 

@@ -1,3 +1,4 @@
+# python/halfbyte/qat/distill.py
 # SPDX-License-Identifier: Apache-2.0
 """Training of a prepared model towards the one it was made of."""
 

@@ -1,3 +1,4 @@
+# python/halfbyte/qat/evaluate.py
 # SPDX-License-Identifier: Apache-2.0
 """How far a quantized model is from the one it was made of."""
 

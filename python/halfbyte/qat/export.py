@@ -1,3 +1,4 @@
+# python/halfbyte/qat/export.py
 # SPDX-License-Identifier: Apache-2.0
 """Trained models as directories that Transformers and halfbyte load."""
 

@@ -1,3 +1,4 @@
+# python/halfbyte/qat/fake.py
 # SPDX-License-Identifier: Apache-2.0
 """Fake quantization: numbers of a grid in the forward pass, gradients in the backward.
 

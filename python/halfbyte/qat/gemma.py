@@ -1,3 +1,4 @@
+# python/halfbyte/qat/gemma.py
 # SPDX-License-Identifier: Apache-2.0
 """The parts of a Gemma model of Transformers that training deals with."""
 

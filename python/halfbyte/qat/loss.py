@@ -1,3 +1,4 @@
+# python/halfbyte/qat/loss.py
 # SPDX-License-Identifier: Apache-2.0
 """Losses over a whole vocabulary, some tokens at a time.
 

@@ -1,3 +1,4 @@
+# python/halfbyte/qat/modules.py
 # SPDX-License-Identifier: Apache-2.0
 """Layers that compute with the numbers of a grid, and train float32 weights below."""
 

@@ -1,3 +1,4 @@
+# python/halfbyte/qat/prepare.py
 # SPDX-License-Identifier: Apache-2.0
 """A model's matrices swapped for layers that train on a grid."""
 

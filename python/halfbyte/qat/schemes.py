@@ -1,3 +1,4 @@
+# python/halfbyte/qat/schemes.py
 # SPDX-License-Identifier: Apache-2.0
 """Which numbers a matrix may hold, and which matrix of a model gets which."""
 

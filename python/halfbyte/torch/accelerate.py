@@ -1,3 +1,4 @@
+# python/halfbyte/torch/accelerate.py
 # SPDX-License-Identifier: Apache-2.0
 """A loaded model's packed layers swapped for ours, and back."""
 

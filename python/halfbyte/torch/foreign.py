@@ -1,3 +1,4 @@
+# python/halfbyte/torch/foreign.py
 # What transformers and compressed-tensors keep packed is known by the classes of modules
 # that are imported already: a model cannot hold a layer of one that is not.
 # SPDX-License-Identifier: Apache-2.0

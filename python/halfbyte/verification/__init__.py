@@ -1,3 +1,4 @@
+# python/halfbyte/verification/__init__.py
 # SPDX-License-Identifier: Apache-2.0
 """Whether a file is whole, and says what another one says.
 

@@ -222,6 +222,22 @@ TEST_F(MappedFileTest, ACopyIsUnaffected) {
   EXPECT_EQ(Text(*file), "before");
 }
 
+TEST_F(MappedFileTest, AFileThatChangesWhileItIsCopiedIsRefused) {
+  const std::string path = Write("f", std::string(100, 'a'));
+  const auto change = [&](uint64_t /*done*/, uint64_t /*total*/) {
+    std::ofstream(path, std::ios::binary) << std::string(100, 'b');
+    fs::last_write_time(path, fs::last_write_time(path) + std::chrono::seconds(1));
+  };
+  const size_t before = OpenDescriptors();
+  try {
+    MappedFile::Open(path, {.mode = LoadMode::kCopy, .progress = change});
+    ADD_FAILURE() << "copied";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.cls(), ErrorClass::kFileChanged);
+  }
+  EXPECT_EQ(OpenDescriptors(), before);
+}
+
 TEST_F(MappedFileTest, AFileLargerThanMemoryIsNotCopied) {
   const std::string path = Write("large", "0123456789");
   const Reading reading = {.mode = LoadMode::kCopy, .most_bytes = 9};

@@ -1,6 +1,7 @@
 // tests/cpp/kernels/channel_test.cc
 // Weights with one scale a row: integer sums are exact, on every target, for every
-// tile. SPDX-License-Identifier: Apache-2.0
+// tile.
+// SPDX-License-Identifier: Apache-2.0
 
 #include <gtest/gtest.h>
 #include <math.h>
