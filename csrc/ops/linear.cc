@@ -3,11 +3,13 @@
 #include "ops/linear.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <type_traits>
 #include <utility>
 
 #include "base/error.h"
+#include "kernels/convert.h"
 #include "kernels/format_kernels.h"
 #include "kernels/lattice.h"
 #include "kernels/prefetch.h"
@@ -24,9 +26,11 @@ Slices SlicesOf(const WeightView& w, size_t num_tokens, size_t num_threads) {
   return {w.N, w.K, w.row_bytes(), num_tokens, num_threads};
 }
 
-// Memory that BlockRows needs for `count` rows: one of floats, then the blocks.
+// Memory that BlockRows needs for `count` rows: one of floats and of bf16, then the
+// blocks.
 size_t ScratchBytes(const WeightView& w, size_t count) {
-  return w.stored == Stored::kBlocks ? 0 : w.K * sizeof(float) + count * w.row_bytes();
+  constexpr size_t kRow = sizeof(float) + sizeof(uint16_t);
+  return w.stored == Stored::kBlocks ? 0 : w.K * kRow + count * w.row_bytes();
 }
 
 // `offset` is where the row begins, from the first one.
@@ -46,12 +50,20 @@ void DecodeFinite(const WeightView& w, const uint8_t* row, float* floats) {
   if (std::isnan(MaxMagnitude(floats, w.K))) FailNotFinite(row - w.data);
 }
 
+bool AreBF16(const float* x, size_t n) {
+  uint32_t below = 0;  // bits that bf16 lacks
+  for (size_t i = 0; i < n; ++i) below |= std::bit_cast<uint32_t>(x[i]) & 0xFFFF;
+  return below == 0;
+}
+
 // A row of floats as blocks of w's format. bf16 that was trained for Q4_0 keeps the
-// levels it was trained to; other weights are rounded as ever.
+// levels it was trained to, in whichever type it is stored; other weights are rounded
+// as ever. `floats`: room for a row, and behind it for one of bf16.
 void EncodeRow(const WeightView& w, const uint8_t* row, float* floats, uint8_t* to) {
   DecodeFinite(w, row, floats);
-  if (w.floats == Format::kBF16 && w.format == Format::kQ4_0) {
-    return RecoverBlocks(w.format, row, w.K, to, nullptr);
+  if (w.format == Format::kQ4_0 && AreBF16(floats, w.K)) {
+    ConvertF32ToBF16(floats, w.K, floats + w.K);
+    return RecoverBlocks(w.format, floats + w.K, w.K, to, nullptr);
   }
   KernelsFor(w.format).encode_row_ref(floats, w.K, to);
 }
@@ -63,7 +75,7 @@ const uint8_t* BlockRows(const WeightView& w, size_t begin, size_t count,
   const uint8_t* row = w.data + begin * w.stored_row_bytes();
   if (w.stored == Stored::kBlocks) return row;
   auto* floats = reinterpret_cast<float*>(scratch);
-  uint8_t* blocks = scratch + w.K * sizeof(float);
+  uint8_t* blocks = scratch + w.K * (sizeof(float) + sizeof(uint16_t));
   for (size_t i = 0; i < count; ++i, row += w.stored_row_bytes()) {
     uint8_t* to = blocks + i * w.row_bytes();
     if (w.stored == Stored::kFloats) {

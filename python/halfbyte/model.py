@@ -307,33 +307,21 @@ class Session:
         if len(tokens) < 2:
             raise ArgumentError(f"ids: expected two or more, got {len(tokens)}")
         context = whole(self._model.context, "context", 2)  # nothing is scored in 1
+        total, scored, step = 0.0, 0, 128
         with self._sequence.alone:
-            total = self._scores(tokens, context, progress)
-        windows = -(-len(tokens) // context)
+            for start, window in self._model._windows(tokens, context):
+                self.reset()
+                for begin in range(0, len(window), step):
+                    end = min(begin + step, len(window))
+                    following = int(window[end]) if end < len(window) else -1
+                    scores = self._sequence.core.score(
+                        window[begin:end], following, self._model.threads
+                    )
+                    total, scored = total + float(scores.sum()), scored + len(scores)
+                    if progress is not None:
+                        progress(start + end, len(tokens))
         with np.errstate(over="ignore"):  # of what is as good as ruled out
-            return float(np.exp(-total / (len(tokens) - windows)))
-
-    def _scores(
-        self,
-        tokens: NDArray[np.int64],
-        context: int,
-        progress: Callable[[int, int], None] | None,
-    ) -> float:
-        """Sum of the log-probabilities of `tokens`, in windows of `context`."""
-        total, step = 0.0, 128
-        for start in range(0, len(tokens), context):
-            window = tokens[start : start + context]
-            self.reset()
-            for begin in range(0, len(window), step):
-                end = min(begin + step, len(window))
-                following = int(window[end]) if end < len(window) else -1
-                scores = self._sequence.core.score(
-                    window[begin:end], following, self._model.threads
-                )
-                total += float(scores.sum())
-                if progress is not None:
-                    progress(start + end, len(tokens))
-        return total
+            return float(np.exp(-total / scored))
 
     @takes_options_of(request)
     def stream(self, prompt: Prompt, **options: Unpack[ChatOptions]) -> Stream:
@@ -629,8 +617,9 @@ class Model:
         Parameters
         ----------
         ids : integers, shape (T,)
-            Two or more. More than `context` are cut into windows of that size; the
-            first token of a window is given, not scored.
+            Two or more. More than `context` are cut into windows of that size, each of
+            which begins with the token that begins a text, if `ids` do. The first token
+            of a window is given, not scored.
         progress : callable, optional
             Called with the number of tokens done and of all.
 
@@ -889,6 +878,23 @@ class Model:
 
     def _ids(self, ids: Ids, name: str = "ids") -> NDArray[np.int64]:
         return as_ids(ids, name, self._config.vocab_size)
+
+    def _windows(
+        self, ids: NDArray[np.int64], length: int
+    ) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Cut a text into windows, and say how many tokens come before each.
+
+        A text that begins with <bos> is one that the model was trained on only so: without
+        it the likelihoods of a window are those of no model that anybody uses. That
+        token counts once.
+        """
+        bos = None if self._tokenizer is None else self._tokenizer.bos_id
+        if bos is None or ids[0] != bos or length < 2:
+            for start in range(0, len(ids), length):
+                yield start, ids[start : start + length]
+            return
+        for start in range(0, len(ids) - 1, length - 1):
+            yield start, np.append(ids[:1], ids[start + 1 : start + length])
 
     def _alternatives(self, logprobs: bool | int) -> int | None:
         """How many tokens to tell the log-probability of, beside the one chosen."""

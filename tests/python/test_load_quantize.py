@@ -97,9 +97,13 @@ def trained(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", ["e2b", "26b"])
-def test_trained_weights_keep_their_levels(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_trained_weights_keep_their_levels(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Whatever type they are stored in later."""
     model = trained(tiny.rounded(tiny.build(name, wide=True)))
-    tiny.save_hf(model, tmp_path, dtype=torch.bfloat16)
+    tiny.save_hf(model, tmp_path, dtype=dtype)
     exact = float_forward.exact_logits(model, IDS)
     kept = halfbyte.load(tmp_path, quantize="q4_0", activations="f32").logits(IDS)
     lost = float_forward.exact_logits(oracle(model, "q4_0")[0], IDS)

@@ -307,10 +307,15 @@ def test_what_is_no_sequence_of_ids(model: Any, ids: Any, error: Any) -> None:
 
 
 def definition(model: Any, ids: list[int]) -> float:
-    """exp(-mean(log p(token | those before))) in float64."""
+    """exp(-mean(log p(token | those before))) in float64.
+
+    Each window of a text that begins with the token for that begins with it.
+    """
     total, count = 0.0, 0
-    for start in range(0, len(ids), model.context):
-        window = ids[start : start + model.context]
+    bos = ids[:1] if ids[0] == 2 else []
+    own = model.context - len(bos)  # tokens of a window
+    for start in range(len(bos), len(ids), own):
+        window = bos + ids[start : start + own]
         rows = model.logits(window).astype(np.float64)[:-1]
         top = rows.max(-1)
         log_sum = top + np.log(np.exp(rows - top[:, None]).sum(-1))
@@ -334,11 +339,19 @@ def test_a_model_that_is_far_off_is_infinitely_perplexed(tmp_path: Path) -> None
     assert model.perplexity(tiny.prompt(20)) == math.inf
 
 
-@pytest.mark.parametrize("length", [65, 66, 128, 200])
-def test_perplexity_beyond_the_context(tiny_gguf: Make, length: int) -> None:
+@pytest.mark.parametrize("length", [64, 65, 66, 127, 128, 200])
+@pytest.mark.parametrize("first", [2, 300])
+def test_perplexity_beyond_the_context(
+    tiny_gguf: Make, length: int, first: int
+) -> None:
     model = halfbyte.load(tiny_gguf("e2b"), context=64, threads=1)
-    ids = tiny.prompt(length)
-    assert model.perplexity(ids) == pytest.approx(definition(model, ids), rel=1e-3)
+    assert model.tokenizer.bos_id == 2
+    ids = [first, *tiny.prompt(length)[1:]]
+    told: list[int] = []
+    found = model.perplexity(ids, progress=lambda done, _: told.append(done))
+    assert found == pytest.approx(definition(model, ids), rel=1e-3)
+    assert told == sorted({*told})
+    assert told[-1] == length
 
 
 def test_perplexity_tells_how_far_it_is(model: Any) -> None:

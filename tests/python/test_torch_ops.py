@@ -326,9 +326,15 @@ def test_the_gradient_of_a_bias(dtype: torch.dtype) -> None:
 def test_trained_weights_keep_their_levels() -> None:
     x = trained(5, 16, 128)[0]
     wide = torch.from_numpy(x)
-    w, _ = quantize(wide.bfloat16(), "q4_0")
-    np.testing.assert_array_equal(w.numpy().reshape(-1), recover(x).weight.data)
-    assert not torch.equal(w, quantize(wide, "q4_0")[0])
+    want = recover(x).weight.data
+    for stored in (wide.bfloat16(), wide.half(), wide):  # all of them the same numbers
+        np.testing.assert_array_equal(stored.float().numpy(), x)
+        w, _ = quantize(stored, "q4_0")
+        np.testing.assert_array_equal(w.numpy().reshape(-1), want)
+    wide[0, 0] *= 1 + 2**-20  # no number that training in bfloat16 leaves
+    plain = halfbyte.quantize(wide.numpy(), "q4_0").data
+    assert not np.array_equal(plain, want)
+    np.testing.assert_array_equal(quantize(wide, "q4_0")[0].numpy().reshape(-1), plain)
 
 
 @each_float

@@ -40,7 +40,8 @@ def perplexity(
     """Measure how well a model predicts a text: lower is better.
 
     The perplexity is the exponential of the mean negative log-likelihood of the
-    tokens. A text longer than the context is read in pieces of that length.
+    tokens. A text longer than the context is read in pieces of that length, each of
+    which begins as a text does.
     """
     text = models.read_text(file)
     path = models.find(model, quiet=quiet)

@@ -366,8 +366,14 @@ def _grouped_rows(ids: Tensor, w: Tensor, scales: Tensor, format: str) -> Tensor
 def _quantize(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
     info = _check_matrix(x, format)
     rows = aligned(x.detach().contiguous())
-    if format == "q4_0" and x.dtype == torch.bfloat16 and x.isfinite().all():
-        bits = rows.view(torch.int16).numpy().view(np.uint16)
+    brief = rows.bfloat16()
+    if (
+        format == "q4_0"
+        and torch.equal(brief.to(rows.dtype), rows)
+        and x.isfinite().all()
+    ):
+        # Trained for it, maybe, in whichever type it is now.
+        bits = brief.view(torch.int16).numpy().view(np.uint16)
         packed, scales, _ = _core.recover_lattice(bits, format, num_threads())
     else:
         values = rows.float().numpy()

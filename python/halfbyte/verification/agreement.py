@@ -94,7 +94,7 @@ def compare(
     for rows in _positions(model, reference, ids):
         found.append(rows)
         if progress is not None:
-            progress(sum(map(len, found)), len(ids))
+            progress(min(sum(map(len, found)), len(ids)), len(ids))
     kl, same, own, its = np.concatenate(found).T
     scored = ~np.isnan(own)  # nothing follows the last token of a window
     prompt = ids[:_PROMPT]
@@ -133,8 +133,7 @@ def _positions(
     """Yield rows: divergence, whether the likeliest are one, log p of what follows."""
     length = min(_WINDOW, model.context, reference.context)
     sessions = model.session(), reference.session()
-    for start in range(0, len(ids), length):
-        window = ids[start : start + length]
+    for _, window in model._windows(np.asarray(ids), length):
         for session in sessions:
             session.reset()
         for at in range(0, len(window), _ROWS):
