@@ -46,7 +46,9 @@ void Session::Check(std::span<const int32_t> ids) const {
     info.found = std::to_string(tokens_.size()) + " tokens present and " +
                  std::to_string(ids.size()) + " more";
     info.expected = "at most " + std::to_string(capacity) + " in all";
-    info.hint = "shorten the prompt or load with a larger context";
+    const bool more = capacity < model_->config().context_length;
+    info.hint = more ? "shorten the prompt or load with a larger context"
+                     : "shorten the prompt: the model was made for no more";
     throw Error(ErrorClass::kContextOverflow, std::move(info));
   }
 }

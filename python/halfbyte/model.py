@@ -111,9 +111,12 @@ class Sampling(TypedDict, total=False):
     top_p: float
 
 
-class Options(Sampling, total=False):
+class Options(TypedDict, total=False):
     """Keywords of `Session.stream` for any prompt, for type checkers."""
 
+    temperature: float | None
+    top_k: int
+    top_p: float
     max_tokens: int
     min_p: float
     repetition_penalty: float
@@ -147,7 +150,7 @@ def request(
     prompt: Prompt,
     *,
     max_tokens: int = 128,
-    temperature: float = 0.0,
+    temperature: float | None = None,
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
@@ -162,6 +165,8 @@ def request(
     """Check what `Model.stream` is asked for."""
     if draft is None:
         draft = 0 if model._drafter is None else DRAFT
+    if temperature is None:  # who filters wants to draw
+        temperature = 0.0 if (top_k, top_p, min_p) == (0, 1.0, 0.0) else 1.0
     limit = whole(max_tokens, "max_tokens", 0)
     sampler = _core.Sampler(
         number(temperature, "temperature"),
@@ -700,8 +705,9 @@ class Model:
             Text or ids to go on with, or messages to answer.
         max_tokens : int
             128 by default. The context may end it earlier.
-        temperature : float
-            0, the default, takes the likeliest token.
+        temperature : float, optional
+            0 takes the likeliest token. By default it is 0, or 1 where `top_k`, `top_p`
+            or `min_p` asks to draw.
         top_k : int
             Draw among the `top_k` likeliest; 0: all.
         top_p : float
@@ -902,10 +908,12 @@ class Model:
             return 0 if logprobs else None
         return min(whole(logprobs, "logprobs", 0), self._config.vocab_size) or None
 
-    def _lacks(self, what: str, advice: str, code: str) -> ModelError:
+    def _lacks(
+        self, what: str, advice: str, code: str, found: str = "none"
+    ) -> ModelError:
         name = repr(Path(self._path).name)[1:-1]  # on one line, whatever it is
         return ModelError(
-            f"{name}: model: {what}: found none - {advice} [{code}]",
+            f"{name}: model: {what}: found {found} - {advice} [{code}]",
             path=self._path,
             kind="model",
             code=code,
@@ -941,9 +949,11 @@ class Model:
         if not ids:
             raise ArgumentError("prompt: expected at least one token")
         if len(ids) > self.context:
+            more = self.context < self._config.context_length
+            larger = " or load with a larger context" if more else ""
             raise ContextOverflowError(
                 f"prompt: found {len(ids)} tokens; expected at most {self.context} - "
-                "shorten it or load with a larger context [CONTEXT_OVERFLOW]",
+                f"shorten it{larger} [CONTEXT_OVERFLOW]",
                 code="CONTEXT_OVERFLOW",
                 found=f"{len(ids)} tokens",
                 expected=f"at most {self.context}",
@@ -958,9 +968,11 @@ class Model:
         names: Sequence[str] | None = None,
     ) -> list[template.Part]:
         if self._format is None:
-            raise self._lacks(
-                "chat template", "give a text instead of messages", "MODEL_TEMPLATE"
-            )
+            found = "none"
+            if self._core.chat_template:
+                found = "one of a family that is not known here"
+            advice = "give a text instead of messages, rendered by Transformers maybe"
+            raise self._lacks("chat template", advice, "MODEL_TEMPLATE", found)
         if tools is not None:
             instance(tools, "tools", Sequence, "a list of declarations")
         return self._format.render(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,10 @@ from halfbyte.errors import ArgumentError
 __all__ = ["is_path", "resolve"]
 
 _PREFIXES = ("hf", "ollama", "lmstudio", "halfbyte")
+# What a browser shows.
+_ADDRESS = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repository>[^/?#]+/[^/?#]+)"
+)
 # A file that is not there, rather than a repository that is called like one.
 _FILES = (".gguf", ".safetensors", ".json")
 
@@ -54,7 +59,7 @@ def resolve(
     Raises
     ------
     ArgumentError
-        If the name cannot be read, or says less or more than it should.
+        If the name cannot be read, says less or more than it should, or is an address.
     FileNotFoundError, PermissionError, ConnectionError, FormatError, ImportError
         As `bundled.locate`, `hub.fetch`, `stores.ollama` and `stores.lmstudio` do.
 
@@ -66,6 +71,11 @@ def resolve(
     text = os.fsdecode(name)
     if not text:
         raise FileNotFoundError("the name of the model is empty")
+    if (address := _ADDRESS.match(text)) is not None:
+        raise ArgumentError(
+            f"{text}: expected a name, found an address - of this repository it is "
+            f"{address['repository']}"
+        )
     if is_path(name):
         _no_revision(text, revision)
         if (hint := bundled.shadowed(name)) is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 from halfbyte import _core
@@ -72,9 +72,8 @@ def cpu_targets() -> list[str]:
     return _core.cpu_targets()
 
 
-@contextmanager
-def use_target(name: str) -> Iterator[None]:
-    """Make the kernels of the whole process use one instruction set for a while.
+def use_target(name: str) -> AbstractContextManager[None]:
+    """Make the kernels of the whole process use one instruction set in a ``with`` block.
 
     For tests and bug reports; no other thread may compute meanwhile.
 
@@ -88,8 +87,14 @@ def use_target(name: str) -> Iterator[None]:
     ArgumentError, DTypeError
         If this CPU or this build does not have it, or `name` is no str.
     """
+    with _using(string(name, "target")):  # or the ``with`` block would be told
+        return _using(name)
+
+
+@contextmanager
+def _using(name: str) -> Iterator[None]:
     before = _core.cpu_target()
-    _core.set_cpu_target(string(name, "target"))
+    _core.set_cpu_target(name)
     try:
         yield
     finally:
@@ -244,8 +249,7 @@ def set_num_threads(n: int | None) -> None:
         _told()
 
 
-@contextmanager
-def threads(n: int) -> Iterator[None]:
+def threads(n: int) -> AbstractContextManager[None]:
     """Use `n` threads inside a ``with`` block, in this thread or task.
 
     Parameters
@@ -257,7 +261,12 @@ def threads(n: int) -> Iterator[None]:
     ArgumentError, DTypeError
         If `n` is no number from 1 to 1024.
     """
-    token = _scoped.set(_valid(n, "n"))
+    return _with_threads(_valid(n, "n"))
+
+
+@contextmanager
+def _with_threads(n: int) -> Iterator[None]:
+    token = _scoped.set(n)
     try:
         yield
     finally:

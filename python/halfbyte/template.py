@@ -35,6 +35,11 @@ _ROLES = {"system", "developer", "user", "assistant", "model", "tool"}
 _QUOTE = '<|"|>'
 # What the template leaves out where it takes a schema for its own properties.
 _SCHEMA_KEYS = {"description", "type", "properties", "required", "nullable"}
+# What begins a turn, and in which family; of a vocabulary that has both, the first.
+_TURNS: dict[str, Literal["gemma4", "gemma3"]] = {
+    "<|turn>": "gemma4",
+    "<start_of_turn>": "gemma3",
+}
 # In the source of a template the newline is written as an escape or as itself.
 _EMPTY_THOUGHT = re.compile(r"<\|channel>thought(?:\\n|\n)<channel\|>")
 
@@ -145,19 +150,21 @@ def family_of(template: str | None, markers: Vocabulary) -> ChatFormat | None:
     Parameters
     ----------
     template : str or None
-        The template stored with the model. It is searched, never rendered.
+        The template stored with the model. It is searched, never rendered: one that
+        does not write the family's marker of turns is of another family.
     markers : Vocabulary
         Anything that answers whether a spelling is ``in`` the vocabulary.
 
     Returns
     -------
     ChatFormat or None
-        None if the vocabulary has no markers of turns.
+        None if no family's marker of turns is in the vocabulary and in the template.
     """
-    if "<|turn>" in markers:
-        prompt = (template or "").rpartition("add_generation_prompt")[2]
-        return ChatFormat("gemma4", _EMPTY_THOUGHT.search(prompt) is not None)
-    return ChatFormat("gemma3") if "<start_of_turn>" in markers else None
+    marker = next((m for m in _TURNS if m in markers), None)
+    if marker is None or marker not in (template or marker):
+        return None
+    prompt = (template or "").rpartition("add_generation_prompt")[2]
+    return ChatFormat(_TURNS[marker], _EMPTY_THOUGHT.search(prompt) is not None)
 
 
 def render_text(parts: Sequence[Part]) -> str:
@@ -251,8 +258,12 @@ def _check(message: Message, what: str) -> None:
 def _texts(message: Message, name: str) -> list[str]:
     """Return the text parts of a message's content, as they are."""
     content = message.get("content")
-    if content is None:
+    if content is None and _is_model(message):  # it may have called tools alone
         return []
+    if content is None:
+        raise ArgumentError(
+            f"{name}: content: found none; expected a string or a list of text parts"
+        )
     if isinstance(content, str):
         return [content]
     if isinstance(content, Mapping) or not isinstance(content, Sequence):

@@ -365,6 +365,18 @@ def test_stdin_above_the_context_is_refused_at_once(
     assert time.perf_counter() - start < 30
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["--text=x", "-n=3", "--max-kl=0", "--min-top1=1", "--activations=f32"],
+)
+def test_a_comparison_needs_somebody_to_compare_with(
+    halfbyte: Command, plain: Path, option: str
+) -> None:
+    """A check that compares nothing would pass."""
+    done = halfbyte("verify", plain, *option.split("="), code=2)
+    assert "need --against" in one_error_line(done.stderr)
+
+
 @pytest.mark.parametrize("command", ["perplexity", "verify"])
 def test_a_text_is_bounded_and_there(
     halfbyte: Command, plain: Path, tmp_path: Path, command: str
@@ -1292,6 +1304,10 @@ def test_tokenize_gives_ids_and_pieces(halfbyte: Command, plain: Path) -> None:
     assert bare["ids"] == document["ids"][1:]
     special = halfbyte.json("tokenize", plain, "a<bos>", "--no-bos", "--special")
     assert special["ids"][-1] == tokens.index("<bos>")
+    # What has no text, or half a character, goes by its name.
+    assert special["pieces"][-1] == document["pieces"][0] == "<bos>"
+    half = halfbyte.json("tokenize", plain, "\N{SNOWMAN}", "--no-bos")["pieces"]
+    assert half[-3:] == ["<0xE2>", "<0x98>", "<0x83>"]
 
 
 def test_perplexity_is_that_of_the_library(

@@ -301,7 +301,7 @@ V = np.zeros(32, np.float32)
             "data: expected 34 bytes, got 33",
         ),
         (
-            lambda: halfbyte.use_target("AVX9").__enter__(),
+            lambda: halfbyte.use_target("AVX9"),
             errors.ArgumentError,
             "AVX9",
         ),

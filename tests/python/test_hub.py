@@ -622,6 +622,13 @@ def test_a_name_of_no_form_is_refused(name: str) -> None:
         names.resolve(name)
 
 
+@pytest.mark.parametrize("rest", ["", "/", "/tree/main", "/resolve/main/m.gguf?x=1"])
+@pytest.mark.parametrize("host", ["https://huggingface.co", "http://hf.co"])
+def test_an_address_is_told_its_name(host: str, rest: str) -> None:
+    with pytest.raises(ArgumentError, match=r"of this repository it is google/tiny$"):
+        halfbyte.load(f"{host}/google/tiny{rest}")
+
+
 # ---- Ollama
 
 

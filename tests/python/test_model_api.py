@@ -421,18 +421,21 @@ def test_where_a_folder_keeps_its_template(folder: Path, tmp_path: Path) -> None
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         (tmp_path / name).symlink_to(folder / name)
     jinja, config = tmp_path / "chat_template.jinja", tmp_path / "tokenizer_config.json"
-    jinja.write_bytes(b"{{ bos_token }}\xff")  # it is searched, not shown
+    own = "{{ bos_token }}<|turn>"
+    jinja.write_bytes(own.encode() + b"\xff")  # it is searched, not shown
     assert halfbyte.load(tmp_path).has_template
+    jinja.write_text("{{ bos_token }}[INST]")
+    foreign = halfbyte.load(tmp_path)
+    assert not foreign.has_template
+    with pytest.raises(errors.ModelError, match="one of a family that is not known"):
+        foreign.chat("hello")
     jinja.write_bytes(bytes(1 << 21))
     with pytest.raises(errors.LimitError) as caught:
         halfbyte.load(tmp_path)
     assert caught.value.path == str(jinja)
     jinja.unlink()
     assert not halfbyte.load(tmp_path).has_template
-    for stored in (
-        "{{ bos_token }}",
-        [{"name": "default", "template": "{{ bos_token }}"}],
-    ):
+    for stored in (own, [{"name": "default", "template": own}]):
         config.write_text(json.dumps({"chat_template": stored}))
         assert halfbyte.load(tmp_path).has_template
 

@@ -245,6 +245,19 @@ def test_what_was_generated_is_penalised_too(model: Any) -> None:
     assert len(set(strict) | set(IDS)) == len(strict) + len(set(IDS))
 
 
+@pytest.mark.parametrize("filters", [{"top_k": 40}, {"top_p": 0.9}, {"min_p": 0.01}])
+def test_who_filters_wants_to_draw(model: Any, filters: dict[str, Any]) -> None:
+    """As of the command: a filter alone means a temperature of 1."""
+    options = {"max_tokens": 20, "seed": 3} | filters
+    drawn = model(IDS, **options)
+    assert drawn == model(IDS, temperature=1.0, **options)
+    greedy = model(IDS, max_tokens=20)
+    assert drawn != greedy
+    assert model(IDS, temperature=0.0, **options) == greedy
+    neutral = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 3}
+    assert model(IDS, max_tokens=20, **neutral) == greedy
+
+
 def test_the_same_seed_gives_the_same_text(model: Any, tiny_gguf: Any) -> None:
     options = {"max_tokens": 50, "temperature": 1.0, "top_k": 40}
     once = model(IDS, seed=7, **options)

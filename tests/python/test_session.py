@@ -208,6 +208,18 @@ def test_a_prompt_longer_than_the_context_is_refused(tiny_gguf: Make) -> None:
         assert caught.value.code == "CONTEXT_OVERFLOW"
         assert "65 tokens" in str(caught.value)
         assert "at most 64" in str(caught.value)
+        assert "shorten it or load with a larger context" in str(caught.value)
+
+
+def test_no_larger_context_is_advised_than_there_is(tiny_gguf: Make) -> None:
+    model = load(tiny_gguf("e2b"))
+    session = model.session()
+    session.logits(tiny.prompt(model.context), last=True)
+    for call in (lambda ids: model(ids), lambda ids: session.logits(ids)):
+        with pytest.raises(errors.ContextOverflowError) as caught:
+            call(tiny.prompt(model.context + 1))
+        assert "shorten" in str(caught.value)
+        assert "larger" not in str(caught.value)
 
 
 def test_tokens_beyond_the_context_are_refused_before_anything_is_done(

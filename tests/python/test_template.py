@@ -592,6 +592,8 @@ class TestGemma3:
             ),
             ([system("a")], "needs a user"),
             ([user("a"), assistant(5)], r"^messages\[1\]: content: found int"),
+            ([{"role": "user", "text": "a"}], r"^messages\[0\]: content: found none"),
+            ([{"role": "user", "content": None}], r"content: found none; expected a"),
         ],
     )
     def test_roles_must_alternate(self, messages: Messages, message: str) -> None:
@@ -615,6 +617,13 @@ class TestFamily:
         assert family_of(None, {"<start_of_turn>"}) == GEMMA3
         assert family_of("{{ '<|turn>' }}", {"<s>"}) is None
 
+    def test_a_template_of_another_family(self) -> None:
+        """A finetune's own, beside Gemma's vocabulary."""
+        foreign = "{% for m in messages %}[INST]{{ m['content'] }}[/INST]{% endfor %}"
+        for markers in ({"<|turn>"}, {"<start_of_turn>"}):
+            assert family_of(foreign, markers) is None
+        assert family_of("{{ '<start_of_turn>' }}", {"<|turn>"}) is None
+
     def test_empty_thought_is_read_from_the_template(self) -> None:
         markers = {"<|turn>"}
         assert family_of(self.LARGE_TEMPLATE, markers) == LARGE
@@ -625,7 +634,7 @@ class TestFamily:
         assert family_of(history + small, markers) == SMALL
 
     def test_a_template_is_never_rendered(self) -> None:
-        assert family_of("{{ 1 / 0 }}{% for %}", {"<|turn>"}) == SMALL
+        assert family_of("<|turn>{{ 1 / 0 }}{% for %}", {"<|turn>"}) == SMALL
 
 
 class TestHelpers:

@@ -122,7 +122,9 @@ def chat(
     talk.raw_output, talk.stats, talk.thoughts = raw_output, stats, show_thoughts
     if not quiet:
         if not loaded.has_template:
-            terminal.note("no chat template in this model: it goes on with the text")
+            terminal.note(
+                "no chat template of Gemma in this model: it goes on with the text"
+            )
         if sys.stdin.isatty():
             terminal.note("/help lists the commands; Ctrl-D ends")
     _take_any_bytes()

@@ -162,7 +162,9 @@ def _request(
             why = "--raw" if raw else "this model has none"
             raise UsageError(f"{option} needs a chat template ({why})")
         if not raw and not quiet:
-            terminal.note("no chat template in this model: it goes on with the prompt")
+            terminal.note(
+                "no chat template of Gemma in this model: it goes on with the prompt"
+            )
         return text
     messages: list[Message] = [{"role": "user", "content": text}]
     if system is not None:

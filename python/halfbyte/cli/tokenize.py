@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from halfbyte.cli import models, options, terminal
+from halfbyte.files import Tokenizer
 
 __all__ = ["EXAMPLES", "tokenize"]
 
@@ -48,7 +49,7 @@ def tokenize(
     path = models.find(name)
     loaded = models.open_model(path, None, None, quiet=False, repack="never")
     ids = loaded.tokenize(content, bos=not no_bos, special=special)
-    pieces = [loaded.detokenize([token]) for token in ids]
+    pieces = [_shown(loaded.tokenizer, token) for token in ids]
     if json:
         terminal.document(
             {
@@ -63,3 +64,9 @@ def tokenize(
     for token, piece in zip(ids, pieces, strict=True):
         shown = json_text.dumps(piece, ensure_ascii=False)
         terminal.line(f"{token}\t{terminal.printable(shown)}")
+
+
+def _shown(tokenizer: Tokenizer, token: int) -> str:
+    """A token's text, or what it is called if it has none, or half a character."""
+    text = tokenizer.decode([token])
+    return text if text and "\ufffd" not in text else tokenizer.token_to_piece(token)

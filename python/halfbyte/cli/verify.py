@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -43,31 +43,38 @@ def verify(
         ),
     ] = None,
     tokens: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "-n", "--tokens", min=0, help="Tokens that both go on with.", metavar="N"
+            "-n",
+            "--tokens",
+            min=0,
+            help="Tokens that both go on with; 32 by default.",
+            metavar="N",
         ),
-    ] = 32,
+    ] = None,
     sha256: Annotated[
         str | None,
         typer.Option("--sha256", help="The hash it should have.", metavar="HEX"),
     ] = None,
     max_kl: Annotated[
-        float,
+        float | None,
         typer.Option(
-            "--max-kl", min=0.0, help="Mean divergence allowed, nats.", metavar="KL"
+            "--max-kl",
+            min=0.0,
+            help="Mean divergence allowed, nats; 0.1 by default.",
+            metavar="KL",
         ),
-    ] = 0.1,
+    ] = None,
     min_top1: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--min-top1",
             min=0.0,
             max=1.0,
-            help="Share of equal likeliest tokens asked for.",
+            help="Share of equal likeliest tokens asked for; 0.85 by default.",
             metavar="S",
         ),
-    ] = 0.85,
+    ] = None,
     activations: options.Activations = None,
     threads: options.Threads = None,
     json: options.Json = False,
@@ -85,6 +92,12 @@ def verify(
     """
     import halfbyte
 
+    compares = {"greedy": tokens, "max_kl": max_kl, "min_top1": min_top1}
+    limits: dict[str, Any] = {k: v for k, v in compares.items() if v is not None}
+    if against is None and (limits or text is not None or activations is not None):
+        raise errors.UsageError(
+            "--text, -n, --max-kl, --min-top1 and --activations need --against"
+        )
     passage = None if text is None else models.read_text(text)
     path = models.find(model, quiet=quiet)
     other = None if against is None else models.find(against, quiet=quiet)
@@ -94,12 +107,10 @@ def verify(
             sha256=sha256,
             against=other,
             text=passage,
-            greedy=tokens,
-            max_kl=max_kl,
-            min_top1=min_top1,
             activations=activations,
             threads=threads,
             progress=progress,
+            **limits,
         )
     if json:
         terminal.document(found.to_dict())

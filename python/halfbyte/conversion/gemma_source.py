@@ -48,9 +48,10 @@ def require_floats(tensor: TensorInfo) -> None:
 
 
 def _is_packed(tensor: TensorInfo) -> UnsupportedError:
+    found = tensor.type if tensor.format not in FLOATS else "a part of packed weights"
     return UnsupportedError(
-        f"tensor {tensor.name!r}: expected F32, F16 or BF16, found {tensor.type}: this "
-        "model is packed already, convert the one it was packed from",
+        f"tensor {tensor.name!r}: expected weights in F32, F16 or BF16, found {found}: "
+        "this model is packed already, convert the one it was packed from",
         tensor=tensor.name,
-        found=tensor.type,
+        found=found,
     )
