@@ -4,18 +4,19 @@
 
     python examples/chat.py [MODEL]
 
-Without MODEL it is the demo model, which has no chat template: it goes on with the text.
+Without MODEL it is the small model of the package, which sounds like old dictionaries.
 """
 
+import contextlib
 import sys
 
 import halfbyte
-from halfbyte import demo
 
-model = halfbyte.load(sys.argv[1] if len(sys.argv) > 1 else demo.model_path())
+model = halfbyte.load(sys.argv[1] if len(sys.argv) > 1 else "tiny")
 chat = halfbyte.Conversation(model)  # keeps what was said: a turn costs its own tokens
 
-while line := input("> ").strip():
-    for piece in chat.send(line, max_tokens=48):
-        print(piece.text, end="", flush=True)
-    print()
+with contextlib.suppress(EOFError):  # Ctrl-D
+    while line := input("> ").strip():
+        for piece in chat.send(line, max_tokens=48):
+            print(piece.text, end="", flush=True)
+        print()

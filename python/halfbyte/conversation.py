@@ -22,8 +22,8 @@ from halfbyte.model import (
     Tools,
     as_messages,
 )
-from halfbyte.records import Piece
-from halfbyte.streams import OneThread, Stream
+from halfbyte.records import Piece, Reply
+from halfbyte.streams import OneThread, Stream, reply_of
 from halfbyte.template import Part, encode_parts
 
 if sys.version_info >= (3, 11):
@@ -166,6 +166,29 @@ class Conversation:
             self._asked, self._stream = runs, stream
             pieces = _written_down(stream, answer)
             return Stream(pieces, stream._progress, self._alone)
+
+    @takes_options_of(Session.stream, but=CHAT_ONLY)
+    def chat(
+        self, messages: str | Sequence[Message], **options: Unpack[Options]
+    ) -> Reply:
+        """Say something, and get the answer when it is whole.
+
+        Parameters
+        ----------
+        messages, **options
+            As for `send`.
+
+        Returns
+        -------
+        Reply
+
+        Raises
+        ------
+        ContextOverflowError, ArgumentError, DTypeError, ModelError, RuntimeError
+            As by `send`.
+        """
+        stream = self.send(messages, **options)
+        return reply_of(list(stream), stream.stats)
 
     def reset(self) -> None:
         """Forget the messages; not `system`, nor what was computed of it."""

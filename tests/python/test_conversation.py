@@ -103,6 +103,16 @@ def test_the_first_answer_is_that_of_chat(model: halfbyte.Model) -> None:
     assert chat.messages[-1]["content"] == model.chat(messages, **HOT).text
 
 
+def test_an_answer_may_be_had_when_it_is_whole(model: halfbyte.Model) -> None:
+    whole, pieces = halfbyte.Conversation(model), halfbyte.Conversation(model)
+    for text in ("the end", "of the line"):
+        reply = whole.chat(text, **HOT)
+        assert reply.pieces == tuple(pieces.send(text, **HOT))
+        assert whole.messages == pieces.messages
+        assert reply.text == whole.messages[-1]["content"]
+        assert (reply.finish_reason, reply.stats.generated_tokens) == ("length", 12)
+
+
 def test_a_turn_computes_its_own_tokens_alone(model: halfbyte.Model) -> None:
     chat = halfbyte.Conversation(model, system="Be odd.")
     for turn, text in enumerate(["hello", "and the <turn|> rest", "the end", "of it"]):

@@ -14,6 +14,7 @@ import json
 import pkgutil
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -390,6 +391,51 @@ def test_a_wrong_figure_is_found() -> None:
         for old, new in ((" r ", " "), ("| 0.", "| 0.0"), ("| Q8_0 |", "| Q4_0 |")):
             wrong = before + link + table.replace(old, new, 1)
             assert wrong_kernel_tables(wrong) == [name]
+
+
+def ratios(path: Path) -> dict[tuple[str, int], str]:
+    """How many times as fast as llama.cpp: of prompts and decoding, by threads."""
+    found = {}
+    for run in json.loads(path.read_text(encoding="utf-8"))["runs"]:
+        for kind in ("prompt", "decode"):
+            own, its = (
+                run["sides"][side][f"{kind}_tokens_per_s"]["samples"]
+                for side in ("halfbyte", "llama.cpp")
+            )
+            pairs = statistics.median(a / b for a, b in zip(own, its, strict=True))
+            found[kind, run["threads"]] = f"{pairs:.1f}"
+    return found
+
+
+def wrong_headlines(text: str) -> list[str]:
+    """What the README says of the speed of E2B, and the kept samples do not."""
+    kept = {path: ratios(path) for path in RESULTS.glob("*-e2b-generate.json")}
+    told = re.search(
+        r"reads prompts at ([\d.]+) to ([\d.]+) times and answers at ([\d.]+) to ([\d.]+) "
+        r"times",
+        text,
+    )
+    wrong = [] if told is not None else ["no range"]
+    for at, kind in enumerate(("prompt", "decode")) if told is not None else ():
+        all_of_it = [
+            r for found in kept.values() for (k, _), r in found.items() if k == kind
+        ]
+        range_ = (min(all_of_it, key=float), max(all_of_it, key=float))
+        if told is not None and told.groups()[2 * at : 2 * at + 2] != range_:
+            wrong.append(f"{kind}: {range_}")
+    for (kind, threads), ratio in kept[RESULTS / "zen5-e2b-generate.json"].items():
+        row = rf"^\| {kind}[^|]*{threads} threads?( \|[^|]*){{2}}\| {ratio} \|$"
+        if not re.search(row, text, re.MULTILINE):
+            wrong.append(f"{kind}, {threads} threads: {ratio}")
+    return wrong
+
+
+def test_the_speeds_in_the_readme_are_their_samples() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert wrong_headlines(readme) == []
+    for old, new in (("at 6.5 to", "at 7.1 to"), ("| 7.4 |", "| 7.3 |")):
+        assert old in readme
+        assert len(wrong_headlines(readme.replace(old, new))) == 1
 
 
 def test_every_result_is_told_of() -> None:

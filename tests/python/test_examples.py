@@ -112,13 +112,14 @@ def test_chat_with_a_template_answers(tmp_path: Path) -> None:
         "{% for m in messages %}<|turn>{{ m['role'] }}\n{{ m['content'] }}<turn|>"
     )
     (tmp_path / "chat_template.jinja").write_text(template)
-    out = run("examples/chat.py", tmp_path, stdin="the end\nof the line\n\n")
+    out = run("examples/chat.py", tmp_path, stdin="the end\nof the line\n")
     model = halfbyte.load(tmp_path)
     assert model.has_template
     assert out == talk(model)
 
 
 BENCHMARKS = {
+    "batch.py": 1,
     "beside.py": 2,
     "convert.py": 1,
     "engine.py": 1,
@@ -149,6 +150,16 @@ def test_benchmarks_take_the_names_that_load_takes() -> None:
     out = run("benchmarks/generate.py", "tiny", *options, "--only-ours")
     assert "tiny-q4_0.gguf" in out
     assert "looked at" in run("benchmarks/lineage.py", "tiny", "--rounds", 1)
+
+
+def test_batches_are_measured(tmp_path: Path) -> None:
+    file = tmp_path / "batch.json"
+    options = ["--rounds", "2", "--threads", "1", "--sizes", "1,3", "--json", file]
+    out = run("benchmarks/batch.py", "tiny", *options, "--only-ours")
+    assert "halfbyte, tokens/s" in out
+    (told,) = json.loads(file.read_text())["results"]
+    for size in ("1", "3"):
+        assert len(told[size]["tokens_per_s"]["halfbyte"]["samples"]) == 2
 
 
 def test_guesses_are_measured() -> None:

@@ -166,6 +166,11 @@ def test_tokens_in_any_order_of_memory() -> None:
         halfbyte.attention(q, backwards, v), halfbyte.attention(q, copied, v)
     )
     assert_same_bits(dequantize_kv(backwards), dequantize_kv(copied))
+    apart = [
+        KvCodes(x.codes[:, :, ::2], x.steps[:, :, ::2], rotated=True) for x in (k, v)
+    ]
+    beside = [KvCodes(x.codes.copy(), x.steps.copy(), rotated=True) for x in apart]
+    assert_same_bits(halfbyte.attention(q, *apart), halfbyte.attention(q, *beside))
 
 
 def test_half_floats_are_widened() -> None:

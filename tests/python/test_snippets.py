@@ -61,6 +61,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mobile.symlink_to(bundled.locate("tiny-mobile"))
     dense.with_name("gemma-4-E2B-it-qat-q4_0-gguf").symlink_to(folder / "model.gguf")
     dense.with_name("gemma-3-1b-it").symlink_to(dense)
+    packed = dense.with_name("gemma-4-E2B-it-qat-w4a16-ct")
+    halfbyte.convert(dense, packed, to="safetensors", format="w4a16-ct")
     for name in ("qat-bf16", "bf16", "unquantized"):
         (folder / name).symlink_to(dense)
     (folder / "gemma-4-E2B-it-qat-q4_0-unquantized").symlink_to(dense)

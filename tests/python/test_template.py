@@ -404,9 +404,9 @@ class TestGemma4:
                     },
                     "nullable": True,
                 },
-                "Box": {
+                "Zone": {
                     "type": "object",
-                    "description": "A box",
+                    "description": "A zone",
                     "properties": {"w": {"type": "boolean"}},
                     "required": ["w"],
                 },
@@ -422,10 +422,10 @@ class TestGemma4:
         q = '<|"|>'
         expected = (
             "declaration:f{description:~F~,parameters:{properties:{"
-            "Box:{description:~A box~,properties:{w:{type:~BOOLEAN~}},required:[~w~],"
-            "type:~OBJECT~},"
             "list:{items:{properties:{k:{type:~NUMBER~}},required:[~k~],type:~OBJECT~},"
-            "nullable:true,type:~ARRAY~}},type:~OBJECT~},"
+            "nullable:true,type:~ARRAY~},"  # in an order without regard to case
+            "Zone:{description:~A zone~,properties:{w:{type:~BOOLEAN~}},required:[~w~],"
+            "type:~OBJECT~}},type:~OBJECT~},"
             "response:{description:~R~,type:~OBJECT~}}"
         )
         assert text.split("<|tool>")[1].split("<tool|>")[0] == expected.replace("~", q)

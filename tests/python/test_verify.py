@@ -128,6 +128,7 @@ def foreign(path: Path, kind: str, data: np.ndarray[Any, Any]) -> Path:
     [
         ("Q4_0", 0, False),
         ("Q4_0", 1, True),  # its weights of 0 have the code 8
+        ("Q5_0", 1, True),  # and its, 16
         ("BF16", 1, False),  # one of 32 MiB: rows of tokens that were never trained
         ("BF16", 2, True),
     ],
@@ -135,7 +136,7 @@ def foreign(path: Path, kind: str, data: np.ndarray[Any, Any]) -> Path:
 def test_holes_of_a_download(
     kind: str, empty: int, wrong: bool, tmp_path: Path
 ) -> None:
-    row = 18 * 64  # bytes, of either kind
+    row = (22 if kind == "Q5_0" else 18) * 64  # bytes
     raw = np.full(32 * MIB // row * row, 0x3C, np.uint8)
     raw[3 * MIB : (3 + empty) * MIB] = 0
     path = foreign(tmp_path / "m.gguf", kind, raw.reshape(-1, row))

@@ -334,7 +334,7 @@ def _removed(tokens: int, length: int) -> int:
 
 
 class CompressedCache(DynamicCache):
-    """Keys and values in 8 bits, a quarter of float32 and half of bfloat16.
+    """Keys and values in 8 bits: three tenths of float32, six of bfloat16.
 
     For ``generate`` and forward passes of any model of transformers, sliding layers
     and layers that share keys and values included. Tokens are rounded once, as
