@@ -33,6 +33,7 @@ HELP = Path(__file__).parent.parent / "golden" / "cli_help.txt"
 COMMANDS = (
     "run",
     "chat",
+    "batch",
     "inspect",
     "convert",
     "repair",
@@ -1285,6 +1286,103 @@ def test_memory_of_nonsense_is_unknown(changed: dict[str, Any]) -> None:
     assert memory.cache_shape(name | {f"x.{k}": v for k, v in good.items()}) is not None
     bad = name | {f"x.{k}": v for k, v in (good | changed).items()}
     assert memory.cache_shape(bad) is None
+
+
+# --- batch -----------------------------------------------------------------------------
+
+
+def records(stdout: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stdout.decode().splitlines()]
+
+
+def test_batch_answers_every_line_as_run_does(
+    halfbyte: Command, plain: Path, tmp_path: Path
+) -> None:
+    prompts = ["the end of the line", "and then", "what is the end of it", "the"]
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\n\r\n".join(prompts).encode() + b"\n\n")
+    options = ("-n", 9, "--temp", 0.8)
+    done = halfbyte("batch", plain, "--file", file, "--size", 3, "--seed", 5, *options)
+    told = records(done.stdout)
+    assert [one["index"] for one in told] == [0, 1, 2, 3]
+    for i, (one, prompt) in enumerate(zip(told, prompts, strict=True)):
+        alone = halfbyte.json("run", plain, prompt, "--seed", 5 + i, *options)
+        for key in ("text", "thought", "tool_calls", "finish_reason"):
+            assert one[key] == alone[key]
+        assert one["prompt_tokens"] == alone["stats"]["prompt_tokens"]
+        assert one["generated_tokens"] == alone["stats"]["generated_tokens"]
+    assert b"no chat template" in done.stderr
+    piped = halfbyte(
+        "batch", plain, "--file", "-", "--seed", 5, *options, stdin=file.read_bytes()
+    )
+    assert piped.stdout == done.stdout
+
+
+def test_batch_reads_lines_of_json(halfbyte: Command, talking: Path) -> None:
+    lines: list[Any] = [
+        {"id": "a", "prompt": "the end"},
+        {"id": 7, "messages": [{"role": "user", "content": "the end"}]},
+        "the end",
+    ]
+    text = "\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines)
+    stdin = text.encode()
+    done = halfbyte("batch", talking, "--file", "-", "--temp", 0, "-n", 6, stdin=stdin)
+    told = records(done.stdout)
+    assert [one.get("id") for one in told] == ["a", 7, None]
+    assert "id" not in told[2]
+    assert len({one["text"] for one in told}) == 1
+    alone = halfbyte.json("run", talking, "the end", "--temp", 0, "-n", 6)
+    assert told[0]["text"] == alone["text"]
+    spoken = ("--system", "Be brief.", "--temp", 0, "-n", 6)
+    done = halfbyte("batch", talking, "--file", "-", *spoken, stdin=b"the end\n")
+    assert records(done.stdout)[0]["prompt_tokens"] > told[0]["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "message"),
+    [
+        ('{"prompt": ', (), "line 2: no JSON"),
+        ("{" * 3 + '"a":' + "[" * 100_000, (), "line 2: no JSON"),
+        ('{"prompt": 3}', (), "line 2: expected a text as prompt"),
+        ('{"messages": []}', (), "line 2: expected a text as prompt"),
+        ('{"messages": ["a"]}', (), "line 2: messages: expected a list of objects"),
+        ('{"prompt": "a", "messages": [{}]}', (), "line 2: expected a text"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', ("--raw",), "--raw"),
+        ("a", ("--system", "b"), "--system needs a chat template"),
+        ("a", ("--size", 0), "--size"),
+    ],
+)
+def test_batch_refuses_a_line_before_it_begins(
+    halfbyte: Command, plain: Path, line: str, options: tuple[Any, ...], message: str
+) -> None:
+    stdin = f"good\n{line}\n".encode()
+    done = halfbyte("batch", plain, "--file", "-", *options, stdin=stdin, code=2)
+    assert message in one_error_line(done.stderr)
+    assert done.stdout == b""
+
+
+def test_batch_stopped_by_ctrl_c_keeps_what_was_written(
+    halfbyte: Command, plain: Path
+) -> None:
+    pipe = subprocess.PIPE
+    args = ("--file", "-", "--size", 1, "-n", 2000, "--context", ENDLESS)
+    with halfbyte.start(
+        "batch", plain, *args, stdout=pipe, stderr=pipe, stdin=pipe
+    ) as p:
+        assert p.stdin is not None
+        assert p.stdout is not None
+        assert p.stderr is not None
+        p.stdin.write(b"the end\n" * 500)
+        p.stdin.close()
+        first = p.stdout.readline()
+        p.send_signal(signal.SIGINT)
+        rest, stderr = p.stdout.read(), p.stderr.read()
+        assert p.wait(60) == 130
+    told = records(first + rest)  # whole lines
+    assert [one["index"] for one in told] == list(range(len(told)))
+    assert 1 <= len(told) < 500
+    assert b"interrupted: the answers so far are written" in stderr
+    assert b"Traceback" not in stderr
 
 
 # --- tokenize, perplexity, doctor ------------------------------------------------------

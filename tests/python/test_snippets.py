@@ -72,6 +72,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_imatrix(folder / "imatrix.gguf", folder / "bf16.gguf")
     passages = Path(halfbyte.__file__).parent / "data" / "passages.txt"
     shutil.copy(passages, folder / "text.txt")
+    (folder / "questions.txt").write_text("What does Charity mean?\nWho is it?\n")
     return folder
 
 

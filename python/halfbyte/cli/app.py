@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from halfbyte.cli import (
+    batch,
     bench,
     chat,
     convert,
@@ -64,6 +65,9 @@ app.command(epilog=run.EXAMPLES, short_help="Answer one prompt, or go on with it
     run.run
 )
 app.command(epilog=chat.EXAMPLES, short_help="Talk with a model.")(chat.chat)
+app.command(
+    epilog=batch.EXAMPLES, short_help="Answer many prompts, several at a time."
+)(batch.batch)
 app.command(epilog=inspect.EXAMPLES, short_help="Show what is in a model file.")(
     inspect.inspect
 )

@@ -18,10 +18,11 @@ from halfbyte.cli.errors import UsageError
 from halfbyte.cli.options import KvType
 
 if TYPE_CHECKING:
-    from halfbyte.model import Model
+    from halfbyte.model import Message, Model
     from halfbyte.records import Stats
 
 __all__ = [
+    "NO_TEMPLATE",
     "Sampling",
     "existing",
     "find",
@@ -30,12 +31,15 @@ __all__ = [
     "open_model",
     "read_prompt",
     "read_text",
+    "request",
     "require_other",
     "sampling",
     "split_positionals",
     "stats_dict",
     "stats_line",
 ]
+
+NO_TEMPLATE = "no chat template of Gemma in this model: it goes on with the prompt"
 
 # No context of today's models holds this much text; it bounds what is read at all.
 _MAX_TEXT_BYTES = 64 << 20
@@ -247,6 +251,22 @@ def sampling(
         repetition_penalty=1.0 if repeat_penalty is None else repeat_penalty,
         seed=seed,
     )
+
+
+def request(
+    model: Model, text: str, system: str | None, *, think: bool, raw: bool
+) -> str | list[Message]:
+    """Choose between a conversation and a text to go on with."""
+    if raw or not model.has_template:
+        if system is not None or think:
+            option = "--think" if think else "--system"
+            why = "--raw" if raw else "this model has none"
+            raise UsageError(f"{option} needs a chat template ({why})")
+        return text
+    messages: list[Message] = [{"role": "user", "content": text}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return messages
 
 
 def stats_line(stats: Stats) -> str:

@@ -14,7 +14,6 @@ from halfbyte.cli import models, options, terminal
 from halfbyte.cli.errors import INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
-    from halfbyte.model import Message, Model
     from halfbyte.records import Piece
     from halfbyte.streams import Stream
 
@@ -112,7 +111,9 @@ def run(
     _ = loaded.tokenizer  # without one there is nothing to do
     chosen = models.sampling(loaded, temp, top_k, top_p, min_p, repeat_penalty, seed)
     thinks = think or show_thoughts
-    request = _request(loaded, text, system, think=thinks, raw=raw, quiet=quiet)
+    request = models.request(loaded, text, system, think=thinks, raw=raw)
+    if isinstance(request, str) and not raw and not quiet:
+        terminal.note(models.NO_TEMPLATE)
     stream = loaded.stream(
         request,
         max_tokens=max_tokens,
@@ -144,32 +145,6 @@ def run(
         terminal.note(models.stats_line(stats))
     if reason == "interrupted":
         raise typer.Exit(INTERRUPTED)
-
-
-def _request(
-    model: Model,
-    text: str,
-    system: str | None,
-    *,
-    think: bool,
-    raw: bool,
-    quiet: bool,
-) -> str | list[Message]:
-    """Choose between a conversation and a text to go on with."""
-    if raw or not model.has_template:
-        if system is not None or think:
-            option = "--think" if think else "--system"
-            why = "--raw" if raw else "this model has none"
-            raise UsageError(f"{option} needs a chat template ({why})")
-        if not raw and not quiet:
-            terminal.note(
-                "no chat template of Gemma in this model: it goes on with the prompt"
-            )
-        return text
-    messages: list[Message] = [{"role": "user", "content": text}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    return messages
 
 
 def _write(stream: Stream, pieces: list[Piece], shown: terminal.Shown | None) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "printable",
     "progress",
     "quantity",
+    "record",
     "table",
     "without_controls",
 ]
@@ -155,12 +156,20 @@ def note(text: str) -> None:
 
 def document(value: Mapping[str, Any]) -> None:
     """Write one JSON document to stdout, with the number of its schema."""
-    whole = {"schema": _SCHEMA, **value}
+    line(_json({"schema": _SCHEMA, **value}, indent=2))
+
+
+def record(value: Mapping[str, Any]) -> None:
+    """Write one line of JSON to stdout, at once."""
+    line(_json(value))
+    sys.stdout.flush()
+
+
+def _json(value: Mapping[str, Any], indent: int | None = None) -> str:
     is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
-    text = json.dumps(_jsonable(whole), indent=2, ensure_ascii=not is_utf8)
+    text = json.dumps(_jsonable(value), indent=indent, ensure_ascii=not is_utf8)
     # JSON escapes C0 itself; in a document, the rest occurs only inside strings.
-    text = re.sub(r"[\x7f-\x9f\ud800-\udfff]", lambda m: f"\\u{ord(m[0]):04x}", text)
-    line(text)
+    return re.sub(r"[\x7f-\x9f\ud800-\udfff]", lambda m: f"\\u{ord(m[0]):04x}", text)
 
 
 def _jsonable(value: Any) -> Any:
