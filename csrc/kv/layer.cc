@@ -178,8 +178,9 @@ void KvLayer::Read(size_t head, size_t begin, Mat<float> k, Mat<float> v) const 
 
 void Attention(const Context& context, std::span<const KvQueries> sequences,
                Mat<const float> q, size_t heads, float scale, Mat<float> out) {
-  const size_t batch = sequences.size(), rows = q.rows / batch;  // of each
-  Require(rows * batch == q.rows, "attention: more rows of one sequence than another");
+  const size_t batch = sequences.size();
+  Require(batch != 0 && q.rows % batch == 0, "attention: not as many rows of each");
+  const size_t rows = q.rows / batch;  // of one sequence
   for (const KvQueries& sequence : sequences) {
     Require(sequence.position + rows <= sequence.layer->written(),
             "kv: positions that were not appended");

@@ -162,6 +162,41 @@ TEST(KvLayerTest, TilesOfALongContextAreTakenInParts) {
   }
 }
 
+// Rows of several sequences, as many of each: the bits of each alone.
+TEST(KvLayerTest, SequencesSideBySideHaveTheirOwnBits) {
+  constexpr size_t kRow = kQueryHeads * kDim, kLengths[] = {30, 9, 300, 600};
+  for (const size_t window : {size_t{0}, size_t{64}}) {
+    for (const size_t rows : {size_t{1}, size_t{3}}) {
+      std::vector<KvLayer> layers;
+      std::vector<KvQueries> queries;
+      std::vector<float> q, alone;
+      for (const size_t length : kLengths) {
+        const Sequence s(length);
+        layers.emplace_back(KvLayerShape{kHeads, kDim, 600, window, 600, KvType::kF32});
+        s.AppendTo(layers.back(), 0, length);
+        const std::vector<float> one = s.Attend(layers.back(), length - rows, length);
+        alone.insert(alone.end(), one.begin(), one.end());
+        q.insert(q.end(), s.q.end() - static_cast<ptrdiff_t>(rows * kRow), s.q.end());
+      }
+      for (size_t i = 0; i < layers.size(); ++i) {
+        queries.push_back({&layers[i], kLengths[i] - rows});
+      }
+      std::vector<float> together(q.size());
+      const size_t all = rows * layers.size();
+      for (const size_t threads : {size_t{1}, size_t{3}}) {
+        const Context context = {.num_threads = threads, .poll = {}};
+        Attention(context, queries, Mat<const float>(q.data(), all, kRow), kQueryHeads,
+                  0.25f, Mat<float>(together.data(), all, kRow));
+        EXPECT_EQ(together, alone) << window << " " << rows << " " << threads;
+      }
+      EXPECT_THROW(Attention({.num_threads = 1, .poll = {}}, queries,
+                             Mat<const float>(q.data(), all - 1, kRow), kQueryHeads,
+                             0.25f, Mat<float>(together.data(), all - 1, kRow)),
+                   Error);
+    }
+  }
+}
+
 // The keys and values of a head, as they are kept.
 std::vector<float> Kept(const KvLayer& layer, size_t head, size_t len, bool values) {
   std::vector<float> k(len * kDim), v(len * kDim);
