@@ -58,16 +58,24 @@ class _Row:
         return reply_of(self.pieces, self.answer.progress.stats)
 
 
-def replies(requests: Sequence[Request], runner: Runner, size: int) -> Iterator[Reply]:
-    """Answer `requests`, `size` of them at a time; see `Model.batch`."""
-    stem = _stem([asked.ids for asked in requests], runner)
-    waiting = enumerate(requests)
+def replies(
+    prompts: Sequence[Sequence[int]],
+    ask: Callable[[int], Request],
+    runner: Runner,
+    size: int,
+) -> Iterator[Reply]:
+    """Answer what `ask` makes of each prompt, `size` of them at a time.
+
+    See `Model.batch`.
+    """
+    stem = _stem(prompts, runner)
+    waiting = iter(range(len(prompts)))
     rows: list[_Row] = []
     ended: dict[int, Reply] = {}  # that wait for one before them
-    for told in range(len(requests)):
+    for told in range(len(prompts)):
         while told not in ended:
-            for index, asked in islice(waiting, size - len(rows)):
-                rows.append(_Row(index, asked, runner))
+            for index in islice(waiting, size - len(rows)):
+                rows.append(_Row(index, ask(index), runner))
                 rows[-1].begin(stem, runner.threads())
             _advance([row for row in rows if row.answer.left], runner.threads())
             ended |= {row.index: row.reply() for row in rows if not row.answer.left}

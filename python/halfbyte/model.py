@@ -815,17 +815,22 @@ class Model:
         thinking = options.pop("enable_thinking", False)
         seed = options.get("seed")
         first = None if seed is None else whole(seed, "seed", 0, MAX_SEED)
-        asked = []
+        ids = []
         for index, prompt in enumerate(prompts):
             try:
-                ids = self._prompt_ids(prompt, tools, thinking)
+                ids.append(self._prompt_ids(prompt, tools, thinking))
             except Error as error:
                 error.args = (f"prompts[{index}]: {error}",)
                 raise
+
+        def ask(index: int) -> Request:
             if first is not None:
                 options["seed"] = (first + index) % (MAX_SEED + 1)
-            asked.append(request(self, ids, **options))
-        return replies(asked, self._runner(), rows)
+            return request(self, ids[index], **options)
+
+        if ids:
+            ask(0)  # what is wrong with the options is said now
+        return replies(ids, ask, self._runner(), rows)
 
     def step(self, sessions: Sequence[Session], ids: Ids) -> F32Array:
         """Append a token to each of several sessions, in one pass over the weights.
