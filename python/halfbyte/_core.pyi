@@ -445,9 +445,6 @@ class Sampler:
     def sample(self, logits: _F32, history: Sequence[int]) -> int:
         """Choose from a vector of logits."""
 
-# A token; log p of it and of the `top` likeliest, if that is a number.
-_Chosen: TypeAlias = tuple[int, list[tuple[int, float]]]
-
 @final
 class Session:
     """One sequence of tokens. One thread at a time."""
@@ -460,8 +457,11 @@ class Session:
 
     def step(
         self, ids: _I64, sampler: Sampler, threads: int, draft: int, top: int | None
-    ) -> _Chosen:
-        """Append tokens and choose the next; run up to `draft` guesses along."""
+    ) -> tuple[int, list[tuple[int, float]]]:
+        """Append tokens and choose the next; run up to `draft` guesses along.
+
+        With `top`, log p of that token, then of so many of the likeliest.
+        """
 
     def guess(self, id: int, threads: int, most: int) -> list[int]:
         """Return the tokens that a step of `id` would guess behind it."""
@@ -496,8 +496,8 @@ def step_each(
     samplers: Sequence[Sampler],
     threads: int,
     top: int | None,
-) -> list[_Chosen]:
-    """Append a token to each and choose the next of each."""
+) -> list[tuple[int, list[tuple[int, float]]]]:
+    """Append a token to each and choose the next of each, as Session.step does."""
 
 @final
 class Stages:

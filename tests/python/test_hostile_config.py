@@ -327,14 +327,14 @@ def test_endless_special_tokens(tmp_path: Path) -> None:
     # Small enough as a vocabulary; text is searched for every one of these.
     class Writer(gguf.GGUFWriter):
         def add_token_list(self, tokens: Any) -> None:
-            long = [f"<{i:0249d}>" for i in range(5000)]
+            long = [f"<{i:0123d}>" for i in range(10_000)]
             super().add_token_list([*tokens, *long])
 
         def add_token_types(self, types: Any) -> None:
-            super().add_token_types([*types, *[gguf.TokenType.USER_DEFINED] * 5000])
+            super().add_token_types([*types, *[gguf.TokenType.USER_DEFINED] * 10_000])
 
         def add_token_scores(self, scores: Any) -> None:
-            super().add_token_scores([*scores, *[0.0] * 5000])
+            super().add_token_scores([*scores, *[0.0] * 10_000])
 
     model = tiny.build("gemma3")
     path = tiny.save_gguf(model, tmp_path / "m.gguf", writer_class=Writer)
