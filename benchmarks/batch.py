@@ -84,13 +84,16 @@ class LlamaCpp:
         self._at = 0
 
     def _decode(self, rows: Sequence[tuple[int, int, int]]) -> None:
-        """Run (token, position, sequence), all with logits."""
-        batch = self._batch
+        """Run (token, position, sequence): all of several sequences with logits.
+
+        Of a single one only the last has some.
+        """
+        batch, several = self._batch, rows[0][2] != rows[-1][2]
         batch.n_tokens = len(rows)
         for i, (token, position, sequence) in enumerate(rows):
             batch.token[i], batch.pos[i] = token, position
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
-            batch.logits[i] = i + 1 == len(rows) or len({r[2] for r in rows}) > 1
+            batch.logits[i] = several or i + 1 == len(rows)
         if self._c.llama_decode(self._context, batch) != 0:
             raise SystemExit("llama_decode failed")
 

@@ -76,9 +76,9 @@ struct DrafterWeights {
 };
 
 struct ModelWeights {
-  WeightView embedding;  // [vocab, hidden]
-  WeightView head;       // the same, unless the file has its own
-  bool own_head = false;
+  WeightView embedding;       // [vocab, hidden]
+  WeightView head;            // the same, unless the file has its own
+  bool own_head = false;      // it has
   Vector norm;                // [hidden]
   WeightView ple_table;       // [vocab, layers x ple], or [vocab x layers, ple]
   WeightView ple_model_proj;  // [layers x ple, hidden]

@@ -347,8 +347,7 @@ class Session:
     ) -> Reply:
         """Answer a conversation; see `Model.chat`."""
         stream = self.stream(as_messages(messages), **options)
-        pieces = list(stream)
-        return reply_of(pieces, stream.stats)
+        return reply_of(list(stream), stream.stats)
 
     def _generate(self, asked: Request, answer: Answer) -> Iterator[Piece]:
         progress, core = answer.progress, self._sequence.core

@@ -853,6 +853,24 @@ def test_errors_name_the_argument_what_came_and_what_was_wanted(
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("positions", [[5], [1, 2, 3]])
+def test_the_core_turns_nothing_by_other_positions(positions: list[int]) -> None:
+    x, out = normal(2, 8), np.full((2, 8), 7, np.float32)
+    at = np.array(positions)
+    with pytest.raises(ShapeError, match="positions: expected one a row"):
+        _core.rope(x, 1, at, 4, 1e4, 1.0, out, 1)
+    assert (out == 7).all()
+
+
+def test_the_core_writes_no_codes_over_their_steps() -> None:
+    memory = np.zeros(64, np.uint8)
+    codes = memory.view(np.int8).reshape(1, 1, 2, 32)
+    steps = memory[:8].view(np.float32).reshape(1, 1, 2, 1)
+    with pytest.raises(ShapeError, match="codes"):
+        _core.encode_i8(normal(1, 1, 2, 32), False, 0.0, codes, steps, 1)
+    assert not memory.any()
+
+
 def test_the_core_checks_sizes_before_it_uses_them() -> None:
     # The functions above never ask this; whoever calls the core by itself may.
     x, nothing = np.zeros((1, 8), np.float32), np.zeros(0, np.uint8)

@@ -211,6 +211,13 @@ def test_a_prompt_longer_than_the_context_is_refused(tiny_gguf: Make) -> None:
         assert "shorten it or load with a larger context" in str(caught.value)
 
 
+def test_tokens_that_do_not_fit_are_not_scored_in_part(tiny_gguf: Make) -> None:
+    core = load(tiny_gguf("e2b"), context=64).session()._sequence.core
+    with pytest.raises(errors.ContextOverflowError):
+        core.score(np.array(tiny.prompt(70)), -1, 1)
+    assert core.tokens == []
+
+
 def test_no_larger_context_is_advised_than_there_is(tiny_gguf: Make) -> None:
     model = load(tiny_gguf("e2b"))
     session = model.session()

@@ -122,10 +122,8 @@ def _asked(line: str, where: str) -> _Asked:
         return _Asked(None, line)
     try:
         read = json.loads(line)
-    except ValueError as error:  # of which a RecursionError is none
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: no JSON: {error}") from None
-    except RecursionError:
-        raise UsageError(f"{where}: no JSON: nested too deeply") from None
     prompt, messages = read.get("prompt"), read.get("messages")
     if isinstance(prompt, str) and messages is None:
         return _Asked(read.get("id"), prompt)

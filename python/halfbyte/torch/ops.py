@@ -366,20 +366,21 @@ def _grouped_rows(ids: Tensor, w: Tensor, scales: Tensor, format: str) -> Tensor
 def _quantize(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
     info = _check_matrix(x, format)
     rows = aligned(x.detach().contiguous())
-    brief = rows.bfloat16()
-    if (
-        format == "q4_0"
-        and torch.equal(brief.to(rows.dtype), rows)
-        and x.isfinite().all()
-    ):
-        # Trained for it, maybe, in whichever type it is now.
-        bits = brief.view(torch.int16).numpy().view(np.uint16)
+    trained = _as_bfloat16(rows) if format == "q4_0" else None  # or may be
+    if trained is not None:
+        bits = trained.view(torch.int16).numpy().view(np.uint16)
         packed, scales, _ = _core.recover_lattice(bits, format, num_threads())
     else:
         values = rows.float().numpy()
         packed, scales = _core.quantize(values, format, "rtn", None, num_threads())
     w = torch.from_numpy(packed).view(x.shape[0], row_bytes(info, x.shape[1]))
     return w, torch.from_numpy(scales)
+
+
+def _as_bfloat16(x: Tensor) -> Tensor | None:
+    """Finite numbers that are all bfloat16, in whichever type they are stored."""
+    brief = x.bfloat16()
+    return brief if x.isfinite().all() and torch.equal(brief.to(x.dtype), x) else None
 
 
 def _check_matrix(x: Tensor, format: str) -> FormatInfo:
